@@ -1,0 +1,3 @@
+from attempt_cli.cli.main import main
+
+main()

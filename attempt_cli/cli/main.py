@@ -1,0 +1,143 @@
+"""The command `attempt`: global options, the list of commands, and how failures are told."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from attempt_cli import __version__
+from attempt_cli.cli.output import Output
+from attempt_cli.errors import AttemptError
+from registry.errors import RegistryError
+
+if TYPE_CHECKING:
+    from registry import Registry
+
+# command -> the module of attempt_cli.cli that defines `command`; imported only when it is used or listed
+COMMANDS = {
+    "train-source": "train_source",
+    "train-target": "train_target",
+    "compose": "compose",
+    "eval": "eval",
+    "fewshot": "fewshot",
+    "predict": "predict",
+    "registry": "registry",
+    "tasks": "tasks",
+    "backbone": "backbone",
+    "demo": "demo",
+}
+
+
+@dataclass
+class Settings:
+    """The global options, as every command gets them (`@click.pass_obj`)."""
+
+    registry_path: Path | None = None
+    data_dir: Path | None = None
+    debug: bool = False
+    output: Output = field(default_factory=Output)
+
+    def registry(self) -> Registry:
+        """Opens the registry that the options or the environment name."""
+        from registry import Registry
+
+        return Registry.open(self.registry_path)
+
+
+class AttemptGroup(click.Group):
+    """Commands are imported when they are named, so that `attempt --help` stays fast."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"attempt_cli.cli.{COMMANDS[cmd_name]}")
+        command: click.Command = module.command
+        return command
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            from registry.errors import nearest_names
+
+            near = nearest_names(args[0], COMMANDS)
+            if near and "Did you mean" not in error.message:
+                error.message += f" Did you mean {' or '.join(near)}?"
+            raise
+
+
+@click.group(cls=AttemptGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="attempt")
+@click.option(
+    "--registry",
+    "registry_path",
+    type=click.Path(file_okay=False, path_type=Path),
+    envvar="ATTEMPT_REGISTRY",
+    help="The registry's folder. [default: the user's data folder]",
+)
+@click.option(
+    "--data-dir",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    envvar="ATTEMPT_DATA",
+    help="A folder of rows in the hub's layout; what is not there comes from the Hugging Face hub.",
+)
+@click.option("--format", "format_", type=click.Choice(["table", "json", "quiet"]), default="table", show_default=True)
+@click.option("--debug", is_flag=True, envvar="ATTEMPT_DEBUG", help="Show the traceback of a failure.")
+@click.pass_context
+def attempt(ctx: click.Context, registry_path: Path | None, data_dir: Path | None, format_: str, debug: bool) -> None:
+    """Soft prompts for many tasks on one frozen language model.
+
+    Train source prompts on large tasks, then mix them for a new one (ATTEMPT, Asai et al., EMNLP 2022):
+
+    \b
+      attempt train-source sst2
+      attempt train-target rte --sources all
+      attempt eval --tasks rte
+      attempt registry list
+    """
+    ctx.obj = Settings(registry_path, data_dir, debug, Output(format_))
+
+
+def main() -> None:
+    """Runs the command line; exit 0 for success, 1 for a failure, 2 for wrong usage, 130 for Ctrl-C."""
+    try:
+        attempt(standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("Stopped.", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        # the reader (head, less) went away: not a failure; silence Python's own complaint at exit
+        sys.stdout = None  # type: ignore[assignment]
+        sys.exit(0)
+    except (AttemptError, RegistryError) as error:
+        _fail(error.message, error.hint, error)
+    except OSError as error:
+        _fail(_os_error_text(error), "Free some space or check the folder's permissions, then run the command again.", error)
+    except Exception as error:
+        _fail(f"{type(error).__name__}: {error}", "This is a defect in attempt. `--debug` shows where it happened.", error)
+
+
+def _fail(message: str, hint: str | None, error: BaseException) -> None:
+    if "--debug" in sys.argv:
+        raise error
+    click.echo(f"Error: {message}", err=True)
+    if hint:
+        click.echo(hint, err=True)
+    sys.exit(1)
+
+
+def _os_error_text(error: OSError) -> str:
+    return f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")

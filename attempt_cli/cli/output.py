@@ -1,0 +1,98 @@
+"""The one place that writes results: a table for people, JSON for programs, nothing but names for scripts."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+# The version of the JSON shapes; it rises when a field is renamed or removed, never when one is added.
+JSON_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where a command hands its result: data to stdout, everything else to stderr."""
+
+    format: str = "table"  # table | json | quiet
+
+    def rows(self, kind: str, rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, name: str = "name") -> None:
+        """Writes a list of records.
+
+        Args:
+            kind: the plural noun under which JSON holds the rows, e.g. "prompts".
+            rows: the records; JSON gets every field, a table only `columns`.
+            columns: the fields a table shows, in order.
+            name: the field that `quiet` prints, one a line.
+        """
+        if self.format == "json":
+            self.json({kind: [dict(row) for row in rows]})
+        elif self.format == "quiet":
+            for row in rows:
+                click.echo(row[name])
+        elif not rows:
+            self.note(f"no {kind}")
+        else:
+            write_table([[cell_text(row.get(column)) for column in columns] for row in rows], columns)
+
+    def record(self, kind: str, record: Mapping[str, Any], *, name: str = "name") -> None:
+        """Writes one record: its fields one a line, or a JSON object under `kind`."""
+        if self.format == "json":
+            self.json({kind: dict(record)})
+        elif self.format == "quiet":
+            click.echo(record[name])
+        else:
+            width = max((len(key) for key in record), default=0)
+            for key, value in record.items():
+                first, *rest = cell_text(value).split("\n")
+                click.echo(f"{key:<{width}}  {first}".rstrip())
+                for line in rest:
+                    click.echo(f"{'':<{width}}  {line}".rstrip())
+
+    def json(self, data: Mapping[str, Any]) -> None:
+        """Writes one JSON document to stdout."""
+        click.echo(json.dumps({"version": JSON_VERSION, **data}, indent=2, ensure_ascii=False, default=str))
+
+    def note(self, text: str) -> None:
+        """A remark for a person, on stderr; silent under `quiet`."""
+        if self.format != "quiet":
+            click.echo(text, err=True)
+
+
+def cell_text(value: Any) -> str:
+    """A value as people read it: short numbers, comma lists, a dash for nothing."""
+    if value is None or value == "" or value == [] or value == {}:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, Mapping):
+        return "\n".join(f"{key} {cell_text(item)}" for key, item in value.items())
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        return ", ".join(cell_text(item) for item in value)
+    return str(value)
+
+
+def write_table(cells: Sequence[Sequence[str]], columns: Sequence[str]) -> None:
+    """A rich table on a terminal; plain aligned columns in a pipe (no colour codes, and fast for thousands of rows)."""
+    if sys.stdout.isatty():
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(box=None, header_style="bold", pad_edge=False)
+        for column in columns:
+            table.add_column(column, overflow="fold")
+        for row in cells:
+            table.add_row(*(Text(cell) for cell in row))
+        Console().print(table)
+        return
+    flat = [[cell.replace("\n", " ") for cell in row] for row in cells]
+    widths = [max(map(len, column)) for column in zip(columns, *flat, strict=True)]
+    for row in [list(columns), *flat]:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -1,0 +1,26 @@
+"""The one exception that commands turn into "what is wrong, what to type next"."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from registry.errors import unknown_name_text
+
+
+class AttemptError(Exception):
+    """A failure that a user can act on; the command line prints it without a traceback and exits with 1.
+
+    Args:
+        message: what is wrong, naming the thing.
+        hint: what to type or do next.
+    """
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str], list_command: str) -> AttemptError:
+    """An unknown name, with the nearest known ones and the command that lists them all."""
+    return AttemptError(*unknown_name_text(kind, name, known, list_command))
