@@ -125,9 +125,15 @@ def main() -> None:
     except (AttemptError, RegistryError) as error:
         _fail(error.message, error.hint, error)
     except OSError as error:
-        _fail(_os_error_text(error), "Free some space or check the folder's permissions, then run the command again.", error)
+        _fail(
+            _os_error_text(error),
+            "Free some space or check the folder's permissions, then run the command again.",
+            error,
+        )
     except Exception as error:
-        _fail(f"{type(error).__name__}: {error}", "This is a defect in attempt. `--debug` shows where it happened.", error)
+        _fail(
+            f"{type(error).__name__}: {error}", "This is a defect in attempt. `--debug` shows where it happened.", error
+        )
 
 
 def _fail(message: str, hint: str | None, error: BaseException) -> None:

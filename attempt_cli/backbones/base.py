@@ -1,0 +1,240 @@
+"""One face for every frozen language model."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+# When a row is too long, its middle goes: the last tokens of a template are its cue ("sentiment:"), without which the
+# model does not know what is asked.
+CUE_TOKENS = 16
+
+
+@dataclass(frozen=True)
+class EncodedRow:
+    """A row's tokens, made once.
+
+    Args:
+        input_ids: the input's tokens, at least one.
+        target_ids: the target's tokens; empty where a row is only to be predicted.
+        truncated: how many input tokens did not fit.
+    """
+
+    input_ids: list[int]
+    target_ids: list[int]
+    truncated: int = 0
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows side by side, padded on the right.
+
+    Args:
+        input_ids: [b, l].
+        input_lengths: real tokens of each input, [b].
+        target_ids: [b, c].
+        target_lengths: real tokens of each target, [b].
+    """
+
+    input_ids: Tensor
+    input_lengths: Tensor
+    target_ids: Tensor
+    target_lengths: Tensor
+
+    @property
+    def input_mask(self) -> Tensor:
+        """True at real input tokens, [b, l]."""
+        return torch.arange(self.input_ids.shape[1], device=self.input_ids.device) < self.input_lengths[:, None]
+
+
+class FrozenBackbone(ABC):
+    """A language model whose weights never change, seen through embeddings and log-likelihoods.
+
+    Args:
+        model: the transformers model; put in evaluation mode, its parameters get no gradient.
+        tokenizer: its tokenizer.
+        name: the name under which prompts are bound to it (an alias, a hub id, a folder's name).
+        source: where its weights came from.
+    """
+
+    architecture: str
+
+    def __init__(self, model: nn.Module, tokenizer: Any, *, name: str, source: str) -> None:
+        self.model: Any = model.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.name = name
+        self.source = source
+        self._embedding: nn.Module = self.model.get_input_embeddings()
+        self._head: nn.Module = self.model.get_output_embeddings()
+        self.pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        self.end_id: int = tokenizer.eos_token_id
+
+    # identity
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = self.model.device
+        return device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        dtype: torch.dtype = self.model.dtype
+        return dtype
+
+    @property
+    def width(self) -> int:
+        """d, the width of an embedding."""
+        return int(self._table.shape[1])
+
+    @property
+    def _table(self) -> Tensor:
+        table: Tensor = self._embedding.weight  # type: ignore[assignment]
+        return table
+
+    @property
+    def parameters(self) -> int:
+        """The number of frozen weights."""
+        return sum(p.numel() for p in self.model.parameters())
+
+    @cached_property
+    def embedding_rms(self) -> float:
+        """The root mean square of an entry of the embeddings as they enter the first layer."""
+        ids = torch.arange(self._table.shape[0], device=self.device)
+        squares = sum(float(self.embed(part).float().square().sum()) for part in ids.split(8192))
+        return math.sqrt(squares / self._table.numel())
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that two backbones share only if a prompt of one means the same to the other.
+
+        Hashed are the architecture, the layers' number and the embedding table in bf16, so that the same checkpoint has
+        one fingerprint whatever dtype it is loaded in.
+        """
+        config = self.model.config
+        layers = getattr(config, "num_hidden_layers", None)
+        digest = hashlib.sha256(f"{config.model_type} {layers} {list(self._table.shape)}".encode())
+        digest.update(self._table.detach().to("cpu", torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    @property
+    @abstractmethod
+    def max_positions(self) -> int | None:
+        """How many positions the model can see, prompt and target included; None where there is no bound."""
+
+    # tokens
+
+    def encode(
+        self, inputs: Sequence[str], targets: Sequence[Sequence[int]] | None, max_length: int
+    ) -> list[EncodedRow]:
+        """Tokenises inputs and joins each with its target's tokens; long inputs lose their middle, targets nothing.
+
+        Args:
+            inputs: the rows' input texts.
+            targets: tokens of each row's target (`target_tokens`), or None.
+            max_length: the largest number of input tokens.
+        """
+        encoded: list[list[int]] = self.tokenizer(list(inputs))["input_ids"] if inputs else []
+        rows = []
+        for number, ids in enumerate(encoded):
+            cut = max(0, len(ids) - max_length)
+            if cut:
+                tail = min(CUE_TOKENS, max_length // 4)
+                ids = ids[: max_length - tail] + ids[len(ids) - tail :]
+            # an empty input still needs one position from which the target is predicted
+            rows.append(EncodedRow(ids or [self.end_id], list(targets[number]) if targets else [], cut))
+        return rows
+
+    @abstractmethod
+    def target_tokens(self, text: str, *, end: bool) -> list[int]:
+        """The tokens of a target as the model would go on to write it.
+
+        Args:
+            text: the target.
+            end: whether an end token closes it (free text); encoder-decoders always close.
+        """
+
+    def label_tokens(self, words: Sequence[str]) -> list[list[int]]:
+        """The tokens of label words; closed by an end token where one word's tokens begin another's."""
+        plain = [self.target_tokens(word, end=False) for word in words]
+        if any(a != b and b[: len(a)] == a for a in plain for b in plain):
+            return [self.target_tokens(word, end=True) for word in words]
+        return plain
+
+    def collate(self, rows: Sequence[EncodedRow]) -> Batch:
+        """Puts rows side by side on the backbone's device."""
+
+        def padded(sequences: list[list[int]]) -> Tensor:
+            longest = max(map(len, sequences))
+            return torch.tensor([ids + [self.pad_id] * (longest - len(ids)) for ids in sequences], dtype=torch.long)
+
+        inputs, targets = [row.input_ids for row in rows], [row.target_ids for row in rows]
+        return Batch(
+            padded(inputs).to(self.device),
+            torch.tensor([len(ids) for ids in inputs]).to(self.device),
+            padded(targets).to(self.device),
+            torch.tensor([len(ids) for ids in targets]).to(self.device),
+        )
+
+    # the model
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """X, the embeddings of tokens as they enter the first layer, [..., d] in the backbone's dtype."""
+        embeddings: Tensor = self._embedding(ids)
+        return embeddings
+
+    @abstractmethod
+    def target_log_likelihood(self, batch: Batch, embeddings: Tensor, prompts: Tensor | None) -> Tensor:
+        """log p(y | [P ; X]) of each row's target, differentiable in the prompts.
+
+        The vocabulary projection runs at the targets' positions only.
+
+        Args:
+            batch: rows with targets.
+            embeddings: X of the batch, [b, l, d].
+            prompts: P of each row, [b, m, d]; None for the bare model.
+
+        Returns:
+            Sums over each target's tokens, [b], float32.
+        """
+
+    @abstractmethod
+    def label_log_likelihoods(
+        self, batch: Batch, embeddings: Tensor, prompts: Tensor | None, labels: Sequence[Sequence[int]]
+    ) -> Tensor:
+        """log p of every label word for every row, in one pass: [P ; X] is computed once, not once a word.
+
+        Args:
+            batch: rows (targets are not looked at).
+            embeddings: X, [b, l, d].
+            prompts: [b, m, d] or None.
+            labels: tokens of each of c label words.
+
+        Returns:
+            [b, c], float32.
+        """
+
+    @abstractmethod
+    def generate(self, batch: Batch, embeddings: Tensor, prompts: Tensor | None, max_new_tokens: int) -> list[str]:
+        """The model's own continuation of [P ; X], greedily, one text a row."""
+
+    def _token_log_likelihoods(self, hidden: Tensor, tokens: Tensor) -> Tensor:
+        """log p of `tokens` [n], predicted from `hidden` [n, d]; log-softmax in fp32."""
+        logits = self._project(hidden).float()
+        return logits.gather(1, tokens[:, None]).squeeze(1) - logits.logsumexp(dim=-1)
+
+    def _project(self, hidden: Tensor) -> Tensor:
+        logits: Tensor = self._head(hidden)
+        return logits
+
+
+def with_prompts(embeddings: Tensor, prompts: Tensor | None) -> Tensor:
+    """[P ; X], the prompts cast to X's dtype where they meet it."""
+    return embeddings if prompts is None else torch.cat([prompts.to(embeddings.dtype), embeddings], dim=1)

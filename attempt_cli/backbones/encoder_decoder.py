@@ -1,0 +1,87 @@
+"""Encoder-decoder backbones: the T5 family."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from attempt_cli.backbones.base import Batch, FrozenBackbone, with_prompts
+
+
+class EncoderDecoderBackbone(FrozenBackbone):
+    """An encoder reads [P ; X], a decoder writes the target (the paper's T5)."""
+
+    architecture = "encoder-decoder"
+
+    @property
+    def max_positions(self) -> int | None:
+        return None  # relative positions know no end
+
+    def target_tokens(self, text: str, *, end: bool) -> list[int]:
+        # T5's targets always end in </s>, with or without being asked
+        ids: list[int] = self.tokenizer(text_target=text.strip(), add_special_tokens=False)["input_ids"]
+        return [*ids, self.end_id]
+
+    def target_log_likelihood(self, batch: Batch, embeddings: Tensor, prompts: Tensor | None) -> Tensor:
+        states, mask = self._encode(batch, embeddings, prompts)
+        hidden = self._decode(batch.target_ids, states, mask)
+        real = torch.arange(batch.target_ids.shape[1], device=mask.device) < batch.target_lengths[:, None]
+        rows, steps = real.nonzero(as_tuple=True)
+        scores = self._token_log_likelihoods(hidden[rows, steps], batch.target_ids[rows, steps])
+        return torch.zeros(len(states), device=scores.device).index_add(0, rows, scores)
+
+    def label_log_likelihoods(
+        self, batch: Batch, embeddings: Tensor, prompts: Tensor | None, labels: Sequence[Sequence[int]]
+    ) -> Tensor:
+        states, mask = self._encode(batch, embeddings, prompts)
+        b, c = len(states), len(labels)
+        longest = max(map(len, labels))
+        ids = torch.tensor([[*word, *[self.pad_id] * (longest - len(word))] for word in labels], device=mask.device)
+        real = torch.tensor(
+            [[True] * len(word) + [False] * (longest - len(word)) for word in labels], device=mask.device
+        )
+        # the encoder has run once; its states are shared by a row's label words in one pass of the decoder
+        hidden = self._decode(ids.repeat(b, 1), states.repeat_interleave(c, dim=0), mask.repeat_interleave(c, dim=0))
+        at = real.repeat(b, 1)
+        scores = self._token_log_likelihoods(hidden[at], ids.repeat(b, 1)[at])
+        return torch.zeros(b * c, device=scores.device).index_add(0, at.nonzero()[:, 0], scores).view(b, c)
+
+    def generate(self, batch: Batch, embeddings: Tensor, prompts: Tensor | None, max_new_tokens: int) -> list[str]:
+        from transformers.modeling_outputs import BaseModelOutput
+
+        states, mask = self._encode(batch, embeddings, prompts)
+        written = self.model.generate(
+            encoder_outputs=BaseModelOutput(last_hidden_state=states),
+            attention_mask=mask,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+        )
+        texts: list[str] = self.tokenizer.batch_decode(written, skip_special_tokens=True)
+        return [text.strip() for text in texts]
+
+    def _encode(self, batch: Batch, embeddings: Tensor, prompts: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The encoder's states of [P ; X] and their mask, [b, m + l, d] and [b, m + l]."""
+        mask = batch.input_mask
+        if prompts is not None:
+            mask = torch.cat([mask.new_ones(mask.shape[0], prompts.shape[1]), mask], dim=1)
+        states: Tensor = self.model.get_encoder()(
+            inputs_embeds=with_prompts(embeddings, prompts), attention_mask=mask.long()
+        ).last_hidden_state
+        return states, mask.long()
+
+    def _decode(self, target_ids: Tensor, states: Tensor, mask: Tensor) -> Tensor:
+        """The decoder's hidden states before each token of the target, [b, c, d]."""
+        start = target_ids.new_full((target_ids.shape[0], 1), self.model.config.decoder_start_token_id)
+        # pads stand only at the end, where causal attention hides them from real tokens
+        read = torch.cat([start, target_ids[:, :-1]], dim=1)
+        hidden: Tensor = self.model.get_decoder()(
+            input_ids=read, encoder_hidden_states=states, encoder_attention_mask=mask, use_cache=False
+        ).last_hidden_state
+        return hidden
+
+    def _project(self, hidden: Tensor) -> Tensor:
+        if getattr(self.model.config, "scale_decoder_outputs", False):
+            hidden = hidden * self.model.config.d_model**-0.5
+        return super()._project(hidden)

@@ -1,0 +1,194 @@
+"""Loads a backbone: from the hub, a folder or a GGUF file, onto the best device, in its fastest safe dtype."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from attempt_cli.backbones.base import EncodedRow, FrozenBackbone
+from attempt_cli.backbones.decoder_only import DecoderOnlyBackbone
+from attempt_cli.backbones.encoder_decoder import EncoderDecoderBackbone
+from attempt_cli.backbones.names import Place, find_backbone, install_hint
+from attempt_cli.errors import AttemptError
+
+DTYPES = {"bfloat16": torch.bfloat16, "bf16": torch.bfloat16, "float32": torch.float32, "fp32": torch.float32}
+
+
+def load_backbone(name: str, *, device: str | None = None, dtype: str | None = None) -> FrozenBackbone:
+    """Loads a frozen backbone.
+
+    Args:
+        name: an alias, a hub id, a folder or a GGUF file.
+        device: "cuda", "mps", "cpu", …; without it the best there is.
+        dtype: "bfloat16" or "float32"; without it bf16 where the processor computes in it. Never fp16: T5 overflows in it.
+
+    Raises:
+        AttemptError: unknown name, weights that cannot be had or read, a device that is not there.
+    """
+    place = find_backbone(name)
+    where = choose_device(device)
+    kind = choose_dtype(dtype, where)
+    return load_from(place, where, kind)
+
+
+def load_from(place: Place, device: torch.device, dtype: torch.dtype) -> FrozenBackbone:
+    """Loads the weights of a place; see `load_backbone`."""
+    _quiet_transformers()
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+
+    location = str(_unpacked_gguf(Path(place.location))) if place.kind == "gguf" else place.location
+    try:
+        config = AutoConfig.from_pretrained(location)
+        auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        attention = {} if device.type != "cpu" else {"attn_implementation": _cpu_attention(dtype)}
+        model = auto.from_pretrained(location, dtype=dtype, **attention).to(device)
+        tokenizer = AutoTokenizer.from_pretrained(location)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise _loading_error(place, error) from error
+    kind = EncoderDecoderBackbone if config.is_encoder_decoder else DecoderOnlyBackbone
+    source = place.location if place.kind == "hub" else str(Path(place.location).resolve())
+    backbone = kind(model, tokenizer, name=place.name, source=source)
+    check_projection(backbone)
+    return backbone
+
+
+def choose_device(device: str | None) -> torch.device:
+    """The named device, else cuda, mps or cpu, whichever is there first; under a launcher, this process's own GPU."""
+    if device is None:
+        if torch.cuda.is_available():
+            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise AttemptError(
+            f"the device '{device}' is not there", "Use --device cuda, mps or cpu, or leave it out."
+        ) from error
+    return chosen
+
+
+def choose_dtype(dtype: str | None, device: torch.device) -> torch.dtype:
+    """The named dtype, else bf16 where the processor computes in it natively, else fp32."""
+    if dtype is not None:
+        if dtype not in DTYPES:
+            raise AttemptError(f"no dtype named '{dtype}'", "Use bfloat16 or float32 (T5 overflows in float16).")
+        return DTYPES[dtype]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    if device.type == "cpu":
+        fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        return torch.bfloat16 if fast else torch.float32
+    return torch.float32
+
+
+def _cpu_attention(dtype: torch.dtype) -> str:
+    # measured on two x86 cores: in bf16 the backward of scaled-dot-product attention is 1.2 to 1.3 times slower than
+    # plain matrix products for rows of 70 to 220 tokens; in fp32 the two are equal
+    return "eager" if dtype == torch.bfloat16 else "sdpa"
+
+
+def check_projection(backbone: FrozenBackbone) -> None:
+    """Proves on a few tokens that our projection at target positions gives the model's own log-likelihoods.
+
+    Some architectures scale or cap their logits after the head. One whose numbers differ is refused: better no
+    answer than a wrong one.
+
+    Raises:
+        AttemptError: the numbers differ.
+    """
+    ids = backbone.encode(["one two three"], None, 8)[0].input_ids
+    target = backbone.target_tokens("four five", end=True)
+    with torch.no_grad():
+        batch = backbone.collate([EncodedRow(ids, target)])
+        ours = backbone.target_log_likelihood(batch, backbone.embed(batch.input_ids), None)
+        if backbone.architecture == "encoder-decoder":
+            logits = backbone.model(input_ids=batch.input_ids, labels=batch.target_ids).logits[0]
+        else:
+            joined = torch.cat([batch.input_ids, batch.target_ids], dim=1)
+            logits = backbone.model(input_ids=joined).logits[0, len(ids) - 1 : -1]
+        theirs = logits.float().log_softmax(-1).gather(1, batch.target_ids[0][:, None]).sum()
+    if not torch.allclose(ours[0], theirs, rtol=0.02, atol=0.1):
+        raise AttemptError(
+            f"the architecture {backbone.model.config.model_type} changes its logits after the output layer",
+            "Use a backbone of the T5 or Llama families.",
+        )
+
+
+def _unpacked_gguf(file: Path) -> Path:
+    """A bf16 safetensors copy of a GGUF file in the cache, written at the first load: later loads take seconds."""
+    from platformdirs import user_cache_path
+
+    stat = file.stat()
+    key = hashlib.sha256(f"{file.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()[:12]
+    cache = Path(os.environ.get("ATTEMPT_CACHE") or user_cache_path("attempt")) / "gguf"
+    folder = cache / f"{file.stem}-{key}"
+    if (folder / "config.json").exists():
+        return folder
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    partial = cache / f"{folder.name}.{os.getpid()}.partial"
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            str(file.parent),
+            gguf_file=file.name,
+            dtype=torch.bfloat16,
+            quantization_config=GgufConfig(dequantize=True),
+        )
+        tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
+    except Exception as error:  # the reader's failures on a damaged file are of many types
+        raise AttemptError(
+            f"the GGUF file {file} cannot be read: {error}", "Download it again, or name a folder or a hub id."
+        ) from error
+    partial.mkdir(parents=True)
+    try:
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        partial.rename(folder)
+    except OSError:
+        if not (folder / "config.json").exists():  # else another process was first, and its copy serves
+            raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def _loading_error(place: Place, error: Exception) -> AttemptError:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if place.kind != "hub":
+        return AttemptError(
+            f"the backbone at {place.location} cannot be loaded: {reason}",
+            "The folder needs config.json, the weights as safetensors and the tokenizer's files.",
+        )
+    install = install_hint(place.name)
+    ways = "give a local folder or a GGUF file with --backbone, or put it in $ATTEMPT_MODELS"
+    return AttemptError(
+        f"the backbone '{place.name}' is not on this machine and could not be had from the hub ({place.location}): {reason}",
+        f"Without a network: {f'`{install}`, ' if install else ''}{ways}/{place.name}.",
+    )
+
+
+def _quiet_transformers() -> None:
+    """No progress bars and advice of the library between our own lines."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
+def describe(backbone: FrozenBackbone) -> dict[str, Any]:
+    """What a registry records of a backbone."""
+    return {
+        "name": backbone.name,
+        "fingerprint": backbone.fingerprint,
+        "architecture": backbone.architecture,
+        "width": backbone.width,
+        "embedding_rms": backbone.embedding_rms,
+        "parameters": backbone.parameters,
+        "source": backbone.source,
+    }

@@ -1,0 +1,87 @@
+"""From a backbone's name to the place where its weights are; imports no torch."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from attempt_cli.errors import AttemptError, unknown_name
+
+DEFAULT_BACKBONE = "t5-base"  # the paper's
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a backbone's weights are.
+
+    Args:
+        name: the name under which prompts are bound to it.
+        kind: "folder", "gguf" or "hub".
+        location: a path, or a hub id.
+    """
+
+    name: str
+    kind: str
+    location: str
+
+
+def aliases() -> dict[str, dict[str, Any]]:
+    """The short names and what they stand for."""
+    import yaml
+
+    table: dict[str, dict[str, Any]] = yaml.safe_load(Path(__file__).with_name("aliases.yaml").read_text("utf-8"))
+    return table
+
+
+def find_backbone(name: str) -> Place:
+    """The first place that has the backbone.
+
+    A path is that folder or GGUF file. An alias is: a folder of that name in `ATTEMPT_MODELS`, an installed package
+    that carries the weights, else the hub (its cache first). Anything else with a slash is a hub id.
+
+    Raises:
+        AttemptError: the path does not exist, or the name is no alias.
+    """
+    path = Path(name).expanduser()
+    if path.suffix == ".gguf" or path.is_dir() or name.startswith((".", "/", "~")):
+        if not path.exists():
+            raise AttemptError(
+                f"there is no backbone at {name}", "Give a folder saved by transformers or a .gguf file."
+            )
+        if path.is_dir() and not (path / "config.json").exists():
+            files = sorted(path.glob("*.gguf"))
+            if len(files) != 1:
+                raise AttemptError(
+                    f"the folder {name} holds no config.json", "Give a folder saved by transformers or a .gguf file."
+                )
+            path = files[0]
+        return Place(
+            path.stem if path.is_file() else path.resolve().name, "gguf" if path.is_file() else "folder", str(path)
+        )
+    known = aliases()
+    by_hub = {entry["hub"]: alias for alias, entry in known.items()}
+    alias = name if name in known else by_hub.get(name)
+    if alias is None:
+        if name.count("/") == 1:
+            return Place(name, "hub", name)
+        raise unknown_name("backbone", name, known, "attempt backbone list")
+    entry = known[alias]
+    models = os.environ.get("ATTEMPT_MODELS")
+    if models and (Path(models) / alias / "config.json").exists():
+        return Place(alias, "folder", str(Path(models) / alias))
+    if "package" in entry:
+        spec = importlib.util.find_spec(entry["package"])
+        if spec is not None and spec.origin:
+            file = Path(spec.origin).with_name(entry["file"])
+            if file.exists():
+                return Place(alias, "gguf", str(file))
+    return Place(alias, "hub", entry["hub"])
+
+
+def install_hint(name: str) -> str | None:
+    """The command that installs a package with the weights, for an alias that has one."""
+    command: str | None = aliases().get(name, {}).get("install")
+    return command

@@ -1,0 +1,103 @@
+"""A frozen backbone behind a mixture of prompts: what is trained, scored and served."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from attempt_cli.backbones.base import Batch, EncodedRow, FrozenBackbone
+from attempt_cli.method import PromptMixture, pool_input
+
+
+@dataclass(frozen=True)
+class PromptedModel:
+    """p(y | [P_instance(X) ; X]).
+
+    Args:
+        backbone: the frozen model.
+        mixture: gives each row its prompt; None is the bare model.
+        scale: what a prompt is multiplied with to enter the model: the backbone's embedding RMS when prompts are kept
+            in its units, 1 when they are kept as they are (the paper).
+    """
+
+    backbone: FrozenBackbone
+    mixture: PromptMixture | None = None
+    scale: float = 1.0
+
+    @property
+    def prompt_length(self) -> int:
+        """m; 0 for the bare model."""
+        return self.mixture.length if self.mixture is not None else 0
+
+    def prompts(self, batch: Batch, embeddings: Tensor, task_ids: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """The rows' prompts as they enter the model, [b, m, d], and the mixture's weights, [b, t + 1]."""
+        if self.mixture is None:
+            return None, None
+        if task_ids is None:
+            task_ids = torch.zeros(len(embeddings), dtype=torch.long, device=embeddings.device)
+        pooled = None
+        if self.mixture.attention is not None:
+            pooled = pool_input(embeddings.float() / self.scale, batch.input_mask)
+        prompts, weights = self.mixture(task_ids, pooled)
+        return prompts * self.scale, weights
+
+    def log_likelihood(self, rows: Sequence[EncodedRow], task_ids: Tensor | None = None) -> Tensor:
+        """log p of each row's own target, [b], differentiable in the mixture."""
+        batch, embeddings = self._enter(rows)
+        prompts, _ = self.prompts(batch, embeddings, task_ids)
+        return self.backbone.target_log_likelihood(batch, embeddings, prompts)
+
+    @torch.no_grad()
+    def score_labels(
+        self, rows: Sequence[EncodedRow], labels: Sequence[Sequence[int]], task_ids: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """log p of every label word for every row, [b, c], and the mixture's weights, [b, t + 1]."""
+        batch, embeddings = self._enter(rows)
+        prompts, weights = self.prompts(batch, embeddings, task_ids)
+        return self.backbone.label_log_likelihoods(batch, embeddings, prompts, labels), weights
+
+    @torch.no_grad()
+    def generate(
+        self, rows: Sequence[EncodedRow], max_new_tokens: int, task_ids: Tensor | None = None
+    ) -> tuple[list[str], Tensor | None]:
+        """The model's continuation of every row, and the mixture's weights."""
+        batch, embeddings = self._enter(rows)
+        prompts, weights = self.prompts(batch, embeddings, task_ids)
+        return self.backbone.generate(batch, embeddings, prompts, max_new_tokens), weights
+
+    def _enter(self, rows: Sequence[EncodedRow]) -> tuple[Batch, Tensor]:
+        batch = self.backbone.collate(rows)
+        with torch.no_grad():
+            return batch, self.backbone.embed(batch.input_ids)
+
+    def longest_input(self, max_length: int, target_tokens: int) -> int:
+        """How many input tokens fit: the task's limit, or less where the model sees fewer positions."""
+        bound = self.backbone.max_positions
+        if bound is None:
+            return max_length
+        return max(1, min(max_length, bound - self.prompt_length - target_tokens))
+
+
+def by_length(lengths: Sequence[int], overhead: int, max_tokens: int) -> Iterator[list[int]]:
+    """Groups rows of like length into batches under a token budget.
+
+    Args:
+        lengths: tokens of each row, input and target.
+        overhead: tokens that every row has besides (the prompt).
+        max_tokens: the largest number of positions of a batch, pads included; a longer row stands alone.
+
+    Yields:
+        Indices of a batch's rows, longest rows first: a batch that is too large for the memory fails at once.
+    """
+    group: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        width = lengths[group[0] if group else index] + overhead
+        if group and width * (len(group) + 1) > max_tokens:
+            yield group
+            group = []
+        group.append(index)
+    if group:
+        yield group

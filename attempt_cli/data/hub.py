@@ -1,0 +1,63 @@
+"""Rows from the Hugging Face hub through `datasets`, and what to say when it cannot be reached."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from attempt_cli.data.task import HubRows
+from attempt_cli.errors import AttemptError
+
+if TYPE_CHECKING:
+    import pyarrow
+
+WAYS_OUT = (
+    "Ways out: --data-dir FOLDER (or ATTEMPT_DATA) with <hub path>/<config>/<split>.parquet in it, "
+    "or --train-file with rows of your own."
+)
+# where the hub keeps parquet copies of data sets whose own files are a loading script, which `datasets` no longer runs
+PARQUET_BRANCH = "refs/convert/parquet"
+
+
+def load_hub_table(task_name: str, hub: HubRows, official: str, sought: str = "") -> pyarrow.Table:
+    """An official split as an Arrow table.
+
+    Args:
+        task_name: for messages.
+        hub: the data set and its configuration.
+        official: the split, e.g. "validation_matched".
+        sought: what was tried before, for the message: "no file '…', and ".
+
+    Raises:
+        AttemptError: says what was sought and why it did not come, and the ways out.
+    """
+    import datasets
+
+    try:
+        dataset: Any = _load(hub, official)
+    except Exception as error:  # datasets, huggingface_hub, httpx, pyarrow: whatever it is, the rows are not there
+        what = f"'{official}' of {hub.path}" + (f" ({hub.config})" if hub.config else "")
+        raise AttemptError(f"rows of task '{task_name}': {sought}{what}: {_reason(error, hub)}", WAYS_OUT) from error
+    assert isinstance(dataset, datasets.Dataset)
+    return dataset.with_format("arrow")[:]
+
+
+def _load(hub: HubRows, official: str) -> Any:
+    from datasets import load_dataset
+
+    try:
+        return load_dataset(hub.path, hub.config, split=official)
+    except RuntimeError as error:
+        if "script" not in str(error):
+            raise
+    files = f"{hub.config or 'default'}/{official}/*.parquet"
+    return load_dataset(hub.path, data_files={official: files}, revision=PARQUET_BRANCH, split=official)
+
+
+def _reason(error: Exception, hub: HubRows) -> str:
+    """Why the rows did not come, in one line."""
+    first = (str(error) or type(error).__name__).strip().split("\n")[0]
+    if isinstance(error, ConnectionError) or "Connect" in type(error).__name__ or "Timeout" in type(error).__name__:
+        return "the Hugging Face hub cannot be reached"
+    if type(error).__name__ == "DatasetNotFoundError":
+        return f"the hub has no data set '{hub.path}' that you may read"
+    return f"the hub did not give them ({first})"

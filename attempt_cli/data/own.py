@@ -1,0 +1,1 @@
+"""A task straight from files: `--train-file reviews.csv --input "{text}" --label sentiment`."""

@@ -1,0 +1,209 @@
+"""A task's rows as examples: found in a data folder, in files or on the hub, split by the rule, then rendered."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from attempt_cli.data.files import check_columns, read_file
+from attempt_cli.data.splits import SPLITS, official_split, split_part
+from attempt_cli.data.task import Example, HubRows, RowError, Task
+from attempt_cli.errors import AttemptError, unknown_name
+
+if TYPE_CHECKING:
+    import pyarrow
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Examples and where they come from.
+
+    Args:
+        examples: the rows as text pairs.
+        origin: the place, the split rule and the limit in words, for people and for records.
+        sha256: of the examples (input, target, references, group), whatever file they came from.
+    """
+
+    examples: list[Example]
+    origin: str
+    sha256: str
+
+
+def load_examples(
+    task: Task, split: str, *, data_dir: Path | None = None, limit: int | None = None, seed: int = 0
+) -> Rows:
+    """The rows of a split.
+
+    Args:
+        task: says where the rows are and how they are split.
+        split: train | validation | test.
+        data_dir: a folder in the hub's layout, `<hub path>/<config>/<split>.parquet`; what is not there comes from the
+            Hugging Face hub.
+        limit: take a random sample of so many rows, in their order; the split rule is applied before.
+        seed: chooses the sample.
+
+    Raises:
+        AttemptError: an unknown split, rows that are nowhere, an empty split, or a row that cannot be rendered.
+    """
+    if split not in SPLITS:
+        raise unknown_name("split", split, SPLITS, f"attempt tasks show {task.name}")
+    if limit is not None and limit < 1:
+        raise AttemptError(f"a limit of {limit} rows", "Choose a limit of at least 1, or none.")
+    official = official_split(task.split_rule, task.splits, split)
+    source = find_source(task, official, data_dir)
+    part = split_part(task.split_rule, split, len(source.numbers))
+    chosen = _sample(part.numbers, limit, seed)
+    if not chosen:
+        raise AttemptError(
+            f"no rows for '{split}' of task '{task.name}': {source.place} has {len(source.numbers)} rows",
+            "Give more rows, or a file of its own for this split.",
+        )
+    sampled = "" if len(chosen) == len(part.numbers) else f", {len(chosen):,} of these by seed {seed}"
+    examples = list(source.render(task, chosen))
+    return Rows(examples, f"{source.place}: {part.words}{sampled}", examples_sha256(examples))
+
+
+def examples_sha256(examples: Iterable[Example]) -> str:
+    """A digest of what the model gets to see and to write: the same text pairs have the same one."""
+    digest = hashlib.sha256()
+    for example in examples:
+        pair = [example.input, example.target, list(example.references), example.group]
+        digest.update(json.dumps(pair, ensure_ascii=False).encode() + b"\n")
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Source:
+    """The rows of one official split, wherever they are.
+
+    Args:
+        place: the file or the hub's data set, for messages.
+        columns: the names of all columns.
+        numbers: the numbers of the rows that belong to the task (all, or those that `hub.where` keeps).
+        table: the columns that the task needs, all rows; None for rows that are already Python values.
+        rows: the rows as Python values, where there is no table.
+        lines: the line of each row in its text file, where there are lines.
+    """
+
+    place: str
+    columns: tuple[str, ...]
+    numbers: Sequence[int]
+    table: pyarrow.Table | None = None
+    rows: Sequence[dict[str, Any]] = ()
+    lines: Sequence[int] = ()
+
+    def render(self, task: Task, chosen: Sequence[int]) -> Iterable[Example]:
+        """Renders the rows at these positions of `numbers`."""
+        numbers = [self.numbers[position] for position in chosen]
+        for number, row in zip(numbers, self._values(numbers), strict=True):
+            yield task.render(row, number, place=self.place_of(number))
+
+    def place_of(self, number: int) -> str:
+        """The place of a row, with its line where that is not the row's number."""
+        line = self.lines[number] if self.lines else None
+        return self.place if line is None or line == number + 1 else f"{self.place}, line {line}"
+
+    def _values(self, numbers: list[int]) -> Iterable[dict[str, Any]]:
+        if self.table is None:
+            return (self.rows[number] for number in numbers)
+        return (
+            row
+            for start in range(0, len(numbers), 1000)
+            for row in self.table.take(numbers[start : start + 1000]).to_pylist()
+        )
+
+
+def find_source(task: Task, official: str, data_dir: Path | None, *, hub: bool = True) -> Source:
+    """The rows of an official split: the task's own file, else the data folder, else the hub.
+
+    Args:
+        task: whose rows.
+        official: the official split's name, e.g. "validation_matched".
+        data_dir: a folder in the hub's layout.
+        hub: whether the hub may be asked.
+
+    Raises:
+        AttemptError: says where was sought and what the ways out are.
+    """
+    if task.hub is None:
+        return _own_source(task, official)
+    paths = local_paths(task.hub, official, data_dir)
+    if paths:
+        source = _parquet_source(task, task.hub, paths)
+    elif hub:
+        source = _hub_source(task, task.hub, official, data_dir)
+    else:
+        raise AttemptError(f"no rows for '{official}' of task '{task.name}' in {data_dir or 'a data folder'}")
+    check_columns(task, source.columns, source.place)
+    return source
+
+
+def local_paths(hub: HubRows, official: str, data_dir: Path | None) -> list[Path]:
+    """The parquet files of an official split in a data folder: one, or shards named as on the hub; none if not there."""
+    if data_dir is None:
+        return []
+    folder = data_dir / hub.path / (hub.config or "default")
+    whole = folder / f"{official}.parquet"
+    return [whole] if whole.is_file() else sorted(folder.glob(f"{official}-*-of-*.parquet"))
+
+
+def _own_source(task: Task, split: str) -> Source:
+    path = task.files.get(split)
+    if path is None:
+        there = ", ".join(task.files) or "none"
+        raise AttemptError(
+            f"task '{task.name}' has no file for '{split}' (it has: {there})",
+            f"Give --{split}-file, or name it in the task's YAML under files.",
+        )
+    content = read_file(path)
+    check_columns(task, content.columns, str(path))
+    return Source(str(path), content.columns, range(len(content.rows)), None, content.rows, content.lines)
+
+
+def _parquet_source(task: Task, hub: HubRows, paths: list[Path]) -> Source:
+    from attempt_cli.data.files import read_parquet_table
+
+    place = str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
+    needed = [column.split(".")[0] for column in task.columns()] + [*task.columns(), *hub.where]
+    columns, table = read_parquet_table(paths, needed)
+    return Source(place, columns, _kept(table, hub, columns, place), table)
+
+
+def _hub_source(task: Task, hub: HubRows, official: str, data_dir: Path | None) -> Source:
+    from attempt_cli.data.hub import load_hub_table
+
+    sought = f"no file '{data_dir / hub.path / (hub.config or 'default') / official}.parquet', and " if data_dir else ""
+    table = load_hub_table(task.name, hub, official, sought)
+    place = f"hub {hub.path}{f' ({hub.config})' if hub.config else ''}, {official}"
+    columns = tuple(table.column_names)
+    return Source(place, columns, _kept(table, hub, columns, place), table)
+
+
+def _kept(table: pyarrow.Table, hub: HubRows, columns: tuple[str, ...], place: str) -> Sequence[int]:
+    """The numbers of the rows that `where` keeps."""
+    if not hub.where:
+        return range(table.num_rows)
+    import pyarrow.compute as compute
+
+    keep = None
+    for column, value in hub.where.items():
+        if column not in columns:
+            raise AttemptError(f"{place}: no column '{column}'", f"The columns there are: {', '.join(columns)}.")
+        same = compute.equal(table[column], value)
+        keep = same if keep is None else compute.and_(keep, same)
+    numbers: list[int] = compute.indices_nonzero(keep).to_pylist()
+    return numbers
+
+
+def _sample(numbers: Sequence[int], limit: int | None, seed: int) -> Sequence[int]:
+    if limit is None or limit >= len(numbers):
+        return numbers
+    return [numbers[place] for place in sorted(random.Random(seed).sample(range(len(numbers)), limit))]
+
+
+__all__ = ["RowError", "Rows", "Source", "examples_sha256", "find_source", "load_examples", "local_paths"]

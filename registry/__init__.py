@@ -1,0 +1,51 @@
+"""Soft prompts with their metadata in SQLite and their tensors beside it; no torch, no command line.
+
+from registry import Registry
+
+registry = Registry.open()
+prompt = registry.prompt("rte@2")
+tensor = registry.prompt_tensor(prompt)  # float32 [length, width], its hash checked
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from registry.errors import RegistryError
+    from registry.records import (
+        Attention,
+        Backbone,
+        Composition,
+        Garbage,
+        Lineage,
+        Problem,
+        Prompt,
+        Removal,
+        Run,
+    )
+    from registry.store import Registry
+
+__all__ = [
+    "Attention",
+    "Backbone",
+    "Composition",
+    "Garbage",
+    "Lineage",
+    "Problem",
+    "Prompt",
+    "Registry",
+    "RegistryError",
+    "Removal",
+    "Run",
+]
+
+_MODULES = {"Registry": "registry.store", "RegistryError": "registry.errors"}
+
+
+def __getattr__(name: str) -> Any:
+    # `registry.errors` is imported by every start of the command line; the rest only when it is used
+    if name not in __all__:
+        raise AttributeError(f"module 'registry' has no attribute '{name}'")
+    return getattr(importlib.import_module(_MODULES.get(name, "registry.records")), name)

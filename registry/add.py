@@ -1,0 +1,284 @@
+"""The half of the registry that adds: a tensor's file first, its row last, under the next version of its name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from registry.errors import RegistryError
+from registry.find import Finder
+from registry.names import check_name
+from registry.objects import Objects, to_safetensors
+from registry.records import Attention, Backbone, Composition, Prompt, Run
+from registry.rows import json_text, now
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Array = np.ndarray[Any, Any]
+
+
+class Adder(Finder):
+    """The adding half of `Registry`."""
+
+    _objects: Objects
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """What is added and removed inside becomes visible together at its end, or not at all after an exception.
+
+        Other processes wait meanwhile: prepare the tensors before, not inside.
+        """
+        with self._database.transaction():
+            yield
+
+    def remember_backbone(self, backbone: Backbone) -> Backbone:
+        """Records a backbone, or updates what is known of it; returns it with the time of its first recording."""
+        with self._database.transaction():
+            query = "SELECT created FROM backbones WHERE name = ? AND fingerprint = ?"
+            known = self._database.rows(query, (backbone.name, backbone.fingerprint))
+            backbone = replace(backbone, created=known[0][0] if known else backbone.created or now())
+            values = [
+                backbone.name,
+                backbone.fingerprint,
+                backbone.architecture,
+                backbone.width,
+                backbone.embedding_rms,
+                backbone.parameters,
+                backbone.source,
+                backbone.created,
+            ]
+            self._database.execute("INSERT OR REPLACE INTO backbones VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)
+        return backbone
+
+    def add_prompt(
+        self,
+        tensor: Array,
+        *,
+        name: str,
+        kind: str,
+        method: str,
+        backbone: str,
+        fingerprint: str,
+        task: str,
+        task_version: int | None,
+        embedding_scale: float,
+        settings: Mapping[str, Any],
+        numbers: Mapping[str, Any],
+        seed: int | None,
+        note: str = "",
+        tags: Sequence[str] = (),
+        parents: Sequence[str] = (),
+    ) -> Prompt:
+        """Adds a soft prompt under the next version of its name.
+
+        Args:
+            tensor: float [length, width]; stored as float32.
+            embedding_scale: the prompt that enters the model is tensor * embedding_scale.
+            parents: prompts it grew from; a name without a version means the newest now.
+
+        Raises:
+            RegistryError: for a bad shape, values that are not finite, unknown parents, a full disk, or a read-only
+                registry; nothing is added then.
+        """
+        import numpy as np
+
+        tensor = np.asarray(tensor)
+        if tensor.ndim != 2 or 0 in tensor.shape:
+            raise RegistryError(
+                f"a prompt is a matrix [length, width], not a tensor of shape {list(tensor.shape)}",
+                "Pick one prompt out of a larger tensor before adding it.",
+            )
+        if kind not in ("source", "target"):
+            raise RegistryError(f"'{kind}' is no kind of prompt", "A prompt is a source or a target.")
+        if not np.isfinite(embedding_scale) or embedding_scale <= 0:
+            raise RegistryError(f"the embedding scale {embedding_scale} is not a positive number", "Leave it at 1.0.")
+        data, sha256 = to_safetensors({"prompt": tensor})
+        record: dict[str, Any] = {
+            "kind": kind,
+            "method": method,
+            "backbone": backbone,
+            "fingerprint": fingerprint,
+            "task": task,
+            "task_version": task_version,
+            "length": tensor.shape[0],
+            "width": tensor.shape[1],
+            "dtype": "float32",
+            "embedding_scale": float(embedding_scale),
+            "sha256": sha256,
+            "settings": json_text(settings, "the settings"),
+            "numbers": json_text(numbers, "the numbers"),
+            "seed": seed,
+            "note": note,
+            "tags": json_text(unique(checked_tags(tags)), "the tags"),
+        }
+        return self.prompt(self._add("prompt", name, record, data, parents=parents))
+
+    def add_attention(
+        self,
+        tensors: Mapping[str, Array],
+        *,
+        name: str,
+        backbone: str,
+        fingerprint: str,
+        rank: int,
+        level: str,
+        temperature: float,
+        width: int,
+        settings: Mapping[str, Any],
+        seed: int | None,
+        note: str = "",
+        parents: Sequence[str] = (),
+    ) -> Attention:
+        """Adds a trained attention G under the next version of its name.
+
+        Args:
+            tensors: its weights by name, stored as float32.
+            level: "instance" or "token".
+            parents: the prompts it was trained over, and with the prefix `attention:` the attention it grew from.
+
+        Raises:
+            RegistryError: as `add_prompt`.
+        """
+        if level not in ("instance", "token"):
+            raise RegistryError(f"'{level}' is no level of attention", "An attention is of level instance or token.")
+        if not tensors:
+            raise RegistryError(f"the attention '{name}' has no tensors", "Pass its weights by name.")
+        data, sha256 = to_safetensors(tensors)
+        record = {
+            "backbone": backbone,
+            "fingerprint": fingerprint,
+            "rank": rank,
+            "level": level,
+            "temperature": float(temperature),
+            "width": width,
+            "sha256": sha256,
+            "settings": json_text(settings, "the settings"),
+            "seed": seed,
+            "note": note,
+        }
+        return self.attention(self._add("attention", name, record, data, parents=parents))
+
+    def add_composition(
+        self,
+        *,
+        name: str,
+        backbone: str,
+        fingerprint: str,
+        sources: Sequence[str],
+        attention: str | None = None,
+        targets: Sequence[str] = (),
+        settings: Mapping[str, Any] | None = None,
+        note: str = "",
+    ) -> Composition:
+        """Adds a named set of source prompts, an attention and target prompts, all of one backbone.
+
+        Args:
+            sources, targets: prompts; a name without a version means the newest now.
+
+        Raises:
+            RegistryError: when a part is unknown, of another backbone or width, or named twice.
+        """
+        if not sources and not targets:
+            raise RegistryError(f"the composition '{name}' would be empty", "Name sources or targets.")
+        with self._database.transaction():
+            source_prompts = [self.prompt(source) for source in sources]
+            target_prompts = [self.prompt(target) for target in targets]
+            mixer = None if attention is None else self.attention(attention)
+            parts: list[Prompt | Attention] = [*source_prompts, *target_prompts, *([mixer] if mixer else [])]
+            for part in parts:
+                if part.fingerprint != fingerprint or part.width != parts[0].width:
+                    raise RegistryError(
+                        f"{part.ref} belongs to the backbone {part.backbone} "
+                        f"({part.fingerprint[:12]}, width {part.width}), "
+                        f"not to {backbone} ({fingerprint[:12]}, width {parts[0].width})",
+                        f"`attempt registry list --backbone {backbone}` shows what fits.",
+                    )
+            for refs in ([prompt.ref for prompt in source_prompts], [prompt.ref for prompt in target_prompts]):
+                if len(set(refs)) < len(refs):
+                    raise RegistryError(f"a prompt is named twice in {', '.join(refs)}", "Name each once.")
+            record = {
+                "backbone": backbone,
+                "fingerprint": fingerprint,
+                "sources": json_text([prompt.ref for prompt in source_prompts], "the sources"),
+                "attention": mixer.ref if mixer else None,
+                "targets": json_text([prompt.ref for prompt in target_prompts], "the targets"),
+                "settings": json_text(settings or {}, "the settings"),
+                "note": note,
+            }
+            return self.composition(self._add("composition", name, record))
+
+    def add_run(
+        self,
+        *,
+        command: str,
+        settings: Mapping[str, Any],
+        rows: Mapping[str, Any],
+        seed: int | None,
+        budget: Mapping[str, Any],
+        numbers: Mapping[str, Any],
+        versions: Mapping[str, Any],
+        duration: float,
+        artefacts: Sequence[str] = (),
+        inputs: Sequence[str] = (),
+    ) -> Run:
+        """Records a run; `artefacts` and `inputs` are names such as "prompt:rte@1" (without a kind: a prompt)."""
+        with self._database.transaction():
+            record = {
+                "command": command,
+                "settings": json_text(settings, "the settings"),
+                "rows": json_text(rows, "the rows"),
+                "seed": seed,
+                "budget": json_text(budget, "the budget"),
+                "numbers": json_text(numbers, "the numbers"),
+                "versions": json_text(versions, "the versions"),
+                "duration": float(duration),
+                "created": now(),
+                "artefacts": json_text([self._full_reference(ref) for ref in artefacts], "the artefacts"),
+                "inputs": json_text([self._full_reference(ref) for ref in inputs], "the inputs"),
+            }
+            return self.run(self._database.insert("runs", record))
+
+    def _add(
+        self,
+        kind: str,
+        name: str,
+        record: dict[str, Any],
+        data: bytes | None = None,
+        parents: Sequence[str] | None = None,
+    ) -> str:
+        """Writes the tensor, then the row with the next version of the name; returns the full name."""
+        check_name(name)
+        self._database.require_writable()
+        if data is not None:
+            # before the transaction: other processes need not wait for the disk
+            self._objects.put(data, record["sha256"])
+        with self._database.transaction():
+            if data is not None:
+                # `gc` holds this lock while it removes: had it just taken the file, it is written again
+                self._objects.put(data, record["sha256"])
+            if parents is not None:
+                record["parents"] = json_text([self._parent(parent) for parent in parents], "the parents")
+            self._database.execute(
+                "INSERT INTO names (kind, name, version) VALUES (?, ?, 1) "
+                "ON CONFLICT (kind, name) DO UPDATE SET version = version + 1",
+                (kind, name),
+            )
+            ((version,),) = self._database.rows("SELECT version FROM names WHERE kind = ? AND name = ?", (kind, name))
+            self._database.insert(f"{kind}s", {"name": name, "version": version, **record, "created": now()})
+        return f"{name}@{version}"
+
+
+def checked_tags(tags: Sequence[str]) -> list[str]:
+    for tag in tags:
+        if not tag or tag != tag.strip() or "," in tag or "\n" in tag:
+            raise RegistryError(
+                f"'{tag}' cannot be a tag", "A tag is not empty and has no commas, and no spaces at its ends."
+            )
+    return list(tags)
+
+
+def unique(items: Sequence[str]) -> list[str]:
+    return list(dict.fromkeys(items))

@@ -1,0 +1,289 @@
+"""The SQLite file: how it is opened, brought up to date, read and written, and what its failures mean.
+
+Reading goes through `sqlite3` itself; making tables and adding rows goes through sqlite-utils. Importing the latter also
+imports pandas where that is installed, which costs more than all the rest of a command that only reads.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sqlite3
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from registry.errors import RegistryError
+
+FILE_NAME = "registry.db"
+BUSY_SECONDS = 30.0
+# What `registry.schema` defines, repeated here so that a database in good order is opened without importing it.
+MIGRATION_SET = "registry"
+MIGRATIONS = ("0001_first_tables",)
+
+
+class Database:
+    """One connection to the registry's SQLite file, opened when it is first needed.
+
+    Args:
+        folder: the registry's folder; the file is made by the first write, never by reading.
+        read_only: refuse to write even where the folder would allow it.
+    """
+
+    def __init__(self, folder: Path, *, read_only: bool = False) -> None:
+        self.folder = folder
+        self.file = folder / FILE_NAME
+        self._refuse_writes = read_only
+        self._connection: sqlite3.Connection | None = None
+        self._writable = False
+        self._process = os.getpid()
+
+    def close(self) -> None:
+        """Closes the connection; the next use opens a new one."""
+        if self._connection is not None and self._process == os.getpid():
+            self._connection.close()
+        self._connection = None
+
+    def rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """All rows of a SELECT; none when there is no database yet."""
+        connection = self._open()
+        if connection is None:
+            return []
+        with told(self.file):
+            return connection.execute(sql, parameters).fetchall()
+
+    def execute(self, sql: str, parameters: Sequence[Any] = ()) -> int:
+        """Runs one writing statement inside `transaction` and returns how many rows it changed."""
+        with told(self.file):
+            return self._in_transaction().execute(sql, parameters).rowcount
+
+    def insert(self, table: str, record: Mapping[str, Any]) -> int:
+        """Adds one row inside `transaction` and returns its id."""
+        import sqlite_utils
+
+        connection = self._in_transaction()
+        with told(self.file):
+            database = sqlite_utils.Database(connection, execute_plugins=False)
+            database.table(table).insert(dict(record))
+            (last,) = connection.execute("SELECT last_insert_rowid()").fetchone()
+            return int(last)
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All writes inside become visible together, or none does; a transaction inside another is a part of it."""
+        connection = self._open(for_writing=True)
+        assert connection is not None
+        nested = connection.in_transaction
+        with told(self.file):
+            # IMMEDIATE: wait for other writers here, not at the first write, where SQLite could only give up
+            connection.execute("SAVEPOINT part" if nested else "BEGIN IMMEDIATE")
+        try:
+            yield
+            with told(self.file):
+                connection.execute("RELEASE part" if nested else "COMMIT")
+        except BaseException:
+            # a full disk may have ended the transaction already
+            if connection.in_transaction:
+                if nested:
+                    connection.execute("ROLLBACK TO part")
+                    connection.execute("RELEASE part")
+                else:
+                    connection.execute("ROLLBACK")
+            raise
+
+    def require_writable(self) -> None:
+        """Fails early, before any tensor is written, when rows could not be.
+
+        Raises:
+            RegistryError: when the registry is read-only.
+        """
+        self._open(for_writing=True)
+
+    def _in_transaction(self) -> sqlite3.Connection:
+        connection = self._connection
+        if connection is None or not connection.in_transaction:
+            raise RuntimeError("writes belong inside transaction()")
+        return connection
+
+    def _open(self, *, for_writing: bool = False) -> sqlite3.Connection | None:
+        if self._process != os.getpid():
+            # SQLite connections do not survive a fork; leave the parent's alone
+            self._connection, self._process = None, os.getpid()
+        if self._connection is None and (for_writing or self.file.exists()):
+            with told(self.file):
+                self._connection = self._connect(for_writing)
+        if for_writing and not self._writable:
+            raise _read_only(self.folder)
+        return self._connection
+
+    def _connect(self, for_writing: bool) -> sqlite3.Connection | None:
+        is_there = self.file.exists()
+        if self._refuse_writes and not is_there:
+            return None
+        if not is_there:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        self._writable = not self._refuse_writes and all(
+            os.access(path, os.W_OK) for path in (self.folder, self.file) if path.exists()
+        )
+        if not self._writable:
+            # an empty file: somebody else's first write has only begun
+            return self._connect_read_only() if is_there and self.file.stat().st_size else None
+        connection = _connection(self.file, "rwc" if for_writing else "rw")
+        try:
+            if self._pending(connection):
+                self._migrate(connection)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _connect_read_only(self) -> sqlite3.Connection:
+        connection = _connection(self.file, "ro")
+        try:
+            pending = self._pending(connection)
+        except sqlite3.OperationalError:
+            connection.close()
+            # WAL wants to create files beside the database. Where it may not, and no log waits to be read,
+            # nobody can be writing either: SQLite may take the file as it lies there.
+            log = self.file.with_name(f"{FILE_NAME}-wal")
+            if log.exists() and log.stat().st_size:
+                raise
+            connection = _connection(self.file, "ro&immutable=1")
+            pending = self._pending(connection)
+        if pending:
+            connection.close()
+            raise RegistryError(
+                f"the registry {self.folder} was made by an older version of attempt, and it is read-only: "
+                "it cannot be updated",
+                "Open it once where it can be written to, for example after copying the folder.",
+            )
+        return connection
+
+    def _pending(self, connection: sqlite3.Connection) -> bool:
+        """Whether migrations are missing, by one cheap query; refuses what a newer version made."""
+        try:
+            query = "SELECT name FROM _sqlite_migrations WHERE migration_set = ?"
+            applied = {name for (name,) in connection.execute(query, (MIGRATION_SET,))}
+        except sqlite3.OperationalError as error:
+            if "no such table" not in str(error):
+                raise
+            if connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+                raise _foreign(self.file) from None
+            return True
+        unknown = sorted(applied.difference(MIGRATIONS))
+        if unknown:
+            raise RegistryError(
+                f"the registry {self.folder} was made by a newer version of attempt (it has {', '.join(unknown)})",
+                "Update with `pip install --upgrade attempt-cli`, or name another folder with --registry. "
+                "Nothing was changed.",
+            )
+        if not applied:
+            raise _foreign(self.file)
+        return len(applied) < len(MIGRATIONS)
+
+    def _migrate(self, connection: sqlite3.Connection) -> None:
+        import sqlite_utils
+
+        from registry.schema import migrations
+
+        _enable_wal(connection)
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            # inside one transaction: of two processes that open a new registry, the second finds the work done
+            migrations.apply(sqlite_utils.Database(connection, execute_plugins=False))
+            connection.execute("COMMIT")
+        except BaseException:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
+
+
+def _connection(file: Path, mode: str) -> sqlite3.Connection:
+    # isolation_level None: transactions begin and end only where this module says so
+    uri = f"{file.absolute().as_uri()}?mode={mode}"
+    return sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None)
+
+
+def _enable_wal(connection: sqlite3.Connection) -> None:
+    # The change of mode does not wait for other connections as statements do. Where the file system has no WAL, the
+    # database works without.
+    deadline = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=wal")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
+
+
+@contextmanager
+def told(path: Path) -> Iterator[None]:
+    """Turns failures of SQLite and of the file system into a RegistryError that says what to do."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise _sqlite_failure(error, path) from error
+    except OSError as error:
+        raise file_failure(error, path) from error
+    except UnicodeEncodeError as error:
+        raise RegistryError(
+            "a text has characters that are not valid Unicode", "Check the note and the names."
+        ) from error
+    except OverflowError as error:
+        raise RegistryError("a number is too large for the registry (64 bits)", "Choose a smaller seed.") from error
+
+
+def file_failure(error: OSError, path: Path) -> RegistryError:
+    """What a failure of the file system means for a user."""
+    where = error.filename or path
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return _full(path)
+    if error.errno == errno.EROFS or isinstance(error, PermissionError):
+        return RegistryError(
+            f"no permission to write: {where}", "Change the folder's permissions, or name another with --registry."
+        )
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        return RegistryError(f"{where} is a file, not a folder", "Name a folder with --registry.")
+    return RegistryError(f"{error.strerror or error}: {where}", "Check the disk and the folder, then try again.")
+
+
+def _sqlite_failure(error: sqlite3.Error, path: Path) -> RegistryError:
+    text = str(error)
+    if "full" in text:
+        return _full(path)
+    if "readonly" in text:
+        return _read_only(path.parent)
+    if "locked" in text or "busy" in text:
+        return RegistryError(
+            f"another process has been writing to {path} for {BUSY_SECONDS:.0f} seconds", "Try again when it is done."
+        )
+    if "not a database" in text or "malformed" in text:
+        return RegistryError(
+            f"{path} is damaged or no SQLite database ({text})",
+            "Put a copy back, or name another folder with --registry. The tensors under objects/ are separate files.",
+        )
+    if "unable to open" in text:
+        return RegistryError(f"cannot open {path}", "Check the permissions of the file and of its folder.")
+    return RegistryError(f"SQLite failed on {path}: {text}", "Check the disk, then run `attempt registry verify`.")
+
+
+def _full(path: Path) -> RegistryError:
+    return RegistryError(
+        f"no space left on the disk of {path}",
+        "Free some space, for example with `attempt registry gc`, then run the command again. "
+        "What the registry held before is whole.",
+    )
+
+
+def _read_only(folder: Path) -> RegistryError:
+    return RegistryError(
+        f"the registry {folder} is read-only", "Change the folder's permissions, or name another with --registry."
+    )
+
+
+def _foreign(file: Path) -> RegistryError:
+    return RegistryError(f"{file} is a SQLite database, but not a registry", "Name another folder with --registry.")

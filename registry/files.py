@@ -1,0 +1,87 @@
+"""Tensors out of files that users bring: safetensors and `.npy`; never pickles."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from registry.database import file_failure
+from registry.errors import RegistryError, nearest_names
+from registry.objects import decode, safetensors_entries
+
+if TYPE_CHECKING:
+    import numpy as np
+
+PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
+_ZIP, _PICKLE, _NPY = b"PK\x03\x04", b"\x80", b"\x93NUMPY"
+
+
+def read_tensor(path: Path, tensor: str | None = None) -> np.ndarray[Any, Any]:
+    """One tensor of a file, as float32 where the file holds 16 or 64-bit floats.
+
+    Args:
+        path: a `.safetensors` or `.npy` file; its content decides, not its name.
+        tensor: which of several in a safetensors file; not needed when there is one.
+
+    Raises:
+        RegistryError: for a pickle, a file that is not whole, an unknown tensor, or several without a choice.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise file_failure(error, path) from error
+    if data.startswith(_NPY):
+        return _read_npy(data, path, tensor)
+    # torch writes zip archives of pickles; the first byte of an older pickle is its protocol mark
+    if path.suffix.casefold() in PICKLES or data.startswith(_ZIP) or (data[:1] == _PICKLE and data[1:2] <= b"\x05"):
+        raise _pickle(path)
+    if path.suffix.casefold() == ".npy":
+        raise RegistryError(f"{path} is not a whole .npy file", "Write it again with numpy.save(path, array).")
+    entries = safetensors_entries(data, path)
+    name = _choose(entries, path, tensor)
+    return decode(entries[name], name)
+
+
+def _choose(entries: dict[str, dict[str, Any]], path: Path, tensor: str | None) -> str:
+    listed = ", ".join(f"{name} {entry['shape']}" for name, entry in list(entries.items())[:10])
+    listed += f" and {len(entries) - 10} more" if len(entries) > 10 else ""
+    if tensor is None and len(entries) == 1:
+        return next(iter(entries))
+    if not entries:
+        raise RegistryError(f"{path} holds no tensor", "Choose another file.")
+    if tensor is None:
+        raise RegistryError(f"{path} holds {len(entries)} tensors", f"Choose one with --tensor NAME: {listed}.")
+    if tensor not in entries:
+        near = nearest_names(tensor, entries)
+        did_you_mean = f"Did you mean {' or '.join(near)}? " if near else ""
+        raise RegistryError(f"{path} has no tensor '{tensor}'", f"{did_you_mean}It holds {listed}.")
+    return tensor
+
+
+def _read_npy(data: bytes, path: Path, tensor: str | None) -> np.ndarray[Any, Any]:
+    import io
+
+    import numpy as np
+
+    if tensor is not None:
+        raise RegistryError(f"{path} holds one array without a name", "Leave --tensor out.")
+    try:
+        array: np.ndarray[Any, Any] = np.load(io.BytesIO(data), allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        if "pickle" in str(error).casefold() or "Object arrays" in str(error):
+            raise _pickle(path) from error
+        raise RegistryError(
+            f"{path} is not a whole .npy file ({error})", "Write it again with numpy.save(path, array)."
+        ) from error
+    return array
+
+
+def _pickle(path: Path) -> RegistryError:
+    target = path.with_suffix(".safetensors").name
+    return RegistryError(
+        f"{path} is a pickle: opening one can run any program hidden in it, so it is not loaded here",
+        "Convert it in Python, which reads tensors and nothing else:\n"
+        f"  import torch, safetensors.torch; tensors = torch.load({str(path)!r}, weights_only=True)\n"
+        "  safetensors.torch.save_file(tensors if isinstance(tensors, dict) else {'prompt': tensors}, "
+        f"{str(path.with_name(target))!r})",
+    )

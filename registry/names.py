@@ -1,0 +1,60 @@
+"""Names as users type them: `rte`, `rte@2`, `attention:glue@1`."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from registry.errors import RegistryError
+
+KINDS = ("prompt", "attention", "composition")
+
+_NAME = re.compile(r"\w[\w.+-]{0,99}")
+# words that options take in the place of a name
+_RESERVED = {"all", "none"}
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A parsed name; the newest version is meant when `version` is None."""
+
+    kind: str | None
+    name: str
+    version: int | None
+
+    @property
+    def ref(self) -> str:
+        return self.name if self.version is None else f"{self.name}@{self.version}"
+
+
+def parse(text: str) -> Reference:
+    """Takes a reference apart.
+
+    Raises:
+        RegistryError: when what follows `@` is not a version.
+    """
+    kind: str | None = None
+    before, colon, after = text.partition(":")
+    if colon and before in KINDS:
+        kind, text = before, after
+    name, at, version = text.partition("@")
+    if not at:
+        return Reference(kind, name, None)
+    if not (version.isascii() and version.isdigit() and 0 < len(version) < 16 and int(version) > 0):
+        raise RegistryError(f"'{text}' has no version after the @", f"Write a number, as in {name or 'rte'}@2.")
+    return Reference(kind, name, int(version))
+
+
+def check_name(name: str) -> None:
+    """Refuses names that could not be typed back later.
+
+    Raises:
+        RegistryError: for an empty name, spaces, commas, `@`, `:`, slashes, and words that options use.
+    """
+    if not _NAME.fullmatch(name):
+        raise RegistryError(
+            f"'{name}' cannot be a name",
+            "Letters, digits and . _ + - are allowed, at most 100, a letter or digit first.",
+        )
+    if name.casefold() in _RESERVED:
+        raise RegistryError(f"'{name}' cannot be a name: options use the word", "Choose another name.")

@@ -1,0 +1,201 @@
+"""Tensors as content-addressed safetensors files, `objects/ab/cdef….safetensors`, written once and never changed."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import secrets
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from registry.database import file_failure
+from registry.errors import RegistryError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Array = np.ndarray[Any, np.dtype[np.float32]]
+
+SUFFIX = ".safetensors"
+
+
+class Objects:
+    """The folder of tensors.
+
+    Args:
+        folder: the registry's folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "objects"
+
+    def path(self, sha256: str) -> Path:
+        """Where the file with this hash lies."""
+        return self.folder / sha256[:2] / f"{sha256[2:]}{SUFFIX}"
+
+    def put(self, data: bytes, sha256: str) -> None:
+        """Writes a file unless it is there: temporary name, sync, rename, sync of the folder.
+
+        Raises:
+            RegistryError: when the disk is full or the folder cannot be written to; no half file stays.
+        """
+        final = self.path(sha256)
+        temporary = final.with_name(f".{final.stem[:16]}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
+        try:
+            if self._is_whole(final, len(data)):
+                # `gc` spares young files: this one is about to be referred to again
+                os.utime(final)
+                return
+            final.parent.mkdir(parents=True, exist_ok=True)
+            with open(temporary, "xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, final)
+            for folder in (final.parent, self.folder, self.folder.parent):
+                _sync_folder(folder)
+        except OSError as error:
+            raise file_failure(error, final) from error
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+    def _is_whole(self, path: Path, size: int) -> bool:
+        # a file cut short by a failing disk is healed by adding its tensor again
+        try:
+            return path.stat().st_size == size
+        except FileNotFoundError:
+            return False
+
+    def get(self, sha256: str, of: str) -> dict[str, Array]:
+        """The tensors of a file, after checking its hash.
+
+        Args:
+            sha256: the file's hash.
+            of: whose it is, for the error, e.g. "prompt rte@2".
+
+        Raises:
+            RegistryError: when the file is missing or damaged, naming it and `of`.
+        """
+        path = self.path(sha256)
+        hint = "`attempt registry verify` checks all files. Put a copy back, or remove it and train or add it again."
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            raise RegistryError(f"the file of {of} is missing: {path}", hint) from None
+        except OSError as error:
+            raise RegistryError(f"cannot read the file of {of}: {path} ({error.strerror})", hint) from error
+        if hashlib.sha256(data).hexdigest() != sha256:
+            raise RegistryError(f"the file of {of} is damaged: {path}", hint)
+        return {name: decode(entry, name) for name, entry in safetensors_entries(data, path).items()}
+
+    def problem(self, sha256: str) -> str | None:
+        """What is wrong with a file, or None; reads it in pieces."""
+        try:
+            with open(self.path(sha256), "rb") as file:
+                found = hashlib.sha256()
+                while piece := file.read(1 << 20):
+                    found.update(piece)
+        except FileNotFoundError:
+            return "its file is missing"
+        except OSError as error:
+            return f"its file cannot be read ({error.strerror})"
+        return None if found.hexdigest() == sha256 else "its file is damaged (another hash)"
+
+    def files(self) -> Iterator[tuple[Path, str | None]]:
+        """Every file under `objects/`, with the hash that its name says, or None for a temporary file."""
+        for folder in sorted(self.folder.glob("??")):
+            for path in sorted(folder.iterdir()):
+                if path.suffix == SUFFIX and not path.name.startswith("."):
+                    yield path, folder.name + path.stem
+                elif path.suffix == ".tmp":
+                    yield path, None
+
+
+def age(path: Path) -> float:
+    """Seconds since the file was written or last asked for by `Objects.put`."""
+    return time.time() - path.stat().st_mtime
+
+
+def to_safetensors(tensors: Mapping[str, Any]) -> tuple[bytes, str]:
+    """Tensors as the bytes of a safetensors file in float32, and the sha256; equal tensors give equal bytes.
+
+    Raises:
+        RegistryError: when a tensor is not made of finite real numbers.
+    """
+    import numpy as np
+    from safetensors.numpy import save
+
+    plain = {name: _float32(np.asarray(tensor), name) for name, tensor in sorted(tensors.items())}
+    # no metadata: safetensors writes it in an order that changes from call to call
+    data = save({name: np.ascontiguousarray(tensor) for name, tensor in plain.items()})
+    return data, hashlib.sha256(data).hexdigest()
+
+
+def safetensors_entries(data: bytes, path: Path) -> dict[str, dict[str, Any]]:
+    """The tensors in the bytes of a safetensors file as they lie there: dtype, shape and data by name.
+
+    Raises:
+        RegistryError: when the bytes are not whole, naming `path`.
+    """
+    import safetensors
+
+    deserialize: Any = safetensors.deserialize
+    try:
+        return dict(deserialize(data))
+    except safetensors.SafetensorError as error:
+        raise RegistryError(
+            f"{path} is not a whole safetensors file ({error})", "Fetch or write the file again."
+        ) from error
+
+
+def decode(entry: Mapping[str, Any], name: str) -> Array:
+    """One of `safetensors_entries` as float32; bfloat16, which numpy lacks, is widened by its bits.
+
+    Raises:
+        RegistryError: when it does not hold 16, 32 or 64-bit floats.
+    """
+    import numpy as np
+
+    dtype = entry["dtype"]
+    if dtype == "BF16":
+        bits = np.frombuffer(entry["data"], "<u2").astype(np.uint32) << 16
+        widened: Array = bits.view(np.float32).reshape(entry["shape"])
+        return widened
+    if dtype not in ("F16", "F32", "F64"):
+        raise RegistryError(f"tensor '{name}' holds {dtype}, not floating-point numbers", "Convert it to float32.")
+    tensor: Any = np.frombuffer(entry["data"], f"<f{int(dtype[1:]) // 8}")
+    with np.errstate(over="ignore"):
+        converted: Array = tensor.astype(np.float32).reshape(entry["shape"])
+    return converted
+
+
+def _float32(tensor: Any, name: str) -> Array:
+    import numpy as np
+
+    if tensor.dtype.kind != "f":
+        raise RegistryError(
+            f"tensor '{name}' holds {tensor.dtype}, not floating-point numbers", "Convert it to float32."
+        )
+    with np.errstate(over="ignore"):
+        converted: Array = tensor.astype("<f4")
+    if not np.isfinite(converted).all():
+        bad = int(np.size(converted) - np.isfinite(converted).sum())
+        raise RegistryError(
+            f"tensor '{name}' has {bad} values that are not finite (NaN or infinity)",
+            "A training that diverged makes such values: use an earlier checkpoint or a lower learning rate.",
+        )
+    return converted
+
+
+def _sync_folder(folder: Path) -> None:
+    # a rename is only safe once its folder is; Windows cannot open folders and needs no such thing
+    with contextlib.suppress(PermissionError, IsADirectoryError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

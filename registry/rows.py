@@ -1,0 +1,95 @@
+"""Records to database rows and back: dicts and lists are JSON columns."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
+from pathlib import PurePath
+from typing import Any, TypeVar
+
+from registry.errors import RegistryError
+from registry.records import Attention, Composition, Prompt, Run
+
+Record = TypeVar("Record", Prompt, Attention, Composition, Run)
+Named = TypeVar("Named", Prompt, Attention, Composition)
+
+TABLES: dict[type, str] = {
+    Prompt: "prompts",
+    Attention: "attentions",
+    Composition: "compositions",
+    Run: "runs",
+}
+RECORDS: dict[str, type] = {"prompt": Prompt, "attention": Attention, "composition": Composition}
+KIND_OF: dict[type, str] = {record: kind for kind, record in RECORDS.items()}
+
+_DICTS = {"settings", "numbers", "rows", "budget", "versions"}
+_TUPLES = {"tags", "parents", "sources", "targets", "artefacts", "inputs"}
+
+
+def columns(record: type) -> str:
+    """The columns of a record's table in the order of its fields, for a SELECT."""
+    return ", ".join(field.name for field in fields(record))
+
+
+def records(record: type[Record], rows: Iterable[Sequence[Any]]) -> list[Record]:
+    """Database rows, selected by `columns`, as records."""
+    names = [field.name for field in fields(record)]
+    dicts = [index for index, name in enumerate(names) if name in _DICTS]
+    tuples = [index for index, name in enumerate(names) if name in _TUPLES]
+    loads = json.loads
+    made = []
+    for row in rows:
+        values = list(row)
+        for index in dicts:
+            text = values[index]
+            values[index] = {} if text == "{}" else loads(text)
+        for index in tuples:
+            text = values[index]
+            values[index] = () if text == "[]" else tuple(loads(text))
+        made.append(record(*values))
+    return made
+
+
+def now() -> str:
+    """The time, UTC, ISO 8601, in seconds."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def json_text(value: Mapping[str, Any] | Sequence[Any], what: str) -> str:
+    """A dict or list as JSON; numbers that JSON does not know (NaN, infinity) become null.
+
+    Raises:
+        RegistryError: when something inside is no plain value, naming `what`.
+    """
+    try:
+        return json.dumps(value, ensure_ascii=False, default=_plain, allow_nan=False)
+    except ValueError:
+        return json.dumps(_finite(value), ensure_ascii=False, default=_plain, allow_nan=False)
+    except TypeError as error:
+        raise RegistryError(f"cannot record {what}: {error}", "Pass text, numbers, lists and dicts.") from error
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if hasattr(value, "item") and not isinstance(value, float):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _plain(value: Any) -> Any:
+    # numpy scalars know how to become Python's; paths and sets are common in settings
+    if hasattr(value, "item"):
+        return value.item()
+    if isinstance(value, PurePath):
+        return str(value)
+    if isinstance(value, set | frozenset):
+        return sorted(value)
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(f"{type(value).__name__} is no plain value")

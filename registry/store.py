@@ -1,0 +1,148 @@
+"""The registry: one folder of prompts, attentions, compositions, runs and backbones."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from registry import lineage, upkeep
+from registry.add import Adder, checked_tags, unique
+from registry.database import Database
+from registry.errors import RegistryError
+from registry.objects import Objects
+from registry.records import Attention, Composition, Garbage, Lineage, Problem, Prompt, Removal
+from registry.rows import json_text
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Array = np.ndarray[Any, Any]
+
+ENVIRONMENT_VARIABLE = "ATTEMPT_REGISTRY"
+
+
+class Registry(Adder):
+    """A folder with a SQLite database of metadata and the tensors beside it; use `Registry.open`."""
+
+    def __init__(self, folder: Path, *, read_only: bool = False) -> None:
+        self.folder = folder
+        self._database = Database(folder, read_only=read_only)
+        self._objects = Objects(folder)
+
+    @classmethod
+    def open(cls, path: Path | None = None, *, must_exist: bool = False, read_only: bool = False) -> Registry:
+        """Opens a registry; its files are made by the first thing that is added.
+
+        Args:
+            path: its folder; without it $ATTEMPT_REGISTRY, else the user's data folder.
+            must_exist: refuse a folder without a registry.
+            read_only: refuse to write, even where the folder would allow it.
+
+        Raises:
+            RegistryError: when `path` is a file, or `must_exist` and nothing is there.
+        """
+        if path is None and os.environ.get(ENVIRONMENT_VARIABLE):
+            path = Path(os.environ[ENVIRONMENT_VARIABLE])
+        if path is None:
+            import platformdirs
+
+            path = platformdirs.user_data_path("attempt", appauthor=False)
+        path = Path(path).expanduser().absolute()
+        if path.exists() and not path.is_dir():
+            raise RegistryError(f"{path} is a file, not a folder", "Name a folder with --registry.")
+        registry = cls(path, read_only=read_only)
+        if must_exist and not registry._database.file.exists():
+            raise RegistryError(f"there is no registry in {path}", "Name its folder with --registry.")
+        return registry
+
+    def close(self) -> None:
+        """Closes the database; using the registry again opens it again."""
+        self._database.close()
+
+    def __enter__(self) -> Registry:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def prompt_tensor(self, prompt: Prompt) -> Array:
+        """The tensor of a prompt, float32 [length, width], after checking its file's hash.
+
+        Raises:
+            RegistryError: when the file is missing or damaged, naming file and prompt.
+        """
+        tensors = self._objects.get(prompt.sha256, f"prompt {prompt.ref}")
+        return tensors["prompt"]
+
+    def attention_tensors(self, attention: Attention) -> dict[str, Array]:
+        """The weights of an attention by name, float32, after checking their file's hash.
+
+        Raises:
+            RegistryError: when the file is missing or damaged, naming file and attention.
+        """
+        return dict(self._objects.get(attention.sha256, f"attention {attention.ref}"))
+
+    def tensor_path(self, record: Prompt | Attention) -> Path:
+        """The safetensors file of a prompt or an attention."""
+        return self._objects.path(record.sha256)
+
+    def tag(self, ref: str, add: Sequence[str] = (), remove: Sequence[str] = ()) -> Prompt:
+        """Adds and removes tags of a prompt; returns it as it is then.
+
+        Raises:
+            RegistryError: when the prompt is unknown, or has no tag of `remove`.
+        """
+        with self._database.transaction():
+            prompt = self.prompt(ref)
+            for tag in remove:
+                if tag not in prompt.tags:
+                    hint = f"It has {', '.join(prompt.tags)}." if prompt.tags else "It has no tags."
+                    raise RegistryError(f"{prompt.ref} has no tag '{tag}'", hint)
+            kept = [tag for tag in prompt.tags if tag not in remove]
+            tags = json_text(unique([*kept, *checked_tags(add)]), "the tags")
+            self._database.execute("UPDATE prompts SET tags = ? WHERE id = ?", (tags, prompt.id))
+            return self.prompt(prompt.ref)
+
+    def remove(self, ref: str, *, kind: str = "prompt", force: bool = False, dry_run: bool = False) -> Removal:
+        """Removes one version; its tensor's file stays until `gc`.
+
+        Args:
+            ref: without a version, the newest.
+            kind: "prompt", "attention" or "composition".
+            force: also when a composition uses it, which then cannot be loaded any more.
+            dry_run: only say what would happen.
+
+        Raises:
+            RegistryError: when it is unknown, or a composition uses it and `force` is not set.
+        """
+        return upkeep.remove(self, self._database, ref, kind=kind, force=force, dry_run=dry_run)
+
+    def lineage(self, ref: str, *, kind: str = "prompt") -> Lineage:
+        """Where an artefact comes from and what hangs on it.
+
+        Raises:
+            RegistryError: when it is unknown.
+        """
+        return lineage.lineage(self, ref, kind=kind)
+
+    def search(self, text: str) -> list[Prompt | Attention | Composition]:
+        """What has every word of `text` in its name, task, note, tags, method or backbone; case does not matter."""
+        return lineage.search(self, text)
+
+    def verify(self) -> list[Problem]:
+        """Checks the database, that every tensor's file is there with the right hash, and every reference.
+
+        A parent or an input of a run that was removed later is history and no problem; a composition's missing part is.
+        """
+        return upkeep.verify(self, self._database, self._objects)
+
+    def gc(self, dry_run: bool = False, *, grace: float = upkeep.GRACE_SECONDS) -> Garbage:
+        """Removes the files that nothing refers to.
+
+        Args:
+            dry_run: only find them.
+            grace: seconds for which a new file is left alone: another process may be about to refer to it.
+        """
+        return upkeep.gc(self._database, self._objects, dry_run=dry_run, grace=grace)

@@ -1,0 +1,131 @@
+"""Removing, checking and cleaning up."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+from registry.database import Database, told
+from registry.errors import RegistryError
+from registry.lineage import children
+from registry.names import parse
+from registry.objects import Objects, age
+from registry.records import Composition, Garbage, Problem, Removal
+
+if TYPE_CHECKING:
+    from registry.find import Finder
+
+# A file is written before its row. An hour is far more than a process needs between the two.
+GRACE_SECONDS = 3600.0
+
+
+def remove(registry: Finder, database: Database, ref: str, *, kind: str, force: bool, dry_run: bool) -> Removal:
+    """See `Registry.remove`."""
+    # a rehearsal takes no lock and works on a read-only registry
+    with contextlib.nullcontext() if dry_run else database.transaction():
+        record = registry.named(ref, kind)
+        stored = record.ref if kind == "prompt" else f"{kind}:{record.ref}"
+        used = [] if kind == "composition" else registry.compositions(uses=f"{kind}:{record.ref}")
+        removal = Removal(
+            kind=kind,
+            ref=record.ref,
+            compositions=tuple(composition.ref for composition in used),
+            children=children(registry, stored),
+            other_versions=tuple(
+                f"{record.name}@{version}"
+                for version in registry.versions(record.name, kind=kind)
+                if version != record.version
+            ),
+            removed=not dry_run,
+        )
+        if used and not force:
+            names = ", ".join(removal.compositions)
+            raise RegistryError(
+                f"{kind} {record.ref} is part of {'a composition' if len(used) == 1 else 'compositions'}: {names}",
+                f"Remove {'it' if len(used) == 1 else 'them'} first "
+                f"(`attempt registry remove {removal.compositions[0]} --what compositions`), or use --force.",
+            )
+        if not dry_run:
+            database.execute(f"DELETE FROM {kind}s WHERE id = ?", (record.id,))
+    return removal
+
+
+def verify(registry: Finder, database: Database, objects: Objects) -> list[Problem]:
+    """See `Registry.verify`."""
+    problems = [
+        Problem("database", text, str(database.file)) for (text,) in database.rows("PRAGMA quick_check") if text != "ok"
+    ]
+    states: dict[str, str | None] = {}
+    for kind in ("prompt", "attention"):
+        for name, version, sha256 in database.rows(f"SELECT name, version, sha256 FROM {kind}s ORDER BY name, version"):
+            if sha256 not in states:
+                states[sha256] = objects.problem(sha256)
+            problem = states[sha256]
+            if problem:
+                problems.append(Problem(f"{kind} {name}@{version}", problem, str(objects.path(sha256))))
+    there = {
+        f"{kind}:{name}@{version}"
+        for kind in ("prompt", "attention", "composition")
+        for name, version in database.rows(f"SELECT name, version FROM {kind}s")
+    }
+    given = {(kind, name): version for kind, name, version in database.rows("SELECT kind, name, version FROM names")}
+
+    def full(ref: str) -> str:
+        wanted = parse(ref)
+        return f"{wanted.kind or 'prompt'}:{wanted.ref}"
+
+    def never_existed(ref: str) -> bool:
+        wanted = parse(ref)
+        last: int = given.get((wanted.kind or "prompt", wanted.name), 0)
+        return (wanted.version or 1) > last
+
+    for composition in registry.compositions():
+        problems += [
+            Problem(f"composition {composition.ref}", f"its part {part} is not in the registry")
+            for part in _parts(composition)
+            if full(part) not in there
+        ]
+    for kind in ("prompt", "attention"):
+        query = f"SELECT name, version, value FROM {kind}s, json_each(parents) ORDER BY name, version"
+        problems += [
+            Problem(f"{kind} {name}@{version}", f"its parent {parent} never existed here")
+            for name, version, parent in database.rows(query)
+            if never_existed(parent)
+        ]
+    return problems
+
+
+def _parts(composition: Composition) -> tuple[str, ...]:
+    mixer = (f"attention:{composition.attention}",) if composition.attention else ()
+    return (*composition.sources, *mixer, *composition.targets)
+
+
+def gc(database: Database, objects: Objects, *, dry_run: bool, grace: float) -> Garbage:
+    """See `Registry.gc`."""
+    files, size, young = [], 0, 0
+    if not database.file.exists() and any(objects.files()):
+        raise RegistryError(
+            f"{objects.folder} holds tensors, but their database {database.file.name} is gone",
+            "Put a copy of it back. Nothing was removed: without it every tensor would look unused.",
+        )
+    # the lock: no row is committed between looking at the rows and removing the files
+    locked = not dry_run and database.file.exists()
+    with database.transaction() if locked else contextlib.nullcontext(), told(objects.folder):
+        used = {
+            sha256
+            for kind in ("prompt", "attention")
+            for (sha256,) in database.rows(f"SELECT DISTINCT sha256 FROM {kind}s")
+        }
+        for path, sha256 in objects.files():
+            if sha256 in used:
+                continue
+            with contextlib.suppress(FileNotFoundError):
+                if age(path) < grace:
+                    young += 1
+                    continue
+                length = path.stat().st_size
+                if not dry_run:
+                    path.unlink()
+                files.append(str(path))
+                size += length
+    return Garbage(tuple(files), size, young, removed=not dry_run)
