@@ -1,7 +1,7 @@
 """The SQLite file: how it is opened, brought up to date, read and written, and what its failures mean.
 
-Reading goes through `sqlite3` itself; making tables and adding rows goes through sqlite-utils. Importing the latter also
-imports pandas where that is installed, which costs more than all the rest of a command that only reads.
+Reading goes through `sqlite3` itself; making tables and adding rows goes through sqlite-utils. Importing the latter
+also imports pandas where that is installed, which costs more than all the rest of a command that only reads.
 """
 
 from __future__ import annotations
@@ -244,7 +244,7 @@ def file_failure(error: OSError, path: Path) -> RegistryError:
         return _full(path)
     if error.errno == errno.EROFS or isinstance(error, PermissionError):
         return RegistryError(
-            f"no permission to write: {where}", "Change the folder's permissions, or name another with --registry."
+            f"no permission for {where}", "Change the folder's permissions, or name another with --registry."
         )
     if isinstance(error, FileExistsError | NotADirectoryError):
         return RegistryError(f"{where} is a file, not a folder", "Name a folder with --registry.")
@@ -253,7 +253,8 @@ def file_failure(error: OSError, path: Path) -> RegistryError:
 
 def _sqlite_failure(error: sqlite3.Error, path: Path) -> RegistryError:
     text = str(error)
-    if "full" in text:
+    if "full" in text or ("disk I/O error" in text and _free_bytes(path.parent) < 1 << 20):
+        # SQLite calls it an I/O error when there is no room for the index of its log
         return _full(path)
     if "readonly" in text:
         return _read_only(path.parent)
@@ -269,6 +270,15 @@ def _sqlite_failure(error: sqlite3.Error, path: Path) -> RegistryError:
     if "unable to open" in text:
         return RegistryError(f"cannot open {path}", "Check the permissions of the file and of its folder.")
     return RegistryError(f"SQLite failed on {path}: {text}", "Check the disk, then run `attempt registry verify`.")
+
+
+def _free_bytes(folder: Path) -> int:
+    import shutil
+
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError:
+        return 0
 
 
 def _full(path: Path) -> RegistryError:

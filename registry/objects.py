@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
-import secrets
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -43,7 +41,7 @@ class Objects:
             RegistryError: when the disk is full or the folder cannot be written to; no half file stays.
         """
         final = self.path(sha256)
-        temporary = final.with_name(f".{final.stem[:16]}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
+        temporary = final.with_name(f".{final.stem[:16]}-{os.getpid()}-{os.urandom(4).hex()}.tmp")
         try:
             if self._is_whole(final, len(data)):
                 # `gc` spares young files: this one is about to be referred to again
@@ -88,13 +86,15 @@ class Objects:
             raise RegistryError(f"the file of {of} is missing: {path}", hint) from None
         except OSError as error:
             raise RegistryError(f"cannot read the file of {of}: {path} ({error.strerror})", hint) from error
-        if hashlib.sha256(data).hexdigest() != sha256:
+        if _sha256(data) != sha256:
             raise RegistryError(f"the file of {of} is damaged: {path}", hint)
         return {name: decode(entry, name) for name, entry in safetensors_entries(data, path).items()}
 
     def problem(self, sha256: str) -> str | None:
         """What is wrong with a file, or None; reads it in pieces."""
         try:
+            import hashlib
+
             with open(self.path(sha256), "rb") as file:
                 found = hashlib.sha256()
                 while piece := file.read(1 << 20):
@@ -132,7 +132,7 @@ def to_safetensors(tensors: Mapping[str, Any]) -> tuple[bytes, str]:
     plain = {name: _float32(np.asarray(tensor), name) for name, tensor in sorted(tensors.items())}
     # no metadata: safetensors writes it in an order that changes from call to call
     data = save({name: np.ascontiguousarray(tensor) for name, tensor in plain.items()})
-    return data, hashlib.sha256(data).hexdigest()
+    return data, _sha256(data)
 
 
 def safetensors_entries(data: bytes, path: Path) -> dict[str, dict[str, Any]]:
@@ -189,6 +189,12 @@ def _float32(tensor: Any, name: str) -> Array:
             "A training that diverged makes such values: use an earlier checkpoint or a lower learning rate.",
         )
     return converted
+
+
+def _sha256(data: bytes) -> str:
+    import hashlib  # not at the top: `attempt registry list` hashes nothing
+
+    return hashlib.sha256(data).hexdigest()
 
 
 def _sync_folder(folder: Path) -> None:

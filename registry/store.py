@@ -94,6 +94,7 @@ class Registry(Adder):
         Raises:
             RegistryError: when the prompt is unknown, or has no tag of `remove`.
         """
+        self.prompt(ref)  # an unknown name needs no lock, and makes no database
         with self._database.transaction():
             prompt = self.prompt(ref)
             for tag in remove:

@@ -21,6 +21,7 @@ GRACE_SECONDS = 3600.0
 
 def remove(registry: Finder, database: Database, ref: str, *, kind: str, force: bool, dry_run: bool) -> Removal:
     """See `Registry.remove`."""
+    registry.named(ref, kind)  # an unknown name needs no lock, and makes no database
     # a rehearsal takes no lock and works on a read-only registry
     with contextlib.nullcontext() if dry_run else database.transaction():
         record = registry.named(ref, kind)

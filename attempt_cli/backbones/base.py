@@ -95,6 +95,11 @@ class FrozenBackbone(ABC):
         return int(self._table.shape[1])
 
     @property
+    def vocabulary_size(self) -> int:
+        """The number of embeddings."""
+        return int(self._table.shape[0])
+
+    @property
     def _table(self) -> Tensor:
         table: Tensor = self._embedding.weight  # type: ignore[assignment]
         return table

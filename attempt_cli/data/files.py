@@ -1,219 +1,175 @@
-"""Rows of one's own: CSV, TSV, JSON lines, JSON and parquet files, and a task made straight from them."""
+"""A task straight from files: `--train-file reviews.csv --input "{text}" --label sentiment`."""
 
 from __future__ import annotations
 
-import csv
-import json
 import re
-import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from attempt_cli.data.readers import FileRows, check_columns, read_file, read_rows
+from attempt_cli.data.schema import task_from_fields
 from attempt_cli.data.task import Task
+from attempt_cli.data.template import MissingValueError, template_columns, text_value
 from attempt_cli.errors import AttemptError
-from registry.errors import nearest_names
 
-if TYPE_CHECKING:
-    import pyarrow
-
-Row = dict[str, Any]
-ENDINGS = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
+# more values than this, most of them different, are no labels
+MOST_LABELS = 100
 
 
-@dataclass(frozen=True)
-class FileRows:
-    """What a file holds.
+def task_from_files(
+    *,
+    train: Path | None = None,
+    validation: Path | None = None,
+    test: Path | None = None,
+    input: str,
+    label: str | None = None,
+    labels: str | Mapping[str, str] | None = None,
+    answers: str | None = None,
+    name: str | None = None,
+    metrics: Sequence[str] | None = None,
+    max_length: int = 256,
+) -> Task:
+    """A task from CSV, TSV, JSON lines, JSON or parquet files.
+
+    Without a validation file, a part of the training rows is held out for it (1,000, or a tenth of fewer than 2,000).
 
     Args:
-        rows: column -> value, one dict a row.
-        columns: the names of all columns, in order.
-        lines: the line (from 1) on which each row begins; empty where a file has no lines to speak of.
-    """
-
-    rows: list[Row]
-    columns: tuple[str, ...]
-    lines: tuple[int, ...] = ()
-
-
-def read_rows(path: Path) -> list[Row]:
-    """The rows of a CSV, TSV, JSON lines, JSON or parquet file.
+        train, validation, test: the files; at least one.
+        input: the template, e.g. "review: {text} sentiment:".
+        label: the column of the label, for classification.
+        labels: what stands in that column -> label word, as "0=no,1=yes" or a mapping; its order is the label order.
+            Without it every value is its own word, and the order is sorted (numbers by size).
+        answers: instead of `label`, the column with the answer (or the list of accepted answers) of free text.
+        name: the task's name; the first file's name otherwise.
+        metrics: their names; accuracy, or SQuAD's F1 and exact match for free text, otherwise.
+        max_length: the longest input in tokens.
 
     Raises:
-        AttemptError: a missing or empty file, an unknown ending, text that is not UTF-8, or a bad row (with its line).
+        AttemptError: no file, a missing column, a missing or unknown label (with file and row), one label only.
     """
-    return read_file(path).rows
-
-
-def read_file(path: Path) -> FileRows:
-    """The rows of a file with its columns and lines; errors as in `read_rows`."""
-    path = Path(path)
-    ending = path.suffix.lower()
-    if path.is_dir() or not path.exists():
-        what = f"'{path}' is a folder" if path.is_dir() else f"no file '{path}'"
-        near = nearest_names(path.name, [entry.name for entry in path.parent.glob("*")] if path.parent.is_dir() else [])
-        raise AttemptError(what, f"Did you mean {' or '.join(near)}?" if near else "Check the path.")
-    if ending not in ENDINGS:
+    files = {"train": train, "validation": validation, "test": test}
+    paths = {split: Path(path).resolve() for split, path in files.items() if path is not None}
+    if not paths:
+        raise AttemptError("no file for the task's rows", "Give --train-file, --validation-file or --test-file.")
+    if (label is None) == (answers is None):
         raise AttemptError(
-            f"{path}: cannot tell what '{ending or path.name}' holds", f"Known are {', '.join(ENDINGS)}."
+            "a task from files needs the column of its label"
+            if label is None
+            else "label and answers exclude each other",
+            "Give --label COLUMN.",
         )
-    if ending == ".parquet":
-        columns, table = read_parquet_table([path])
-        content = FileRows(table.to_pylist(), columns)
-    else:
-        readers = {".csv": _read_csv, ".tsv": _read_tsv, ".jsonl": _read_json_lines, ".json": _read_json}
-        content = readers[ending](_text(path), path)
-    if not content.rows:
-        raise AttemptError(f"{path} has no rows", "Give a file with a header (CSV, TSV) and at least one row.")
-    return content
+    if not template_columns(input):
+        raise AttemptError(f"the input '{input}' names no column", 'Write one in braces, like --input "{text}".')
+    contents = {split: read_file(path) for split, path in paths.items()}
+    words = None
+    if label is not None:
+        given = _given_labels(labels) if labels is not None else None
+        words = _label_words(contents, paths, label, given)
+    held_out = "train" in paths and "validation" not in paths
+    task = task_from_fields(
+        {
+            "name": name or _task_name(next(iter(paths.values()))),
+            "description": f"Rows of {', '.join(str(path) for path in paths.values())}",
+            "files": {split: str(path) for split, path in paths.items()},
+            "split_rule": "held-out" if held_out else "own",
+            "splits": {"test": "test"} if held_out else {},
+            "input": input,
+            "label": label or "label",
+            "labels": words,
+            "answers": answers,
+            "metrics": list(metrics or (("squad_f1", "squad_em") if label is None else ("accuracy",))),
+            "max_length": max_length,
+        },
+        "the task from files",
+        Path.cwd(),
+    )
+    for split, content in contents.items():
+        check_columns(task, content.columns, str(paths[split]))
+    return task
 
 
-def read_parquet_table(
-    paths: Sequence[Path], needed: Iterable[str] | None = None
-) -> tuple[tuple[str, ...], pyarrow.Table]:
-    """The names of all columns, and the needed columns (all without `needed`) as one table.
+def _given_labels(labels: str | Mapping[str, str]) -> dict[str, str]:
+    """ "0=no,1=yes" as a mapping."""
+    if isinstance(labels, Mapping):
+        return {text_value(value, "labels"): word for value, word in labels.items()}
+    pairs = [pair.partition("=") for pair in labels.split(",")]
+    wrong = [value for value, equals, word in pairs if not (value.strip() and equals and word.strip())]
+    if wrong:
+        raise AttemptError(f"cannot read the labels '{labels}'", 'Write them as --labels "0=no,1=yes".')
+    given = {value.strip(): word.strip() for value, _, word in pairs}
+    if len(given) < len(pairs):
+        raise AttemptError(f"the labels '{labels}' name a value twice", "Give each value one word.")
+    return given
 
-    Raises:
-        AttemptError: a file that is no parquet file or is damaged.
-    """
-    import pyarrow
-    from pyarrow import parquet
 
-    try:
-        columns = tuple(parquet.read_schema(paths[0]).names)
-        wanted = None if needed is None else [column for column in columns if column in set(needed)]
-        # partitioning is off: folders of the hub's layout are no columns
-        tables = [parquet.read_table(path, columns=wanted, partitioning=None) for path in paths]
-        return columns, pyarrow.concat_tables(tables) if len(tables) > 1 else tables[0]
-    except (pyarrow.ArrowException, OSError) as error:
+def _label_words(
+    contents: Mapping[str, FileRows], paths: Mapping[str, Path], label: str, given: Mapping[str, str] | None
+) -> dict[str, str]:
+    """The words in label order: of the given mapping, else of the first file; every file must agree with them."""
+    values = {split: _label_values(content, paths[split], label) for split, content in contents.items()}
+    first = next(iter(values))
+    words = dict(given) if given is not None else {value: value for value in sorted(set(values[first]), key=_sort_key)}
+    if given is None:
+        _refuse_no_labels(words, values[first], paths[first], label)
+    for split, found in values.items():
+        for number, value in enumerate(found):
+            if value not in words:
+                known = ", ".join(f"'{word}'" for word in words)
+                source = "--labels" if given is not None else paths[first].name
+                raise AttemptError(
+                    f"{_row_place(contents[split], paths[split], number)}: unknown label '{value}' in column '{label}'",
+                    f"{source} has {known}.",
+                )
+    return words
+
+
+def _refuse_no_labels(words: Mapping[str, str], values: Sequence[str], path: Path, label: str) -> None:
+    if len(words) < 2:
         raise AttemptError(
-            f"{paths[0]} cannot be read as parquet ({str(error).splitlines()[0]})", "Copy it again."
-        ) from None
-
-
-def check_columns(task: Task, columns: Sequence[str], place: str) -> None:
-    """Refuses rows that lack a column of the task, naming those there are."""
-    missing = [name for name in task.columns() if name not in columns and name.split(".")[0] not in columns]
-    if missing:
-        near = nearest_names(missing[0], columns)
-        did_you_mean = f"Did you mean {' or '.join(near)}? " if near else ""
+            f"{path}: column '{label}' holds only '{next(iter(words))}', and a task needs two labels",
+            "Give rows with other labels, or name them all with --labels.",
+        )
+    if len(words) > MOST_LABELS and len(words) > len(values) / 2:
         raise AttemptError(
-            f"{place}: no column {' or '.join(repr(name) for name in missing)}, which task '{task.name}' needs",
-            f"{did_you_mean}The columns there are: {', '.join(columns)}.",
+            f"{path}: column '{label}' holds {len(words)} different values in {len(values)} rows, these are no labels",
+            "Name the column of the label with --label.",
         )
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise AttemptError(f"{path}, line {line}: not UTF-8 text", "Save the file as UTF-8.") from None
-
-
-def _read_csv(text: str, path: Path) -> FileRows:
-    header = text.split("\n", 1)[0]
-    # spreadsheets of half the world write semicolons
-    delimiter = ";" if ";" in header and "," not in header else ","
-    return _delimited(text, path, delimiter)
-
-
-def _read_tsv(text: str, path: Path) -> FileRows:
-    lines = [line.removesuffix("\r") for line in text.split("\n")]
-    header = lines[0].count("\t")
-    filled = [line for line in lines if line]
-    if any(line.count("\t") != header for line in filled):
-        return _delimited(text, path, "\t")
-    # every line is a row: then a quotation mark is text unless it encloses a cell (the files of GLUE are like that)
-    cells = [[_unquoted(cell) for cell in line.split("\t")] for line in filled]
-    numbers = [number for number, line in enumerate(lines, start=1) if line]
-    return _with_header(cells, numbers, path)
-
-
-def _unquoted(cell: str) -> str:
-    enclosed = len(cell) > 1 and cell[0] == cell[-1] == '"' and '"' not in cell[1:-1].replace('""', "")
-    return cell[1:-1].replace('""', '"') if enclosed else cell
-
-
-def _delimited(text: str, path: Path, delimiter: str) -> FileRows:
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    reader = csv.reader(text.splitlines(keepends=True), delimiter=delimiter, strict=True)
-    cells: list[list[str]] = []
-    numbers: list[int] = []
-    begins = 1
-    try:
-        for row in reader:
-            if row:
-                cells.append(row)
-                numbers.append(begins)
-            begins = reader.line_num + 1
-    except csv.Error as error:
-        raise AttemptError(
-            f"{path}, line {begins}: {error}", "Put cells with quotation marks into quotation marks."
-        ) from None
-    return _with_header(cells, numbers, path)
-
-
-def _with_header(cells: list[list[str]], numbers: list[int], path: Path) -> FileRows:
-    if not cells:
-        return FileRows([], ())
-    header = [name.strip() for name in cells[0]]
-    twice = sorted({name for name in header if header.count(name) > 1})
-    if twice:
-        raise AttemptError(f"{path}: two columns are named '{twice[0]}'", "Rename one of them.")
-    for number, row in zip(numbers[1:], cells[1:], strict=True):
-        if len(row) != len(header):
-            raise AttemptError(
-                f"{path}, line {number}: {len(row)} cells where the header has {len(header)}",
-                "Put a cell with a comma, tab or line break in it into quotation marks.",
-            )
-    return FileRows([dict(zip(header, row, strict=True)) for row in cells[1:]], tuple(header), tuple(numbers[1:]))
-
-
-def _read_json_lines(text: str, path: Path) -> FileRows:
-    rows: list[Row] = []
-    numbers: list[int] = []
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
+def _label_values(content: FileRows, path: Path, label: str) -> list[str]:
+    if label not in content.columns:
+        raise AttemptError(f"{path}: no column '{label}'", f"The columns there are: {', '.join(content.columns)}.")
+    values = []
+    for number, row in enumerate(content.rows):
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
+            value = text_value(row.get(label), label)
+        except MissingValueError:
+            value = ""
+        if value == "":
             raise AttemptError(
-                f"{path}, line {number}: not JSON ({error.msg} at character {error.colno})",
-                'Each line is one object, like {"text": "…"}.',
-            ) from None
-        rows.append(_object(row, f"{path}, line {number}"))
-        numbers.append(number)
-    return FileRows(rows, _columns(rows), tuple(numbers))
+                f"{_row_place(content, path, number)}: nothing in column '{label}'", "Fill it in or leave the row out."
+            )
+        values.append(value)
+    return values
 
 
-def _read_json(text: str, path: Path) -> FileRows:
+def _row_place(content: FileRows, path: Path, number: int) -> str:
+    line = content.lines[number] if content.lines else None
+    return f"{path}, row {number + 1}" if line in (None, number + 1) else f"{path}, line {line}, row {number + 1}"
+
+
+def _sort_key(value: str) -> tuple[int, float, str]:
+    """Numbers by size, before texts in alphabetical order."""
     try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
-        if error.msg.startswith("Extra data") and error.lineno > 1:
-            return _read_json_lines(text, path)  # JSON lines under the ending .json
-        raise AttemptError(
-            f"{path}, line {error.lineno}: not JSON ({error.msg})", "It should hold a list of objects."
-        ) from None
-    if isinstance(content, dict):
-        lists = [value for value in content.values() if isinstance(value, list)]
-        content = lists[0] if len(lists) == 1 else [content]
-    if not isinstance(content, list):
-        raise AttemptError(f"{path} does not hold a list of objects", 'It should look like [{"text": "…"}, …].')
-    rows = [_object(row, f"{path}, row {number}") for number, row in enumerate(content, start=1)]
-    return FileRows(rows, _columns(rows))
+        return (0, float(value), value)
+    except ValueError:
+        return (1, 0.0, value)
 
 
-def _object(row: Any, place: str) -> Row:
-    if not isinstance(row, dict):
-        raise AttemptError(
-            f"{place}: not an object but {json.dumps(row)[:40]}", 'A row is an object, like {"text": "…"}.'
-        )
-    return row
+def _task_name(path: Path) -> str:
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-._")
+    return name or "own-task"
 
 
-def _columns(rows: Iterable[Row]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(column for row in rows for column in row))
+__all__: list[Any] = ["read_rows", "task_from_files"]

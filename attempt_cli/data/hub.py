@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from attempt_cli.data.task import HubRows
 from attempt_cli.errors import AttemptError
@@ -14,12 +15,13 @@ WAYS_OUT = (
     "Ways out: --data-dir FOLDER (or ATTEMPT_DATA) with <hub path>/<config>/<split>.parquet in it, "
     "or --train-file with rows of your own."
 )
-# where the hub keeps parquet copies of data sets whose own files are a loading script, which `datasets` no longer runs
+# the hub's own parquet copies: the way to data sets whose repository holds a loading script, which `datasets` no
+# longer runs
 PARQUET_BRANCH = "refs/convert/parquet"
 
 
 def load_hub_table(task_name: str, hub: HubRows, official: str, sought: str = "") -> pyarrow.Table:
-    """An official split as an Arrow table.
+    """An official split as an Arrow table, from the hub or from what an earlier call left in its cache.
 
     Args:
         task_name: for messages.
@@ -30,27 +32,40 @@ def load_hub_table(task_name: str, hub: HubRows, official: str, sought: str = ""
     Raises:
         AttemptError: says what was sought and why it did not come, and the ways out.
     """
-    import datasets
-
     try:
-        dataset: Any = _load(hub, official)
+        return _load(hub, official)
     except Exception as error:  # datasets, huggingface_hub, httpx, pyarrow: whatever it is, the rows are not there
         what = f"'{official}' of {hub.path}" + (f" ({hub.config})" if hub.config else "")
         raise AttemptError(f"rows of task '{task_name}': {sought}{what}: {_reason(error, hub)}", WAYS_OUT) from error
-    assert isinstance(dataset, datasets.Dataset)
-    return dataset.with_format("arrow")[:]
 
 
-def _load(hub: HubRows, official: str) -> Any:
+def _load(hub: HubRows, official: str) -> pyarrow.Table:
+    """The split from the repository itself, else from the hub's parquet copy of it."""
     from datasets import load_dataset
 
     try:
-        return load_dataset(hub.path, hub.config, split=official)
-    except RuntimeError as error:
-        if "script" not in str(error):
-            raise
-    files = f"{hub.config or 'default'}/{official}/*.parquet"
-    return load_dataset(hub.path, data_files={official: files}, revision=PARQUET_BRANCH, split=official)
+        return load_dataset(hub.path, hub.config, split=official).with_format("arrow")[:]
+    except Exception as error:
+        try:
+            return _load_parquet_copy(hub, official, local_only=isinstance(error, ConnectionError))
+        except Exception:
+            raise error from None  # the first failure is the one that says why
+
+
+def _load_parquet_copy(hub: HubRows, official: str, local_only: bool) -> pyarrow.Table:
+    from huggingface_hub import snapshot_download
+
+    from attempt_cli.data.readers import read_parquet_table
+
+    inside = f"{hub.config or 'default'}/{official}"
+    folder = snapshot_download(
+        hub.path,
+        repo_type="dataset",
+        revision=PARQUET_BRANCH,
+        allow_patterns=f"{inside}/*.parquet",
+        local_files_only=local_only,
+    )
+    return read_parquet_table(sorted((Path(folder) / inside).glob("*.parquet")))[1]
 
 
 def _reason(error: Exception, hub: HubRows) -> str:

@@ -161,7 +161,7 @@ def score(task: Task, predictions: Predictions, examples: Examples) -> dict[str,
 
 
 def row_scores(task: Task, predictions: Predictions, examples: Examples) -> list[float] | None:
-    """The first metric's value for each row, for intervals and paired comparisons; None when it is no mean over rows."""
+    """The first metric's value for each row, for intervals and paired comparisons; None where it is no mean."""
     per_row = METRICS[task.metrics[0]].per_row
     return per_row(predictions, examples, task) if per_row else None
 

@@ -10,13 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attempt_cli.data.files import check_columns, read_file
+from attempt_cli.data.readers import check_columns, read_file, read_parquet_table
 from attempt_cli.data.splits import SPLITS, official_split, split_part
-from attempt_cli.data.task import Example, HubRows, RowError, Task
+from attempt_cli.data.task import Example, HubRows, Task
 from attempt_cli.errors import AttemptError, unknown_name
 
 if TYPE_CHECKING:
     import pyarrow
+
+TAKEN_AT_ONCE = 1000
 
 
 @dataclass(frozen=True)
@@ -97,54 +99,68 @@ class Source:
     rows: Sequence[dict[str, Any]] = ()
     lines: Sequence[int] = ()
 
-    def render(self, task: Task, chosen: Sequence[int]) -> Iterable[Example]:
+    def render(self, task: Task, positions: Sequence[int]) -> Iterable[Example]:
         """Renders the rows at these positions of `numbers`."""
-        numbers = [self.numbers[position] for position in chosen]
-        for number, row in zip(numbers, self._values(numbers), strict=True):
+        for number, row in self.values(positions):
             yield task.render(row, number, place=self.place_of(number))
+
+    def values(self, positions: Sequence[int]) -> Iterable[tuple[int, dict[str, Any]]]:
+        """The number and the columns of the rows at these positions of `numbers`."""
+        numbers = [self.numbers[position] for position in positions]
+        for start in range(0, len(numbers), TAKEN_AT_ONCE):
+            taken = numbers[start : start + TAKEN_AT_ONCE]
+            rows = (
+                self.table.take(taken).to_pylist()
+                if self.table is not None
+                else [self.rows[number] for number in taken]
+            )
+            yield from zip(taken, rows, strict=True)
 
     def place_of(self, number: int) -> str:
         """The place of a row, with its line where that is not the row's number."""
         line = self.lines[number] if self.lines else None
         return self.place if line is None or line == number + 1 else f"{self.place}, line {line}"
 
-    def _values(self, numbers: list[int]) -> Iterable[dict[str, Any]]:
-        if self.table is None:
-            return (self.rows[number] for number in numbers)
-        return (
-            row
-            for start in range(0, len(numbers), 1000)
-            for row in self.table.take(numbers[start : start + 1000]).to_pylist()
-        )
 
-
-def find_source(task: Task, official: str, data_dir: Path | None, *, hub: bool = True) -> Source:
+def find_source(task: Task, official: str, data_dir: Path | None) -> Source:
     """The rows of an official split: the task's own file, else the data folder, else the hub.
 
     Args:
         task: whose rows.
         official: the official split's name, e.g. "validation_matched".
         data_dir: a folder in the hub's layout.
-        hub: whether the hub may be asked.
 
     Raises:
         AttemptError: says where was sought and what the ways out are.
     """
+    source = local_source(task, official, data_dir)
+    if source is not None and source.numbers:
+        return source
+    if task.hub is not None:
+        return _hub_source(task, task.hub, official, _not_here(task.hub, official, data_dir, source))
+    if source is not None:
+        return source
+    raise AttemptError(
+        f"task '{task.name}' has no file for '{official}' (it has: {', '.join(task.files) or 'none'})",
+        f"Give --{official}-file, or name it in the task's YAML under files.",
+    )
+
+
+def local_source(task: Task, official: str, data_dir: Path | None) -> Source | None:
+    """The rows of an official split as far as they are on this machine: in the task's own file or the data folder.
+
+    Raises:
+        AttemptError: a file that is named but missing or unreadable, or that lacks a column of the task.
+    """
     if task.hub is None:
-        return _own_source(task, official)
+        path = task.files.get(official)
+        return _own_source(task, path) if path else None
     paths = local_paths(task.hub, official, data_dir)
-    if paths:
-        source = _parquet_source(task, task.hub, paths)
-    elif hub:
-        source = _hub_source(task, task.hub, official, data_dir)
-    else:
-        raise AttemptError(f"no rows for '{official}' of task '{task.name}' in {data_dir or 'a data folder'}")
-    check_columns(task, source.columns, source.place)
-    return source
+    return _parquet_source(task, task.hub, paths) if paths else None
 
 
 def local_paths(hub: HubRows, official: str, data_dir: Path | None) -> list[Path]:
-    """The parquet files of an official split in a data folder: one, or shards named as on the hub; none if not there."""
+    """The parquet files of an official split in a data folder: one, or shards named as on the hub; or none."""
     if data_dir is None:
         return []
     folder = data_dir / hub.path / (hub.config or "default")
@@ -152,35 +168,35 @@ def local_paths(hub: HubRows, official: str, data_dir: Path | None) -> list[Path
     return [whole] if whole.is_file() else sorted(folder.glob(f"{official}-*-of-*.parquet"))
 
 
-def _own_source(task: Task, split: str) -> Source:
-    path = task.files.get(split)
-    if path is None:
-        there = ", ".join(task.files) or "none"
-        raise AttemptError(
-            f"task '{task.name}' has no file for '{split}' (it has: {there})",
-            f"Give --{split}-file, or name it in the task's YAML under files.",
-        )
+def _own_source(task: Task, path: Path) -> Source:
     content = read_file(path)
     check_columns(task, content.columns, str(path))
     return Source(str(path), content.columns, range(len(content.rows)), None, content.rows, content.lines)
 
 
 def _parquet_source(task: Task, hub: HubRows, paths: list[Path]) -> Source:
-    from attempt_cli.data.files import read_parquet_table
-
     place = str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
     needed = [column.split(".")[0] for column in task.columns()] + [*task.columns(), *hub.where]
     columns, table = read_parquet_table(paths, needed)
+    check_columns(task, columns, place)
     return Source(place, columns, _kept(table, hub, columns, place), table)
 
 
-def _hub_source(task: Task, hub: HubRows, official: str, data_dir: Path | None) -> Source:
+def _not_here(hub: HubRows, official: str, data_dir: Path | None, local: Source | None) -> str:
+    """What the data folder lacks, for messages: "no file '…', and "."""
+    if local:
+        wanted = " and ".join(f"{column} '{value}'" for column, value in hub.where.items())
+        return f"no rows with {wanted or 'anything'} in '{local.place}', and "
+    return f"no file '{data_dir / hub.path / (hub.config or 'default') / official}.parquet', and " if data_dir else ""
+
+
+def _hub_source(task: Task, hub: HubRows, official: str, sought: str) -> Source:
     from attempt_cli.data.hub import load_hub_table
 
-    sought = f"no file '{data_dir / hub.path / (hub.config or 'default') / official}.parquet', and " if data_dir else ""
     table = load_hub_table(task.name, hub, official, sought)
     place = f"hub {hub.path}{f' ({hub.config})' if hub.config else ''}, {official}"
     columns = tuple(table.column_names)
+    check_columns(task, columns, place)
     return Source(place, columns, _kept(table, hub, columns, place), table)
 
 
@@ -204,6 +220,3 @@ def _sample(numbers: Sequence[int], limit: int | None, seed: int) -> Sequence[in
     if limit is None or limit >= len(numbers):
         return numbers
     return [numbers[place] for place in sorted(random.Random(seed).sample(range(len(numbers)), limit))]
-
-
-__all__ = ["RowError", "Rows", "Source", "examples_sha256", "find_source", "load_examples", "local_paths"]

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from attempt_cli.data.metrics import METRICS
 from attempt_cli.data.prepare import PREPARATIONS
 from attempt_cli.data.task import HubRows, Task
 from attempt_cli.data.template import template_problems, text_value
+from attempt_cli.data.yaml_file import read_yaml
 from attempt_cli.errors import AttemptError
 from registry.errors import nearest_names
 
@@ -57,41 +57,6 @@ class TaskFields(BaseModel):
     hub: HubFields | None = None
     files: dict[Split, str] | None = None
     reference: ReferenceFields | None = None
-
-
-class _TaskLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """YAML where only true and false are truth values: `labels: {0: no, 1: yes}` means the words."""
-
-
-_TaskLoader.yaml_implicit_resolvers = {
-    letter: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool" or letter in "tTfF"]
-    for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-
-
-def read_yaml(path: Path) -> Any:
-    """The content of a YAML file, as plain Python values.
-
-    Raises:
-        AttemptError: the file is missing, is not text, or is not YAML (with the line).
-    """
-    try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=_TaskLoader)
-    except FileNotFoundError:
-        raise AttemptError(f"no file '{path}'", "`attempt tasks list` shows the tasks that need no file.") from None
-    except IsADirectoryError:
-        raise AttemptError(f"'{path}' is a folder, not a task file", "Name the YAML file in it.") from None
-    except UnicodeDecodeError as error:
-        raise AttemptError(
-            f"{path} is not UTF-8 text ({error.reason} at byte {error.start})", "Save it as UTF-8."
-        ) from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        raise AttemptError(
-            f"{path}{where}: not YAML ({getattr(error, 'problem', None) or error})",
-            "Put quotes around a text that has a colon or a brace in it.",
-        ) from None
 
 
 def read_task_file(path: Path) -> Task:
@@ -141,7 +106,7 @@ def task_from_fields(content: Any, origin: str, folder: Path) -> Task:
         prepare=fields.prepare,
         max_length=fields.max_length,
         split_rule=fields.split_rule,
-        splits=dict(fields.splits),
+        splits={str(split): name for split, name in fields.splits.items()},
         hub=HubRows(fields.hub.path, fields.hub.config, dict(fields.hub.where)) if fields.hub else None,
         files={split: (folder / file).resolve() for split, file in (fields.files or {}).items()},
         reference=fields.reference.input.strip() if fields.reference else None,

@@ -236,9 +236,14 @@ def load_task(name: str | Path) -> Task:
     """
     from attempt_cli.data.schema import read_task_file
 
+    return read_task_file(task_file(name))
+
+
+def task_file(name: str | Path) -> Path:
+    """The YAML file that a task's name or a path stands for; errors as in `load_task`."""
     text = str(name)
     if text.endswith((".yaml", ".yml")):
-        return read_task_file(Path(name))
+        return Path(name)
     if text not in task_names():
         raise unknown_name("task", text, task_names(), "attempt tasks list")
-    return read_task_file(TASKS_FOLDER / f"{text}.yaml")
+    return TASKS_FOLDER / f"{text}.yaml"

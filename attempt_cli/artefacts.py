@@ -1,0 +1,165 @@
+"""Between records in the registry and tensors on the device: what is trained goes in, what predicts comes out."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from attempt_cli import __version__
+from attempt_cli.backbones.base import FrozenBackbone
+from attempt_cli.backbones.load import describe
+from attempt_cli.backbones.prompted import PromptedModel
+from attempt_cli.errors import AttemptError
+from attempt_cli.method import PromptAttention, PromptMixture
+from registry import Attention, Backbone, Composition, Prompt, Registry
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model ready to predict, and what it is made of.
+
+    Args:
+        model: the backbone with its prompts.
+        kind: "none", "prompt" or "composition".
+        name: the full name of the prompt or composition, "no prompt" for the bare model.
+        sources: the sources' names, in the order of the attention's weights.
+        targets: the task of each target prompt -> its index in the mixture.
+        inputs: full names with kinds, as a run records them.
+        settings: of the (first) target prompt: the task's fields, the text format, the length limit.
+    """
+
+    model: PromptedModel
+    kind: str
+    name: str
+    sources: tuple[str, ...] = ()
+    targets: dict[str, int] | None = None
+    inputs: tuple[str, ...] = ()
+    settings: dict[str, Any] | None = None
+
+    def task_index(self, task: str) -> int:
+        """Which target prompt serves a task; a single target serves any (transfer as it stands).
+
+        Raises:
+            AttemptError: the composition has several targets and none of them is the task's.
+        """
+        if not self.targets or len(self.targets) == 1:
+            return 0
+        if task not in self.targets:
+            raise AttemptError(
+                f"the composition '{self.name}' has no target prompt for the task '{task}'",
+                f"It has: {', '.join(self.targets)}.",
+            )
+        return self.targets[task]
+
+
+def bare(backbone: FrozenBackbone) -> Loaded:
+    """The backbone without a prompt."""
+    return Loaded(PromptedModel(backbone), "none", "no prompt")
+
+
+def load_prompt(registry: Registry, backbone: FrozenBackbone, prompt: Prompt) -> Loaded:
+    """A prompt as it stands before the input."""
+    mixture = PromptMixture(prompt_in_units(registry, backbone, prompt, 1.0)[None])
+    return Loaded(
+        PromptedModel(backbone, mixture.to(backbone.device).requires_grad_(False), 1.0),
+        "prompt",
+        prompt.ref,
+        targets={prompt.task: 0},
+        inputs=(f"prompt:{prompt.ref}",),
+        settings=prompt.settings,
+    )
+
+
+def load_composition(registry: Registry, backbone: FrozenBackbone, composition: Composition) -> Loaded:
+    """A composition: sources, G and target prompts, in the units that G was trained in.
+
+    Raises:
+        AttemptError: it has no target prompt, or it belongs to another backbone.
+    """
+    if not composition.targets:
+        raise AttemptError(
+            f"the composition '{composition.ref}' has no target prompt",
+            "Train one: `attempt train-target TASK --sources …`, or name one: `attempt compose NAME --target …`.",
+        )
+    scale = float(composition.settings.get("embedding_scale", 1.0))
+    targets = [registry.prompt(ref) for ref in composition.targets]
+    target_tensors = torch.stack([prompt_in_units(registry, backbone, prompt, scale) for prompt in targets])
+    sources = [registry.prompt(ref) for ref in composition.sources]
+    source_tensors, attention = None, None
+    if sources and composition.attention is not None:
+        source_tensors = torch.stack([prompt_in_units(registry, backbone, prompt, scale) for prompt in sources])
+        attention = load_attention(registry, registry.attention(composition.attention))
+    elif sources:
+        raise AttemptError(
+            f"the composition '{composition.ref}' has sources but no attention to mix them",
+            "Name a trained one: `attempt compose NAME --sources … --target … --attention …`.",
+        )
+    mixture = PromptMixture(target_tensors, source_tensors, attention).to(backbone.device).requires_grad_(False)
+    inputs = [f"composition:{composition.ref}", *(f"prompt:{ref}" for ref in composition.targets + composition.sources)]
+    if composition.attention:
+        inputs.append(f"attention:{composition.attention}")
+    return Loaded(
+        PromptedModel(backbone, mixture, scale),
+        "composition",
+        composition.ref,
+        sources=composition.sources,
+        targets={prompt.task: index for index, prompt in enumerate(targets)},
+        inputs=tuple(inputs),
+        settings=targets[0].settings,
+    )
+
+
+def load_attention(registry: Registry, attention: Attention) -> PromptAttention:
+    """G with its trained weights."""
+    module = PromptAttention(attention.width, attention.rank, attention.temperature)
+    tensors = registry.attention_tensors(attention)
+    module.load_state_dict({name: torch.from_numpy(np.array(tensor)) for name, tensor in tensors.items()})
+    return module
+
+
+def prompt_in_units(registry: Registry, backbone: FrozenBackbone, prompt: Prompt, scale: float) -> Tensor:
+    """A prompt's tensor [m, d] such that tensor * scale is what enters the model.
+
+    Raises:
+        AttemptError: the prompt belongs to another backbone; equal width does not make it fit.
+    """
+    check_backbone(backbone, prompt)
+    tensor = torch.from_numpy(np.array(registry.prompt_tensor(prompt)))
+    return tensor * (prompt.embedding_scale / scale)
+
+
+def check_backbone(backbone: FrozenBackbone, record: Prompt | Attention | Composition) -> None:
+    """Refuses a record of another backbone.
+
+    Raises:
+        AttemptError: the fingerprints differ.
+    """
+    if record.fingerprint != backbone.fingerprint:
+        raise AttemptError(
+            f"'{record.ref}' was trained for {record.backbone} ({record.fingerprint}), "
+            f"the backbone here is {backbone.name} ({backbone.fingerprint})",
+            f"Name its own with --backbone {record.backbone}, or train one for {backbone.name}: "
+            f"`attempt registry list --backbone {backbone.name}` shows what fits.",
+        )
+
+
+def remember_backbone(registry: Registry, backbone: FrozenBackbone) -> None:
+    """Records the backbone, so that commands without torch know its width and fingerprint."""
+    registry.remember_backbone(Backbone(**describe(backbone)))
+
+
+def versions() -> dict[str, str]:
+    """What a result depends on besides its settings."""
+    import transformers
+
+    return {
+        "attempt": __version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+    }

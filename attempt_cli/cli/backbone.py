@@ -1,0 +1,6 @@
+import click
+
+
+@click.command("backbone")
+def command() -> None:
+    """coming"""

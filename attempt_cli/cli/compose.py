@@ -1,0 +1,6 @@
+import click
+
+
+@click.command("compose")
+def command() -> None:
+    """coming"""

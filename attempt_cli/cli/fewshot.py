@@ -1,0 +1,6 @@
+import click
+
+
+@click.command("fewshot")
+def command() -> None:
+    """coming"""

@@ -1,0 +1,208 @@
+"""Options that several commands share, each said once."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from attempt_cli.errors import AttemptError
+
+if TYPE_CHECKING:
+    from attempt_cli.backbones.base import FrozenBackbone
+    from attempt_cli.data.task import Task
+    from registry import Prompt, Registry
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+def stacked(*decorators: Callable[[Any], Any]) -> Callable[[Command], Command]:
+    """Several options as one decorator, in the order in which help shows them."""
+
+    def decorate(function: Command) -> Command:
+        for decorator in reversed(decorators):
+            function = decorator(function)
+        return function
+
+    return decorate
+
+
+backbone_options = stacked(
+    click.option(
+        "--backbone",
+        help="Alias, hub id, folder or GGUF file. [default: $ATTEMPT_BACKBONE, else that of the prompts used, else t5-base]",
+    ),
+    click.option("--device", help="cuda, mps or cpu. [default: the best there is]"),
+    click.option("--dtype", help="bfloat16 or float32. [default: bfloat16 where the processor has it]"),
+)
+
+task_options = stacked(
+    click.option("--train-file", type=FILE, help="Rows of your own: CSV, TSV, JSONL, JSON or parquet."),
+    click.option("--validation-file", type=FILE, help="Rows that choose the checkpoint. [default: held-out rows]"),
+    click.option("--test-file", type=FILE, help="Rows that the final score is of."),
+    click.option("--input", "input_template", help='With files: the template, e.g. "review: {text} sentiment:".'),
+    click.option("--label", help="With files: the column of the label."),
+    click.option("--labels", help='With files: label words, e.g. "0=no,1=yes". [default: the values themselves]'),
+    click.option(
+        "--text-format",
+        type=click.Choice(["words", "reference"]),
+        default=None,
+        help="`reference`: the text format of the ATTEMPT authors' code, for prompts trained under it.",
+    ),
+)
+
+training_options = stacked(
+    click.option("--steps", type=int, help="Optimiser steps. [default: 500]"),
+    click.option("--epochs", type=float, help="Passes over the training rows, instead of --steps."),
+    click.option("--prompt-length", type=int, help="m, the prompt's tokens. [default: 20, or the sources' own]"),
+    click.option("--batch-size", type=int, help="Rows of a batch, per process. [default: 16]"),
+    click.option("--accumulate", type=int, help="Batches of an optimiser step. [default: 1]"),
+    click.option("--learning-rate", type=float, help="Of prompts. [default: 0.03]"),
+    click.option("--weight-decay", type=float, help="[default: 1e-5]"),
+    click.option("--warmup-steps", type=int, help="[default: a tenth of the steps, at most 500]"),
+    click.option("--clip-norm", type=float, help="Of the gradient of all that is trained. [default: 1.0]"),
+    click.option(
+        "--units",
+        type=click.Choice(["rms", "raw"]),
+        help="Prompts in units of the backbone's embedding RMS, or as they are (the paper). [default: rms]",
+    ),
+    click.option("--max-length", type=int, help="Input tokens of a row. [default: the task's]"),
+    click.option("--max-tokens", type=int, help="Positions computed at once, pads included. [default: 8192]"),
+    click.option("--train-limit", type=int, help="Train on a random sample of so many rows."),
+    click.option("--eval-every", type=int, help="Steps between evaluations, 0 for none. [default: ten in all]"),
+    click.option("--eval-rows", type=int, help="Validation rows looked at in training. [default: 200]"),
+    click.option("--patience", type=int, help="Stop after so many evaluations without improvement."),
+    click.option("--seed", type=int, help="[default: 0]"),
+    click.option("--preset", help="Settings to start from: `paper`."),
+)
+
+record_options = stacked(
+    click.option("--name", help="The name in the registry."),
+    click.option("--note", default="", help="A remark to keep with it."),
+    click.option("--tag", "tags", multiple=True, help="A tag; may be given several times."),
+    click.option("--resume", is_flag=True, help="Go on from the checkpoint of the same command, if there is one."),
+)
+
+FILE_FIELDS = ("train_file", "validation_file", "test_file", "input_template", "label", "labels")
+
+
+def chosen_task(name: str | None, options: dict[str, Any]) -> Task:
+    """The task by its name, or from files; takes the task options out of `options`.
+
+    Raises:
+        AttemptError: the name is unknown, or the files' options are incomplete.
+    """
+    from attempt_cli.data.files import task_from_files
+    from attempt_cli.data.task import load_task
+
+    train, validation, test, template, label, labels = (options.pop(field) for field in FILE_FIELDS)
+    text_format = options.pop("text_format")
+    if train is None and validation is None and test is None:
+        unused = [f"--{f}" for f, v in (("input", template), ("label", label), ("labels", labels)) if v is not None]
+        if unused:
+            raise click.UsageError(
+                f"{' and '.join(unused)} only go with --train-file, --validation-file or --test-file"
+            )
+        if name is None:
+            raise click.UsageError("name a task, or give --train-file with --input and --label")
+        task = load_task(name)
+    else:
+        if template is None or label is None:
+            raise click.UsageError('rows from files need --input "{column} …" and --label COLUMN')
+        task = task_from_files(
+            train=train,
+            validation=validation,
+            test=test,
+            input=template,
+            label=label,
+            labels=labels,
+            name=name,
+        )
+    return task.with_format(text_format) if text_format else task
+
+
+def chosen_backbone(
+    registry: Registry, options: dict[str, Any], prompts: Sequence[Any] = (), note: Callable[[str], None] | None = None
+) -> FrozenBackbone:
+    """Loads the backbone that is named, else the one of the prompts in use, else the paper's.
+
+    Takes --backbone, --device and --dtype out of `options`.
+    """
+    from attempt_cli.backbones.names import DEFAULT_BACKBONE
+
+    name = options.pop("backbone") or os.environ.get("ATTEMPT_BACKBONE")
+    device, dtype = options.pop("device"), options.pop("dtype")
+    if name is None and prompts:
+        name = where_from(registry, prompts[0])
+    name = name or DEFAULT_BACKBONE
+    if note:
+        note(f"loading {name} …")
+    from attempt_cli.backbones.load import load_backbone
+
+    return load_backbone(name, device=device, dtype=dtype)
+
+
+def where_from(registry: Registry, record: Any) -> str:
+    """The name or path under which a record's backbone can be loaded again."""
+    from attempt_cli.backbones.names import aliases
+
+    if record.backbone in aliases() or record.backbone.count("/") == 1:
+        return str(record.backbone)
+    return registry.backbone(record.fingerprint).source
+
+
+def backbone_name(options: dict[str, Any]) -> str | None:
+    """The name that prompts of the chosen backbone are kept under; None when nothing is chosen."""
+    from attempt_cli.backbones.names import find_backbone
+
+    name = options.get("backbone") or os.environ.get("ATTEMPT_BACKBONE")
+    return find_backbone(name).name if name else None
+
+
+def chosen_sources(registry: Registry, names: str | None, backbone: str | None) -> tuple[Prompt, ...]:
+    """The source prompts of `--sources a,b,c` or `--sources all`.
+
+    Args:
+        names: as typed; `all` means the newest version of every source prompt of the backbone.
+        backbone: the backbone's name; with None, `all` needs the sources to be of one backbone.
+
+    Raises:
+        AttemptError: `all` finds none, or sources of several backbones.
+    """
+    if names is None:
+        return ()
+    if names.strip() != "all":
+        return tuple(registry.prompt(name) for name in split_names(names))
+    newest: dict[str, Prompt] = {}
+    for prompt in registry.prompts(kind="source", backbone=backbone):
+        if prompt.name not in newest or newest[prompt.name].version < prompt.version:
+            newest[prompt.name] = prompt
+    sources = tuple(newest[name] for name in sorted(newest))
+    if not sources:
+        where = f" of {backbone}" if backbone else ""
+        raise AttemptError(f"there is no source prompt{where} yet", "Train one: `attempt train-source sst2`.")
+    if len({prompt.fingerprint for prompt in sources}) > 1:
+        found = ", ".join(sorted({prompt.backbone for prompt in sources}))
+        raise AttemptError(f"the source prompts belong to several backbones: {found}", "Choose one with --backbone.")
+    return sources
+
+
+def split_names(text: str) -> list[str]:
+    """The names of a comma list."""
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise click.UsageError(f"'{text}' names nothing")
+    return names
+
+
+def typed_command() -> str:
+    """The command line as it was typed, for the record."""
+    import shlex
+
+    return shlex.join(["attempt", *sys.argv[1:]])

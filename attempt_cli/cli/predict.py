@@ -1,0 +1,6 @@
+import click
+
+
+@click.command("predict")
+def command() -> None:
+    """coming"""

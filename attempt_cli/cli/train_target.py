@@ -1,0 +1,107 @@
+"""`attempt train-target`: ATTEMPT, SPoT or prompt tuning of a target task."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from attempt_cli.cli.options import (
+    backbone_name,
+    backbone_options,
+    chosen_backbone,
+    chosen_sources,
+    chosen_task,
+    record_options,
+    task_options,
+    training_options,
+    typed_command,
+)
+from attempt_cli.cli.train_source import report, run_training
+from attempt_cli.errors import AttemptError
+
+if TYPE_CHECKING:
+    from attempt_cli.cli.main import Settings
+
+
+@click.command("train-target")
+@click.argument("task", required=False)
+@task_options
+@click.option(
+    "--method",
+    type=click.Choice(["attempt", "spot", "prompt-tuning"]),
+    default="attempt",
+    show_default=True,
+    help="ATTEMPT mixes sources and target; SPoT starts from a source; prompt tuning uses no source.",
+)
+@click.option("--sources", help="Source prompts, comma separated and in order, or `all` of the backbone.")
+@click.option("--init-from", help="The prompt that the target starts from. [default: the first source]")
+@click.option("--attention-rank", type=int, help="r, the width inside G. [default: 100]")
+@click.option("--attention-learning-rate", type=float, help="Of G. [default: 0.01]")
+@click.option(
+    "--temperature", type=float, help="T of the softmax. [default: e·√d in RMS units, the paper's e·d in raw ones]"
+)
+@training_options
+@record_options
+@backbone_options
+@click.pass_obj
+def command(settings: Settings, task: str | None, method: str, **options: Any) -> None:
+    """Train a target prompt for TASK, by default with ATTEMPT (equations 2 to 4 of the paper).
+
+    Sources and backbone stay frozen. The prompt, G and the composition that joins them are kept in the registry under
+    --name (TASK-METHOD without it).
+
+    \b
+      attempt train-target rte --sources mnli,qnli,sst2 --init-from mnli
+      attempt train-target cb --sources all
+      attempt train-target rte --method spot --init-from mnli
+      attempt train-target rte --method prompt-tuning
+      attempt train-target reviews --train-file reviews.csv --input "{text} sentiment:" --label stars --sources all
+    """
+    from attempt_cli.training.config import make_config
+    from attempt_cli.training.recipes import Request
+
+    registry = settings.registry()
+    names, start = options.pop("sources"), options.pop("init_from")
+    if method == "attempt" and names is None:
+        raise click.UsageError("ATTEMPT mixes source prompts: give --sources a,b,c or --sources all")
+    if method == "spot" and start is None:
+        raise click.UsageError("SPoT starts from a source prompt: give --init-from NAME")
+    if method != "attempt" and names is not None:
+        raise click.UsageError(f"--sources only goes with --method attempt, not with {method}")
+    if method == "prompt-tuning" and start is not None:
+        raise click.UsageError("prompt tuning from another prompt is SPoT: --method spot --init-from NAME")
+    chosen = chosen_task(task, options)
+    sources = chosen_sources(registry, names, backbone_name(options))
+    init_from = registry.prompt(start) if start else (sources[0] if sources else None)
+    used = [*sources, *([init_from] if init_from else [])]
+    lengths = {prompt.length for prompt in used}
+    if len(lengths) > 1:
+        found = ", ".join(f"{prompt.ref} {prompt.length}" for prompt in used)
+        raise AttemptError(
+            f"the prompts differ in length: {found}",
+            "A mixture needs prompts of one length: choose others with --sources.",
+        )
+    if options["prompt_length"] is None and lengths:
+        options["prompt_length"] = lengths.pop()
+    record = {key: options.pop(key) for key in ("name", "note", "tags", "resume")}
+    train_limit = options.pop("train_limit")
+    where = {key: options.pop(key) for key in ("backbone", "device", "dtype")}
+    config = make_config(options.pop("preset"), method=method, **options)
+    backbone = chosen_backbone(registry, where, used, settings.output.note)
+    request = Request(
+        task=chosen,
+        kind="target",
+        name=record["name"] or f"{chosen.name}-{method}",
+        config=config,
+        sources=sources,
+        init_from=init_from,
+        train_limit=train_limit,
+        data_dir=settings.data_dir,
+        command=typed_command(),
+        note=record["note"],
+        tags=record["tags"],
+    )
+    outcome = run_training(settings, registry, backbone, request, resume=record["resume"])
+    if outcome is not None:
+        report(settings, request, outcome)

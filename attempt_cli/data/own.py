@@ -1,1 +1,0 @@
-"""A task straight from files: `--train-file reviews.csv --input "{text}" --label sentiment`."""

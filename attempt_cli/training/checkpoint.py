@@ -1,0 +1,103 @@
+"""A training's state in one small file: prompts, G and the optimiser's moments, never the backbone."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attempt_cli.errors import AttemptError
+from attempt_cli.method import PromptMixture
+
+
+@dataclass
+class TrainingState:
+    """Where a training stands after `step` optimiser steps.
+
+    Args:
+        step: optimiser steps done.
+        losses: mean loss per target token of every step.
+        history: the evaluations, each with its step and metrics.
+        best_step: the step of the best evaluation, None before the first.
+        best_score: its rank: (metric, log-likelihood per row).
+        best: the mixture's tensors then.
+        stale: evaluations since the best.
+        seconds: time spent, over all runs of this training.
+    """
+
+    step: int = 0
+    losses: list[float] = field(default_factory=list)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    best_step: int | None = None
+    best_score: tuple[float, float] | None = None
+    best: dict[str, Tensor] = field(default_factory=dict)
+    stale: int = 0
+    seconds: float = 0.0
+
+
+_FIELDS = ("step", "losses", "history", "best_step", "best_score", "stale", "seconds")
+
+
+def save_checkpoint(
+    path: Path, key: str, state: TrainingState, mixture: PromptMixture, optimizer: torch.optim.Optimizer
+) -> None:
+    """Writes the state whole or not at all: to a temporary name, synced, renamed."""
+    from safetensors.torch import save
+
+    tensors = {f"mixture.{name}": tensor for name, tensor in mixture.state_dict().items()}
+    tensors |= {f"best.{name}": tensor for name, tensor in state.best.items()}
+    for index, moments in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in moments.items()}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    metadata = {"key": key, "state": json.dumps({name: getattr(state, name) for name in _FIELDS})}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(save(tensors, metadata))
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def load_checkpoint(path: Path, key: str, mixture: PromptMixture, optimizer: torch.optim.Optimizer) -> TrainingState:
+    """Puts a saved state back into the mixture and the optimiser.
+
+    Raises:
+        AttemptError: the file is damaged or belongs to another training.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        if metadata.get("key") != key:
+            raise AttemptError(
+                f"the checkpoint {path} belongs to another training", "Run without --resume to start anew."
+            )
+        saved = json.loads(metadata["state"])
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise AttemptError(
+            f"the checkpoint {path} is damaged ({error})", "Run without --resume to start anew; it is then replaced."
+        ) from error
+
+    def part(prefix: str) -> dict[str, Tensor]:
+        return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+    mixture.load_state_dict(part("mixture."))
+    moments: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in part("optimizer.").items():
+        index, moment = name.split(".", 1)
+        moments.setdefault(int(index), {})[moment] = tensor
+    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+    state = TrainingState(**saved, best=part("best."))
+    state.best_score = tuple(state.best_score) if state.best_score else None  # type: ignore[assignment]
+    return state

@@ -1,0 +1,115 @@
+"""How a prompt is trained: every setting, its default and its bounds."""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from attempt_cli.errors import AttemptError, unknown_name
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+Method = Literal["prompt-tuning", "spot", "attempt"]
+
+
+class TrainingConfig(BaseModel):
+    """The settings of one training.
+
+    Defaults are for prompts in units of the backbone's embedding RMS, where one set serves every backbone; the preset
+    `paper` holds the published settings, which are for T5's own units.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    method: Method = "prompt-tuning"
+    prompt_length: int = Field(20, ge=1, le=2000)  # m
+    steps: int | None = Field(None, ge=1)
+    epochs: float | None = Field(None, gt=0)
+    batch_size: int = Field(16, ge=1)  # rows of a micro-step, per process
+    accumulate: int = Field(1, ge=1)  # micro-steps of an optimiser step
+    learning_rate: float = Field(0.03, gt=0)  # of prompts, in their units
+    attention_learning_rate: float = Field(0.01, gt=0)  # of G
+    weight_decay: float = Field(1e-5, ge=0)
+    warmup_steps: int | None = Field(None, ge=0)  # None: a tenth of the steps, at most the paper's 500
+    clip_norm: float = Field(
+        1.0, gt=0
+    )  # of all trained tensors together; the released code has it, the paper does not say
+    seed: int = Field(0, ge=0)
+    units: Literal["rms", "raw"] = "rms"
+    attention_rank: int = Field(100, ge=1)  # r
+    temperature: float | None = Field(None, gt=0)  # None: e·√d in RMS units, the paper's e·d in raw ones
+    max_length: int | None = Field(None, ge=4)  # input tokens; None: the task's own limit
+    max_tokens: int = Field(8192, ge=1)  # positions computed at once, pads included
+    eval_every: int | None = Field(None, ge=0)  # steps; None: ten times a training; 0: never
+    eval_rows: int = Field(200, ge=1)  # validation rows looked at during training
+    patience: int | None = Field(None, ge=1)  # evaluations without improvement before stopping
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> TrainingConfig:
+        if self.steps is not None and self.epochs is not None:
+            raise ValueError("give --steps or --epochs, not both")
+        return self
+
+    def total_steps(self, rows: int, processes: int = 1) -> int:
+        """Optimiser steps of the whole training."""
+        if self.epochs is not None:
+            return max(1, math.ceil(self.epochs * rows / self.rows_per_step(processes)))
+        return self.steps or DEFAULT_STEPS
+
+    def rows_per_step(self, processes: int = 1) -> int:
+        """Rows of one optimiser step over all processes."""
+        return self.batch_size * self.accumulate * processes
+
+    def learning_rate_factor(self, step: int, total: int) -> float:
+        """Linear warm-up, then linear decay to nothing; `step` counts from 0."""
+        warmup = self.warmup_steps if self.warmup_steps is not None else min(500, total // 10)
+        if step < warmup:
+            return (step + 1) / warmup
+        return max(0.0, (total - step) / max(1, total - warmup))
+
+
+DEFAULT_STEPS = 500
+
+
+def make_config(preset: str | None, **given: Any) -> TrainingConfig:
+    """A preset's settings, overridden by those given (None means: not given).
+
+    Raises:
+        AttemptError: unknown preset; or settings out of bounds, all of them at once.
+    """
+    settings = read_preset(preset) if preset else {}
+    chosen = {key: value for key, value in given.items() if value is not None}
+    if "steps" in chosen:  # a budget that is given replaces the preset's
+        settings.pop("epochs", None)
+    if "epochs" in chosen:
+        settings.pop("steps", None)
+    try:
+        return TrainingConfig(**{**settings, **chosen})
+    except ValidationError as error:
+        lines = []
+        for problem in error.errors():
+            option = "--" + str(problem["loc"][0]).replace("_", "-") if problem["loc"] else ""
+            message = problem["msg"].removeprefix("Value error, ")
+            lines.append(f"{option}: {message}, got {problem['input']}" if option else message)
+        raise AttemptError("these settings cannot be used:\n  " + "\n  ".join(lines)) from error
+
+
+def preset_names() -> list[str]:
+    """The presets that come with the package."""
+    return sorted(path.stem for path in (Path(__file__).parent / "presets").glob("*.toml"))
+
+
+def read_preset(name: str) -> dict[str, Any]:
+    """The settings of a preset."""
+    if name not in preset_names():
+        raise unknown_name("preset", name, preset_names(), "attempt train-target --help")
+    text = (Path(__file__).parent / "presets" / f"{name}.toml").read_text("utf-8")
+    settings: dict[str, Any] = tomllib.loads(text)["training"]
+    return settings

@@ -1,0 +1,346 @@
+"""Train a source prompt, train a target prompt: from a task's rows to records in the registry."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attempt_cli.artefacts import prompt_in_units, remember_backbone, versions
+from attempt_cli.backbones.base import FrozenBackbone
+from attempt_cli.backbones.prompted import PromptedModel
+from attempt_cli.data.metrics import score
+from attempt_cli.data.rows import Rows, load_examples
+from attempt_cli.data.schema import task_fields
+from attempt_cli.data.task import Example, Task
+from attempt_cli.errors import AttemptError
+from attempt_cli.evaluation.predict import encode_examples, predict
+from attempt_cli.method import PromptAttention, PromptMixture, paper_temperature, rms_temperature
+from attempt_cli.training.config import TrainingConfig
+from attempt_cli.training.initial import vocabulary_prompt
+from attempt_cli.training.loop import Listener, Trained, train
+from attempt_cli.training.processes import Processes
+from registry import Prompt, Registry
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be trained.
+
+    Args:
+        task: the task.
+        kind: "source" or "target".
+        name: under which the prompt (and G and the composition) are kept.
+        config: the settings.
+        sources: ATTEMPT's source prompts, in order.
+        init_from: the prompt that the new one starts from; None samples the vocabulary.
+        train_rows: these rows instead of the task's own (few-shot).
+        train_limit: a random sample of so many training rows.
+        data_dir: rows in the hub's layout.
+        command: as it was typed, for the record.
+        note, tags: for the record.
+    """
+
+    task: Task
+    kind: str
+    name: str
+    config: TrainingConfig
+    sources: tuple[Prompt, ...] = ()
+    init_from: Prompt | None = None
+    train_rows: Rows | None = None
+    train_limit: int | None = None
+    data_dir: Path | None = None
+    command: str = ""
+    note: str = ""
+    tags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a training left in the registry.
+
+    Args:
+        prompt: the prompt's full name.
+        composition: ATTEMPT's composition, else None.
+        attention: ATTEMPT's G, else None.
+        model: the trained model, ready to predict.
+        trained: how it went.
+        truncated: training rows longer than the limit.
+        rows: training rows.
+        trained_parameters: how many numbers were trained.
+        run: the run's id.
+    """
+
+    prompt: str
+    composition: str | None
+    attention: str | None
+    model: PromptedModel
+    trained: Trained
+    truncated: int
+    rows: int
+    trained_parameters: int
+    run: int
+
+
+@dataclass
+class _Silent:
+    """A listener that says nothing."""
+
+    def start(self, step: int, total: int) -> None: ...
+
+    def step(self, step: int, loss: float, rows_per_second: float) -> None: ...
+
+    def evaluation(self, step: int, metrics: dict[str, float], best: bool) -> None: ...
+
+
+def train_prompt(
+    registry: Registry,
+    backbone: FrozenBackbone,
+    request: Request,
+    *,
+    resume: bool = False,
+    listener: Listener | None = None,
+    processes: Processes | None = None,
+) -> Outcome | None:
+    """Trains what the request says and records it.
+
+    Returns:
+        What was recorded; None on the processes that only helped.
+
+    Raises:
+        AttemptError: rows, prompts or settings do not fit; or see `training.loop.train`.
+    """
+    processes = processes or Processes()
+    task, config = training_task(request.task, request.config), request.config
+    _check(backbone, request)
+    rows = request.train_rows or load_examples(
+        task, "train", data_dir=request.data_dir, limit=request.train_limit, seed=config.seed
+    )
+    validation = None
+    if config.eval_every != 0 and request.train_rows is None:
+        validation = load_examples(
+            task, "validation", data_dir=request.data_dir, limit=config.eval_rows, seed=config.seed
+        )
+    if processes.is_main:
+        remember_backbone(registry, backbone)
+    model = build_model(registry, backbone, request)
+    assert model.mixture is not None
+    encoded = encode_examples(model, task, rows.examples, config.max_length)
+    key = training_key(request, backbone, rows, validation, processes.count)
+
+    def evaluate(trained: PromptedModel) -> tuple[dict[str, float], float]:
+        assert validation is not None
+        return validation_score(trained, task, validation.examples, config)
+
+    trained = train(
+        model,
+        encoded,
+        config,
+        evaluate=evaluate if validation is not None else None,
+        checkpoint=checkpoint_path(registry, key),
+        key=key,
+        resume=resume,
+        listener=listener or _Silent(),
+        processes=processes,
+    )
+    if not processes.is_main:
+        return None
+    outcome = _record(registry, backbone, request, model, trained, rows, validation, processes)
+    checkpoint_path(registry, key).unlink(missing_ok=True)
+    return replace(outcome, truncated=sum(row.truncated > 0 for row in encoded))
+
+
+def training_task(task: Task, config: TrainingConfig) -> Task:
+    """The task as it is trained: without validation no training rows are held out of one's own files."""
+    if config.eval_every == 0 and task.files and task.split_rule == "held-out":
+        return replace(task, split_rule="own")
+    return task
+
+
+def build_model(registry: Registry, backbone: FrozenBackbone, request: Request) -> PromptedModel:
+    """The model before the first step: initial prompts, frozen sources, a fresh G."""
+    config = request.config
+    scale = backbone.embedding_rms if config.units == "rms" else 1.0
+    generator = torch.Generator().manual_seed(config.seed)
+    if request.init_from is not None:
+        initial = prompt_in_units(registry, backbone, request.init_from, scale)
+    else:
+        initial = vocabulary_prompt(backbone, config.prompt_length, generator).float() / scale
+    sources: Tensor | None = None
+    attention = None
+    if config.method == "attempt":
+        sources = torch.stack([prompt_in_units(registry, backbone, prompt, scale) for prompt in request.sources])
+        attention = PromptAttention(
+            backbone.width, config.attention_rank, temperature(config, backbone.width), generator=generator
+        )
+    mixture = PromptMixture(initial[None], sources, attention)
+    return PromptedModel(backbone, mixture.to(backbone.device), scale)
+
+
+def temperature(config: TrainingConfig, width: int) -> float:
+    """T as it was given, else the one that belongs to the units."""
+    if config.temperature is not None:
+        return config.temperature
+    return rms_temperature(width) if config.units == "rms" else paper_temperature(width)
+
+
+def validation_score(
+    model: PromptedModel, task: Task, examples: Sequence[Example], config: TrainingConfig
+) -> tuple[dict[str, float], float]:
+    """The task's metrics, and the log-likelihood per row, which tells equal metrics apart."""
+    said = predict(model, task, examples, max_length=config.max_length, max_tokens=config.max_tokens)
+    likelihoods = [row.log_likelihood for row in said.rows if row.log_likelihood is not None]
+    return score(task, said.texts, examples), sum(likelihoods) / len(likelihoods) if likelihoods else 0.0
+
+
+def training_key(
+    request: Request, backbone: FrozenBackbone, rows: Rows, validation: Rows | None, processes: int
+) -> str:
+    """Names a training by all that its result depends on: the same command finds its own checkpoint, and no other's."""
+    identity: dict[str, Any] = {
+        "name": request.name,
+        "kind": request.kind,
+        "task": task_fields(request.task) | {"format": request.task.format},
+        "config": request.config.model_dump(),
+        "backbone": [backbone.fingerprint, str(backbone.dtype)],
+        "sources": [prompt.sha256 for prompt in request.sources],
+        "init_from": request.init_from.sha256 if request.init_from else None,
+        "rows": rows.sha256,
+        "validation": validation.sha256 if validation else None,
+        "processes": processes,
+    }
+    return hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def checkpoint_path(registry: Registry, key: str) -> Path:
+    """Where a training of this key keeps its state."""
+    return registry.folder / "checkpoints" / f"{key}.safetensors"
+
+
+def _check(backbone: FrozenBackbone, request: Request) -> None:
+    """Refuses requests whose parts do not fit, all problems at once."""
+    problems = []
+    config = request.config
+    if config.method == "attempt" and not request.sources:
+        problems.append("ATTEMPT needs source prompts: --sources a,b,c or --sources all")
+    if config.method == "spot" and request.init_from is None:
+        problems.append("SPoT starts from a source prompt: --init-from NAME")
+    for prompt in (*request.sources, *([request.init_from] if request.init_from else [])):
+        if prompt.length != config.prompt_length:
+            problems.append(f"'{prompt.ref}' has {prompt.length} tokens, --prompt-length is {config.prompt_length}")
+    if config.method == "attempt" and config.attention_rank >= backbone.width:
+        problems.append(f"--attention-rank {config.attention_rank} is not below the width {backbone.width}")
+    positions = backbone.max_positions
+    if positions is not None and config.prompt_length >= positions - 8:
+        problems.append(f"--prompt-length {config.prompt_length} leaves no room in {positions} positions")
+    if problems:
+        raise AttemptError("this cannot be trained:\n  " + "\n  ".join(dict.fromkeys(problems)))
+
+
+def _record(
+    registry: Registry,
+    backbone: FrozenBackbone,
+    request: Request,
+    model: PromptedModel,
+    trained: Trained,
+    rows: Rows,
+    validation: Rows | None,
+    processes: Processes,
+) -> Outcome:
+    """Prompt, G, composition and run become visible together, or not at all."""
+    config, task = request.config, request.task
+    mixture = model.mixture
+    assert mixture is not None
+    sources = tuple(prompt.ref for prompt in request.sources)
+    parents = tuple(dict.fromkeys([*([request.init_from.ref] if request.init_from else []), *sources]))
+    settings = {
+        "task": task_fields(task),
+        "format": task.format,
+        "training": config.model_dump(exclude_none=True),
+        "total_steps": trained.total,
+        "dtype": str(backbone.dtype).removeprefix("torch."),
+        "init_from": request.init_from.ref if request.init_from else "vocabulary",
+    }
+    trained_parameters = sum(parameter.numel() for parameter in mixture.parameters())
+    identity: dict[str, Any] = {"backbone": backbone.name, "fingerprint": backbone.fingerprint}
+    budget = {
+        "steps": trained.state.step,
+        "rows_per_step": config.rows_per_step(processes.count),
+        "processes": processes.count,
+        "training_rows": len(rows.examples),
+        "trained_parameters": trained_parameters,
+    }
+    row_record = {"train": {"origin": rows.origin, "sha256": rows.sha256, "n": len(rows.examples)}}
+    if request.train_rows is not None:  # a sample: which rows is part of the result
+        row_record["train"]["rows"] = [example.row for example in rows.examples]
+    if validation is not None:
+        row_record["validation"] = {
+            "origin": validation.origin,
+            "sha256": validation.sha256,
+            "n": len(validation.examples),
+        }
+    attention_ref = composition_ref = None
+    with registry.transaction():
+        prompt = registry.add_prompt(
+            mixture.target_prompts[0].detach().cpu().numpy(),
+            name=request.name,
+            kind=request.kind,
+            method=config.method,
+            task=task.name,
+            task_version=task.version,
+            embedding_scale=model.scale,
+            settings=settings,
+            numbers=trained.numbers,
+            seed=config.seed,
+            note=request.note,
+            tags=request.tags,
+            parents=parents,
+            **identity,
+        )
+        artefacts = [f"prompt:{prompt.ref}"]
+        if mixture.attention is not None:
+            attention = registry.add_attention(
+                {name: tensor.detach().cpu().numpy() for name, tensor in mixture.attention.state_dict().items()},
+                name=request.name,
+                rank=mixture.attention.rank,
+                level="instance",
+                temperature=mixture.attention.temperature,
+                width=backbone.width,
+                settings={"embedding_scale": model.scale, "training": settings["training"]},
+                seed=config.seed,
+                note=request.note,
+                parents=sources,
+                **identity,
+            )
+            composition = registry.add_composition(
+                name=request.name,
+                sources=sources,
+                attention=attention.ref,
+                targets=(prompt.ref,),
+                settings={"embedding_scale": model.scale},
+                note=request.note,
+                **identity,
+            )
+            attention_ref, composition_ref = attention.ref, composition.ref
+            artefacts += [f"attention:{attention.ref}", f"composition:{composition.ref}"]
+        run = registry.add_run(
+            command=request.command,
+            settings=settings,
+            rows=row_record,
+            seed=config.seed,
+            budget=budget,
+            numbers=trained.numbers,
+            versions=versions(),
+            duration=trained.state.seconds,
+            artefacts=artefacts,
+            inputs=[f"prompt:{ref}" for ref in parents],
+        )
+    return Outcome(
+        prompt.ref, composition_ref, attention_ref, model, trained, 0, len(rows.examples), trained_parameters, run.id
+    )

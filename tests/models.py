@@ -1,0 +1,165 @@
+"""Tiny random language models, each saved with its own tokenizer: no network, the same numbers at every call.
+
+The weights are drawn wide enough that logits differ by whole units: a greedy choice then never hangs on the last bit
+of a float, and an error in a position or a mask shows in every score.
+
+    folder = save_t5(tmp_path / "t5")
+    backbone = load_backbone(str(folder), device="cpu", dtype="float32")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+from torch import nn
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+WIDTH = 24
+LAYERS = 2
+
+# one token each after a space; everything else is spelt: " no" therefore begins " nothing", and the words for entailment
+# share a prefix of several tokens
+WORDS = ("yes", "no", "good", "bad", "it", "is", "was", "the", "text", "label", "one", "two", "three", "four", "five")
+
+
+def byte_level_tokenizer(*, start: str | None) -> PreTrainedTokenizerFast:
+    """A byte-level BPE with the merges of WORDS, as Llama 3 and GPT-2 have; the space belongs to the word.
+
+    Args:
+        start: a token put before every text (Llama); None for none (GPT-2).
+    """
+    pieces = ["<end>", "<pad>", *([start] if start else []), *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    merges: list[tuple[str, str]] = []
+    for word in WORDS:
+        left = "Ġ"  # a space, as byte-level vocabularies write it
+        for letter in word:
+            if (left, letter) not in merges:
+                merges.append((left, letter))
+                pieces.append(left + letter)
+            left += letter
+    tokenizer = Tokenizer(models.BPE(vocab={piece: i for i, piece in enumerate(pieces)}, merges=merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    specials = {"eos_token": "<end>", "pad_token": "<pad>"}
+    if start:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{start} $A", special_tokens=[(start, pieces.index(start))]
+        )
+        specials["bos_token"] = start
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in specials.values()])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **specials)
+
+
+def unigram_tokenizer() -> PreTrainedTokenizerFast:
+    """A SentencePiece-like unigram vocabulary with "</s>" after every text, as T5 has."""
+    letters = sorted({chr(c) for c in range(33, 127)} - {"▁"})
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -4.0)]
+    pieces += [(letter, -6.0) for letter in letters] + [("▁" + word, -3.0) for word in WORDS]
+    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=2, byte_fallback=False))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    specials = {"eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in specials.values()])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **specials)
+
+
+def save_llama(folder: Path, **config: Any) -> Path:
+    """A Llama of two layers (rotary positions, grouped key heads, untied output layer), in float32."""
+    tokenizer = byte_level_tokenizer(start="<s>")
+    settings: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": WIDTH,
+        "intermediate_size": 40,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 128,
+        "tie_word_embeddings": False,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    return _save(LlamaForCausalLM(LlamaConfig(**(settings | config))), tokenizer, folder)
+
+
+def save_gpt2(folder: Path, **config: Any) -> Path:
+    """A GPT-2 of two layers: positions are learned and absolute, input and output embeddings are one table."""
+    tokenizer = byte_level_tokenizer(start=None)
+    settings: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "n_embd": WIDTH,
+        "n_layer": LAYERS,
+        "n_head": 4,
+        "n_positions": 128,
+        "bos_token_id": tokenizer.eos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    return _save(GPT2LMHeadModel(GPT2Config(**(settings | config))), tokenizer, folder)
+
+
+def save_t5(folder: Path, *, tied: bool = True, **config: Any) -> Path:
+    """A T5 of two and two layers.
+
+    Args:
+        folder: where to.
+        tied: one table for input and output, and scaled decoder states (T5 1.0); else an output layer of its own and
+            no scaling (T5 1.1, Flan-T5).
+        config: further settings, e.g. `feed_forward_proj="gated-gelu"`.
+    """
+    tokenizer = unigram_tokenizer()
+    settings: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "d_model": WIDTH,
+        "d_kv": 8,
+        "d_ff": 40,
+        "num_layers": LAYERS,
+        "num_heads": 3,
+        "relative_attention_num_buckets": 8,
+        "relative_attention_max_distance": 20,
+        "pad_token_id": tokenizer.pad_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "decoder_start_token_id": tokenizer.pad_token_id,
+    }
+    made = T5Config(**(settings | config))
+    # transformers 5 ties the layers whatever the constructor is told; only the attribute is believed
+    made.tie_word_embeddings = tied
+    made.scale_decoder_outputs = tied
+    return _save(T5ForConditionalGeneration(made), tokenizer, folder)
+
+
+SAVERS: dict[str, Callable[..., Path]] = {"t5": save_t5, "llama": save_llama, "gpt2": save_gpt2}
+
+
+def _save(model: nn.Module, tokenizer: PreTrainedTokenizerFast, folder: Path) -> Path:
+    generator = torch.Generator().manual_seed(20220522)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():  # tied weights come once
+            if weight.dim() == 1:  # gains of the norms about one, biases about nought
+                centre = 0.0 if name.endswith("bias") else 1.0
+                weight.copy_(centre + 0.1 * torch.randn(weight.shape, generator=generator))
+            elif "relative_attention_bias" in name or "wpe" in name:
+                weight.copy_(0.5 * torch.randn(weight.shape, generator=generator))
+            elif "embed" in name or "shared" in name or "wte" in name or "lm_head" in name:
+                weight.copy_(torch.randn(weight.shape, generator=generator))
+            else:
+                weight.copy_(0.3 * torch.randn(weight.shape, generator=generator))
+        if isinstance(model, T5ForConditionalGeneration):  # untied, it still reads with one table on both sides
+            model.encoder.embed_tokens.weight.copy_(model.shared.weight)
+            model.decoder.embed_tokens.weight.copy_(model.shared.weight)
+    model.save_pretrained(folder)  # type: ignore[operator]
+    tokenizer.save_pretrained(folder)
+    return folder
