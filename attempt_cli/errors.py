@@ -15,6 +15,8 @@ class AttemptError(Exception):
         hint: what to type or do next.
     """
 
+    exit_code = 1
+
     def __init__(self, message: str, hint: str | None = None) -> None:
         super().__init__(message)
         self.message = message

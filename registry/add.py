@@ -44,9 +44,9 @@ class Adder(Finder):
                 backbone.name,
                 backbone.fingerprint,
                 backbone.architecture,
-                backbone.width,
-                backbone.embedding_rms,
-                backbone.parameters,
+                int(backbone.width),
+                float(backbone.embedding_rms),
+                int(backbone.parameters),
                 backbone.source,
                 backbone.created,
             ]
@@ -110,7 +110,7 @@ class Adder(Finder):
             "sha256": sha256,
             "settings": json_text(settings, "the settings"),
             "numbers": json_text(numbers, "the numbers"),
-            "seed": seed,
+            "seed": None if seed is None else int(seed),
             "note": note,
             "tags": json_text(unique(checked_tags(tags)), "the tags"),
         }
@@ -150,13 +150,13 @@ class Adder(Finder):
         record = {
             "backbone": backbone,
             "fingerprint": fingerprint,
-            "rank": rank,
+            "rank": int(rank),
             "level": level,
             "temperature": float(temperature),
-            "width": width,
+            "width": int(width),
             "sha256": sha256,
             "settings": json_text(settings, "the settings"),
-            "seed": seed,
+            "seed": None if seed is None else int(seed),
             "note": note,
         }
         return self.attention(self._add("attention", name, record, data, parents=parents))
@@ -230,7 +230,7 @@ class Adder(Finder):
                 "command": command,
                 "settings": json_text(settings, "the settings"),
                 "rows": json_text(rows, "the rows"),
-                "seed": seed,
+                "seed": None if seed is None else int(seed),
                 "budget": json_text(budget, "the budget"),
                 "numbers": json_text(numbers, "the numbers"),
                 "versions": json_text(versions, "the versions"),

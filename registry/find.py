@@ -12,7 +12,7 @@ from registry.names import KINDS, parse
 from registry.records import Attention, Backbone, Composition, Prompt, Run
 from registry.rows import KIND_OF, RECORDS, TABLES, Named, columns, records
 
-# what `prompts(sort=…)` takes; ties are broken by name and version
+# what `prompts(sort=…)` takes
 SORTS = ("name", "created", "task", "kind", "method", "backbone", "length", "width", "seed")
 
 
@@ -140,7 +140,9 @@ class Finder:
             where.append("EXISTS (SELECT 1 FROM json_each(tags) WHERE value = ?)")
             values.append(tag)
         down = "DESC" if reverse else "ASC"
-        order = f"ORDER BY {sort} {down}, name {down}, version {down}, id {down}"
+        # the time is in seconds: what was added within one keeps its order
+        ties = ("id",) if sort == "created" else ("name", "version")
+        order = "ORDER BY " + ", ".join(f"{column} {down}" for column in (sort, *ties))
         return records(Prompt, self._database.rows(_select(Prompt, where, order, limit), values))
 
     def attentions(

@@ -43,30 +43,24 @@ class Objects:
         final = self.path(sha256)
         temporary = final.with_name(f".{final.stem[:16]}-{os.getpid()}-{os.urandom(4).hex()}.tmp")
         try:
-            if self._is_whole(final, len(data)):
+            if _holds(final, data):
                 # `gc` spares young files: this one is about to be referred to again
                 os.utime(final)
                 return
+            new_folders = [folder for folder in (final.parent, self.folder) if not folder.exists()]
             final.parent.mkdir(parents=True, exist_ok=True)
             with open(temporary, "xb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, final)
-            for folder in (final.parent, self.folder, self.folder.parent):
+            for folder in (final.parent, *(new.parent for new in new_folders)):
                 _sync_folder(folder)
         except OSError as error:
             raise file_failure(error, final) from error
         finally:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
-
-    def _is_whole(self, path: Path, size: int) -> bool:
-        # a file cut short by a failing disk is healed by adding its tensor again
-        try:
-            return path.stat().st_size == size
-        except FileNotFoundError:
-            return False
 
     def get(self, sha256: str, of: str) -> dict[str, Array]:
         """The tensors of a file, after checking its hash.
@@ -189,6 +183,14 @@ def _float32(tensor: Any, name: str) -> Array:
             "A training that diverged makes such values: use an earlier checkpoint or a lower learning rate.",
         )
     return converted
+
+
+def _holds(path: Path, data: bytes) -> bool:
+    # compared byte by byte: adding a tensor again heals its damaged file
+    try:
+        return path.read_bytes() == data
+    except FileNotFoundError:
+        return False
 
 
 def _sha256(data: bytes) -> str:

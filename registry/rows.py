@@ -72,15 +72,15 @@ def _finite(value: Any) -> Any:
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
-    if hasattr(value, "item") and not isinstance(value, float):
-        value = value.item()
+    if hasattr(value, "tolist"):
+        return _finite(value.tolist())
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _plain(value: Any) -> Any:
-    # numpy scalars know how to become Python's; paths and sets are common in settings
-    if hasattr(value, "item"):
-        return value.item()
+    # arrays and their scalars know how to become Python's; paths and sets are common in settings
+    if hasattr(value, "tolist"):
+        return value.tolist()
     if isinstance(value, PurePath):
         return str(value)
     if isinstance(value, set | frozenset):

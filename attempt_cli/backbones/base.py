@@ -67,27 +67,26 @@ class FrozenBackbone(ABC):
 
     architecture: str
 
-    def __init__(self, model: nn.Module, tokenizer: Any, *, name: str, source: str) -> None:
+    def __init__(self, model: Any, tokenizer: Any, *, name: str, source: str) -> None:
         self.model: Any = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.name = name
         self.source = source
-        self._embedding: nn.Module = self.model.get_input_embeddings()
+        self._embedding: Any = self.model.get_input_embeddings()
         self._head: nn.Module = self.model.get_output_embeddings()
         self.pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         self.end_id: int = tokenizer.eos_token_id
+        self._forget_generation_habits()
 
     # identity
 
     @property
     def device(self) -> torch.device:
-        device: torch.device = self.model.device
-        return device
+        return self._table.device
 
     @property
     def dtype(self) -> torch.dtype:
-        dtype: torch.dtype = self.model.dtype
-        return dtype
+        return self._table.dtype
 
     @property
     def width(self) -> int:
@@ -101,11 +100,11 @@ class FrozenBackbone(ABC):
 
     @property
     def _table(self) -> Tensor:
-        table: Tensor = self._embedding.weight  # type: ignore[assignment]
+        table: Tensor = self._embedding.weight
         return table
 
     @property
-    def parameters(self) -> int:
+    def parameter_count(self) -> int:
         """The number of frozen weights."""
         return sum(p.numel() for p in self.model.parameters())
 
@@ -113,7 +112,7 @@ class FrozenBackbone(ABC):
     def embedding_rms(self) -> float:
         """The root mean square of an entry of the embeddings as they enter the first layer."""
         ids = torch.arange(self._table.shape[0], device=self.device)
-        squares = sum(float(self.embed(part).float().square().sum()) for part in ids.split(8192))
+        squares = sum(float(self.embed(part).float().square().sum()) for part in torch.split(ids, 8192))
         return math.sqrt(squares / self._table.numel())
 
     @cached_property
@@ -229,6 +228,19 @@ class FrozenBackbone(ABC):
     @abstractmethod
     def generate(self, batch: Batch, embeddings: Tensor, prompts: Tensor | None, max_new_tokens: int) -> list[str]:
         """The model's own continuation of [P ; X], greedily, one text a row."""
+
+    def _forget_generation_habits(self) -> None:
+        """Generation is greedy on every backbone.
+
+        A checkpoint's generation_config.json may ask for beams or a repetition penalty (Qwen2.5 does), and the library
+        applies what a call does not name: a score would hang on who saved the weights.
+        """
+        from transformers import GenerationConfig
+
+        start = getattr(self.model.config, "decoder_start_token_id", None)
+        self.model.generation_config = GenerationConfig(
+            pad_token_id=self.pad_id, eos_token_id=self.end_id, decoder_start_token_id=start
+        )
 
     def _token_log_likelihoods(self, hidden: Tensor, tokens: Tensor) -> Tensor:
         """log p of `tokens` [n], predicted from `hidden` [n, d]; log-softmax in fp32."""

@@ -25,7 +25,8 @@ def load_backbone(name: str, *, device: str | None = None, dtype: str | None = N
     Args:
         name: an alias, a hub id, a folder or a GGUF file.
         device: "cuda", "mps", "cpu", …; without it the best there is.
-        dtype: "bfloat16" or "float32"; without it bf16 where the processor computes in it. Never fp16: T5 overflows in it.
+        dtype: "bfloat16" or "float32"; without it bf16 where the processor computes in it. Never fp16: T5
+            overflows in it.
 
     Raises:
         AttemptError: unknown name, weights that cannot be had or read, a device that is not there.
@@ -46,7 +47,8 @@ def load_from(place: Place, device: torch.device, dtype: torch.dtype) -> FrozenB
         config = AutoConfig.from_pretrained(location)
         auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         attention = {} if device.type != "cpu" else {"attn_implementation": _cpu_attention(dtype)}
-        model = auto.from_pretrained(location, dtype=dtype, **attention).to(device)
+        model: Any = auto.from_pretrained(location, dtype=dtype, **attention)
+        model.to(device)
         tokenizer = AutoTokenizer.from_pretrained(location)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise _loading_error(place, error) from error
@@ -168,17 +170,19 @@ def _loading_error(place: Place, error: Exception) -> AttemptError:
     install = install_hint(place.name)
     ways = "give a local folder or a GGUF file with --backbone, or put it in $ATTEMPT_MODELS"
     return AttemptError(
-        f"the backbone '{place.name}' is not on this machine and could not be had from the hub ({place.location}): {reason}",
+        f"the backbone '{place.name}' is not on this machine and could not be had from the hub ({place.location}):"
+        f" {reason}",
         f"Without a network: {f'`{install}`, ' if install else ''}{ways}/{place.name}.",
     )
 
 
 def _quiet_transformers() -> None:
     """No progress bars and advice of the library between our own lines."""
-    import transformers
+    from transformers.utils import logging
 
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    settings: Any = logging
+    settings.set_verbosity_error()
+    settings.disable_progress_bar()
 
 
 def describe(backbone: FrozenBackbone) -> dict[str, Any]:
@@ -189,6 +193,6 @@ def describe(backbone: FrozenBackbone) -> dict[str, Any]:
         "architecture": backbone.architecture,
         "width": backbone.width,
         "embedding_rms": backbone.embedding_rms,
-        "parameters": backbone.parameters,
+        "parameters": backbone.parameter_count,
         "source": backbone.source,
     }

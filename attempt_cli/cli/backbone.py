@@ -1,6 +1,76 @@
+"""`attempt backbone`: the frozen language models that prompts are trained for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 import click
 
+from attempt_cli.cli.options import backbone_options, chosen_backbone
 
-@click.command("backbone")
+if TYPE_CHECKING:
+    from attempt_cli.cli.main import Settings
+
+
+@click.group("backbone")
 def command() -> None:
-    """coming"""
+    """The frozen language models that prompts belong to."""
+
+
+@command.command("list")
+@click.pass_obj
+def list_backbones(settings: Settings) -> None:
+    """List the short names, where their weights would come from, and what the registry knows of them.
+
+    \b
+      attempt backbone list
+      attempt --format json backbone list
+    """
+    from attempt_cli.backbones.names import aliases, find_backbone
+
+    recorded = {backbone.name: backbone for backbone in settings.registry().backbones()}
+    rows = []
+    for name in [*aliases(), *(name for name in recorded if name not in aliases())]:
+        known = recorded.get(name)
+        place = find_backbone(name) if name in aliases() else None
+        rows.append(
+            {
+                "name": name,
+                "from": place.kind if place else "recorded",
+                "location": place.location if place else (known.source if known else None),
+                "width": known.width if known else None,
+                "fingerprint": known.fingerprint if known else None,
+            }
+        )
+    settings.output.rows("backbones", rows, ["name", "from", "location", "width", "fingerprint"])
+
+
+@command.command("show")
+@click.argument("name", required=False)
+@backbone_options
+@click.pass_obj
+def show_backbone(settings: Settings, /, name: str | None, **options: Any) -> None:
+    """Load a backbone and show what it is; the registry then knows it.
+
+    \b
+      attempt backbone show smollm2-135m
+      attempt backbone show ./my-model --dtype float32
+    """
+    from dataclasses import asdict
+
+    from attempt_cli.artefacts import remember_backbone
+
+    if name is not None:
+        options["backbone"] = name
+    registry = settings.registry()
+    backbone = chosen_backbone(registry, options, note=settings.output.note)
+    remember_backbone(registry, backbone)
+    record = {
+        **asdict(registry.backbone(backbone.fingerprint)),
+        "layers": getattr(backbone.model.config, "num_hidden_layers", None),
+        "vocabulary": backbone.vocabulary_size,
+        "positions": backbone.max_positions,
+        "device": str(backbone.device),
+        "dtype": str(backbone.dtype).removeprefix("torch."),
+    }
+    settings.output.record("backbone", record)

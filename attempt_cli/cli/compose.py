@@ -1,6 +1,82 @@
+"""`attempt compose`: joins sources, a target and an attention under a name."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
 import click
+
+from attempt_cli.cli.options import backbone_name, chosen_sources, split_names
+from attempt_cli.errors import AttemptError
+
+if TYPE_CHECKING:
+    from attempt_cli.cli.main import Settings
 
 
 @click.command("compose")
-def command() -> None:
-    """coming"""
+@click.argument("name")
+@click.option("--sources", help="Source prompts, comma separated and in order, or `all` of the backbone.")
+@click.option("--target", "targets", required=True, help="Target prompts, comma separated, one a task.")
+@click.option("--attention", help="The trained G that mixes the sources. [default: the one trained with the target]")
+@click.option("--backbone", help="With `--sources all`: of this backbone.")
+@click.option("--note", default="", help="A remark to keep with it.")
+@click.pass_obj
+def command(
+    settings: Settings,
+    name: str,
+    sources: str | None,
+    targets: str,
+    attention: str | None,
+    backbone: str | None,
+    note: str,
+) -> None:
+    """Join source prompts, target prompts and a trained attention under NAME, to evaluate and to predict with.
+
+    G scores prompts by a dot product, so their number is free: sources may be dropped or added without training.
+
+    \b
+      attempt compose rte-without-sst2 --sources mnli,qnli --target rte-attempt
+      attempt compose both --sources all --target rte-attempt,cb-attempt --attention cb-attempt
+    """
+    registry = settings.registry()
+    target_prompts = [registry.prompt(target) for target in split_names(targets)]
+    chosen = chosen_sources(registry, sources, backbone_name({"backbone": backbone}) or target_prompts[0].backbone)
+    mixer = None
+    if chosen:
+        mixer = registry.attention(attention or _attention_of(registry, target_prompts[0].ref))
+    elif attention is not None:
+        raise click.UsageError("--attention mixes sources: give --sources too")
+    lengths = {prompt.length for prompt in (*chosen, *target_prompts)}
+    if len(lengths) > 1:
+        found = ", ".join(f"{prompt.ref} {prompt.length}" for prompt in (*chosen, *target_prompts))
+        raise AttemptError(f"the prompts differ in length: {found}", "A mixture needs prompts of one length.")
+    tasks = [prompt.task for prompt in target_prompts]
+    if len(set(tasks)) < len(tasks):
+        raise AttemptError(f"two target prompts are for one task: {', '.join(tasks)}", "Name one target a task.")
+    scale = mixer.settings.get("embedding_scale", 1.0) if mixer else target_prompts[0].embedding_scale
+    composition = registry.add_composition(
+        name=name,
+        backbone=target_prompts[0].backbone,
+        fingerprint=target_prompts[0].fingerprint,
+        sources=[prompt.ref for prompt in chosen],
+        attention=mixer.ref if mixer else None,
+        targets=[prompt.ref for prompt in target_prompts],
+        settings={"embedding_scale": scale},
+        note=note,
+    )
+    settings.output.record("composition", {**asdict(composition), "name": composition.ref})
+    settings.output.note(f"Next: `attempt eval --tasks {','.join(tasks)} --composition {composition.ref}`")
+
+
+def _attention_of(registry: object, target: str) -> str:
+    """The attention that was trained with a target prompt."""
+    from registry import Registry
+
+    assert isinstance(registry, Registry)
+    for composition in registry.lineage(target).compositions:
+        if composition.attention is not None:
+            return composition.attention
+    raise AttemptError(
+        f"no attention was trained with '{target}'", "Name one: `attempt registry list --what attentions`."
+    )

@@ -1,6 +1,239 @@
+"""`attempt eval`: scores prompts and compositions on a task's rows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
 import click
+
+from attempt_cli.cli.models import load_model, model_for_task, named_models, trained_task, with_files
+from attempt_cli.cli.options import (
+    FILE_FIELDS,
+    backbone_name,
+    backbone_options,
+    chosen_backbone,
+    chosen_task,
+    split_names,
+    task_options,
+    typed_command,
+)
+
+if TYPE_CHECKING:
+    from attempt_cli.artefacts import Loaded
+    from attempt_cli.cli.main import Settings
+    from attempt_cli.cli.models import Chosen
+    from attempt_cli.data.rows import Rows
+    from attempt_cli.data.task import Task
+    from attempt_cli.evaluation.evaluate import Evaluation
+
+COLUMNS = ("task", "model", "metric", "score", "interval", "n", "rows_per_second", "attention")
 
 
 @click.command("eval")
-def command() -> None:
-    """coming"""
+@click.option("--tasks", help="Tasks, comma separated.")
+@task_options
+@click.option("--prompt", "prompts", multiple=True, help="A prompt, or `none` for the bare model; may be repeated.")
+@click.option("--composition", "compositions", multiple=True, help="A composition; may be repeated.")
+@click.option("--split", type=click.Choice(["train", "validation", "test"]), default="test", show_default=True)
+@click.option("--limit", type=click.IntRange(min=1), help="A random sample of so many rows.")
+@click.option("--max-length", type=click.IntRange(min=4), help="Input tokens of a row. [default: as trained]")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the sample.")
+@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="Write every prediction here as JSONL.")
+@backbone_options
+@click.pass_obj
+def command(
+    settings: Settings,
+    /,
+    tasks: str | None,
+    prompts: tuple[str, ...],
+    compositions: tuple[str, ...],
+    split: str,
+    limit: int | None,
+    max_length: int | None,
+    seed: int,
+    output: Path | None,
+    **options: Any,
+) -> None:
+    """Score prompts on the rows of tasks.
+
+    Without --prompt or --composition a task is served by what was trained for it last. Label words are scored in one
+    pass; free text is generated. The interval is of 95 %.
+
+    \b
+      attempt eval --tasks rte,boolq
+      attempt eval --tasks rte --prompt none --prompt mnli --composition rte-attempt
+      attempt eval --tasks mrpc --split validation --limit 200 --output predictions.jsonl
+      attempt eval --prompt reviews --test-file more.csv
+    """
+    from attempt_cli.artefacts import remember_backbone, versions
+    from attempt_cli.cli.progress import RowProgress
+    from attempt_cli.data.rows import load_examples
+    from attempt_cli.evaluation.evaluate import evaluate
+
+    registry = settings.registry()
+    named = named_models(registry, prompts, compositions)
+    wanted = _tasks(tasks, options, named)
+    backbone = backbone_name(options)
+    plan: list[tuple[Task, Chosen]] = [
+        (task, model) for task in wanted for model in (named or [model_for_task(registry, task.name, backbone)])
+    ]
+
+    # rows first: they are quick to find missing, the backbone is not
+    def rows_of(task: Task) -> Rows:
+        return load_examples(task, split, data_dir=settings.data_dir, limit=limit, seed=seed)
+
+    rows = {task.name: rows_of(task) for task in wanted}
+    used = [model for _, model in plan if model is not None]
+    frozen = chosen_backbone(registry, options, used, settings.output.note)
+    remember_backbone(registry, frozen)
+    models = {_key(model): load_model(registry, frozen, model) for _, model in plan}
+    results, records = [], []
+    with RowProgress(sum(len(rows[task.name].examples) for task, _ in plan), settings.output.format) as progress:
+        for task, model in plan:
+            loaded = models[_key(model)]
+            in_format = _as_trained(task, loaded)
+            examples = rows[task.name]
+            if in_format.format != task.format:
+                examples = rows_of(in_format)
+            result = evaluate(
+                loaded.model,
+                in_format,
+                examples.examples,
+                task_index=loaded.task_index(task.name),
+                max_length=max_length or _trained_length(loaded),
+                progress=progress.advance,
+            )
+            results.append((in_format, loaded, examples, result))
+            records.append(summary(in_format, loaded, examples, result))
+    for record, (_, loaded, examples, result) in zip(records, results, strict=True):
+        run = registry.add_run(
+            command=typed_command(),
+            settings={"split": split, "limit": limit, "max_length": max_length, "dtype": str(frozen.dtype)},
+            rows={split: {"origin": examples.origin, "sha256": examples.sha256, "n": result.n}},
+            seed=seed,
+            budget={},
+            numbers=record,
+            versions=versions(),
+            duration=result.predictions.seconds,
+            inputs=loaded.inputs,
+        )
+        record["run"] = run.id
+    if output is not None:
+        with output.open("w", encoding="utf-8") as file:
+            for task, loaded, examples, result in results:
+                write_predictions(file, task, loaded, examples, result)
+        settings.output.note(f"Wrote every prediction to {output}")
+    truncated = sum(record["truncated"] for record in records)
+    if truncated:
+        settings.output.note(f"{truncated:,} inputs were longer than the limit and lost their middle.")
+    if settings.output.format == "json":
+        settings.output.json({"evaluations": records})
+    else:
+        settings.output.rows("evaluations", [table_row(record) for record in records], COLUMNS, name="score")
+
+
+def summary(task: Task, loaded: Loaded, rows: Rows, result: Evaluation) -> dict[str, Any]:
+    """An evaluation as JSON holds it: scores in [0, 1] (correlations in [-1, 1])."""
+    record: dict[str, Any] = {
+        "task": task.name,
+        "model": loaded.name,
+        "kind": loaded.kind,
+        "metrics": {name: round(value, 6) for name, value in result.metrics.items()},
+        "metric": task.metrics[0],
+        "score": round(result.score, 6),
+        "interval": [round(bound, 6) for bound in result.interval],
+        "n": result.n,
+        "rows_per_second": round(result.rows_per_second, 2),
+        "truncated": result.predictions.truncated,
+        "rows": rows.origin,
+    }
+    attention = result.mean_attention
+    if attention is not None:
+        names = [*(ref for ref in loaded.sources), "target"]
+        record["attention"] = {name: round(weight, 4) for name, weight in zip(names, attention, strict=True)}
+    return record
+
+
+def table_row(record: dict[str, Any]) -> dict[str, Any]:
+    """An evaluation as people read it: percent, with the interval's bounds."""
+    low, high = record["interval"]
+    attention = ", ".join(f"{name} {weight:.2f}" for name, weight in record.get("attention", {}).items())
+    others = [f"{name} {100 * value:.1f}" for name, value in record["metrics"].items() if name != record["metric"]]
+    return {
+        **record,
+        "metric": ", ".join([record["metric"], *others]),
+        "score": f"{100 * record['score']:.1f}",
+        "interval": f"{100 * low:.1f}-{100 * high:.1f}",
+        "rows_per_second": f"{record['rows_per_second']:.1f}",
+        "attention": attention,
+    }
+
+
+def write_predictions(file: IO[str], task: Task, loaded: Loaded, rows: Rows, result: Evaluation) -> None:
+    """One JSON object a row: its number, the answer, what the model said, and the attention it gave."""
+    names = [*loaded.sources, "target"]
+    for example, said in zip(rows.examples, result.predictions.rows, strict=True):
+        line: dict[str, Any] = {
+            "task": task.name,
+            "model": loaded.name,
+            "row": example.row,
+            "input": example.input,
+            "target": example.target,
+            "prediction": said.text,
+        }
+        if said.probabilities is not None:
+            line["probabilities"] = named(task.label_words, said.probabilities)
+        if said.attention is not None:
+            line["attention"] = named(names, said.attention)
+        file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def named(names: Iterable[str], values: Iterable[float]) -> dict[str, float]:
+    """Numbers under their names, to five digits."""
+    return {name: round(value, 5) for name, value in zip(names, values, strict=True)}
+
+
+def _tasks(names: str | None, options: dict[str, Any], models: list[Chosen]) -> list[Task]:
+    """The tasks of --tasks; else those of files; else what the first model was trained for."""
+    from attempt_cli.data.task import load_task
+
+    files = {field: options[field] for field in FILE_FIELDS}
+    if names is not None:
+        unused = [field for field, value in files.items() if value is not None]
+        if unused:
+            raise click.UsageError("give --tasks or files, not both")
+        text_format = options.pop("text_format")
+        for field in FILE_FIELDS:
+            options.pop(field)
+        tasks = [load_task(name) for name in split_names(names)]
+        return [task.with_format(text_format) if text_format else task for task in tasks]
+    from registry.records import Prompt
+
+    first = next((model for model in models if isinstance(model, Prompt)), None)
+    if files["input_template"] is None and first is not None:
+        task = trained_task(first.settings, first.task)
+        task = with_files(task, train=files["train_file"], validation=files["validation_file"], test=files["test_file"])
+        text_format = options.pop("text_format")
+        for field in FILE_FIELDS:
+            options.pop(field)
+        return [task.with_format(text_format) if text_format else task]
+    return [chosen_task(None, options)]
+
+
+def _as_trained(task: Task, loaded: Loaded) -> Task:
+    """The task in the text format that the prompt was trained under."""
+    text_format = (loaded.settings or {}).get("format", task.format)
+    return task.with_format(text_format) if text_format != task.format and task.reference else task
+
+
+def _trained_length(loaded: Loaded) -> int | None:
+    training = (loaded.settings or {}).get("training", {})
+    length = training.get("max_length") if isinstance(training, dict) else None
+    return int(length) if length else None
+
+
+def _key(model: Chosen) -> str:
+    return "none" if model is None else f"{type(model).__name__}:{model.ref}"

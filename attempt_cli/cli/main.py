@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -62,17 +63,6 @@ class AttemptGroup(click.Group):
         command: click.Command = module.command
         return command
 
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        try:
-            return super().resolve_command(ctx, args)
-        except click.UsageError as error:
-            from registry.errors import nearest_names
-
-            near = nearest_names(args[0], COMMANDS)
-            if near and "Did you mean" not in error.message:
-                error.message += f" Did you mean {' or '.join(near)}?"
-            raise
-
 
 @click.group(cls=AttemptGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="attempt")
@@ -119,11 +109,11 @@ def main() -> None:
         click.echo("Stopped.", err=True)
         sys.exit(130)
     except BrokenPipeError:
-        # the reader (head, less) went away: not a failure; silence Python's own complaint at exit
-        sys.stdout = None  # type: ignore[assignment]
+        # the reader (head, less) went away: not a failure; Python's own flush at exit must not complain either
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except (AttemptError, RegistryError) as error:
-        _fail(error.message, error.hint, error)
+        _fail(error.message, error.hint, error, getattr(error, "exit_code", 1))
     except OSError as error:
         _fail(
             _os_error_text(error),
@@ -136,13 +126,13 @@ def main() -> None:
         )
 
 
-def _fail(message: str, hint: str | None, error: BaseException) -> None:
-    if "--debug" in sys.argv:
+def _fail(message: str, hint: str | None, error: BaseException, exit_code: int = 1) -> None:
+    if "--debug" in sys.argv or os.environ.get("ATTEMPT_DEBUG"):
         raise error
-    click.echo(f"Error: {message}", err=True)
+    click.echo(f"Error: {message}" if exit_code == 1 else message, err=True)
     if hint:
         click.echo(hint, err=True)
-    sys.exit(1)
+    sys.exit(exit_code)
 
 
 def _os_error_text(error: OSError) -> str:

@@ -36,7 +36,7 @@ def stacked(*decorators: Callable[[Any], Any]) -> Callable[[Command], Command]:
 backbone_options = stacked(
     click.option(
         "--backbone",
-        help="Alias, hub id, folder or GGUF file. [default: $ATTEMPT_BACKBONE, else that of the prompts used, else t5-base]",
+        help="Alias, hub id, folder or GGUF file. [default: $ATTEMPT_BACKBONE, else the prompts' own, else t5-base]",
     ),
     click.option("--device", help="cuda, mps or cpu. [default: the best there is]"),
     click.option("--dtype", help="bfloat16 or float32. [default: bfloat16 where the processor has it]"),

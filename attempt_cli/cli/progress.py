@@ -76,3 +76,44 @@ class TrainingProgress:
     def _say(self, text: str) -> None:
         if not self._silent:
             click.echo(text.rstrip(), err=True)
+
+
+class RowProgress:
+    """A bar over rows on a terminal, nothing elsewhere.
+
+    Args:
+        total: rows in all.
+        output_format: under `quiet` there is no bar.
+    """
+
+    def __init__(self, total: int, output_format: str = "table") -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._bar: Progress | None = None
+        if output_format != "quiet" and sys.stderr.isatty():
+            self._bar = Progress(
+                TextColumn("rows"),
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                console=Console(stderr=True),
+                transient=True,
+            )
+            self._task = self._bar.add_task("rows", total=total)
+
+    def __enter__(self) -> RowProgress:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def advance(self, rows: int) -> None:
+        """So many more rows are done."""
+        if self._bar is not None:
+            self._bar.advance(self._task, rows)

@@ -56,7 +56,7 @@ def command() -> None:
 
 
 @command.command("list")
-@click.option("--what", type=click.Choice(list(COLUMNS)), default="prompts", show_default=True)
+@click.option("--what", type=click.Choice(list(COLUMNS)), default="prompts", show_default=True, help="What to list.")
 @click.option("--kind", type=click.Choice(["source", "target"]), help="Only source or target prompts.")
 @click.option("--task", help="Only of this task; compositions: with a target for it.")
 @click.option("--backbone", help="Only of this backbone, by name or fingerprint.")
@@ -188,7 +188,13 @@ def _run_summary(settings: Settings, run: Run) -> Any:
 @click.option("--backbone", required=True, help="The backbone it was trained for, by name or fingerprint.")
 @click.option("--task", required=True, help="The task it was trained for.")
 @click.option("--name", help="Its name in the registry.  [default: the task's]")
-@click.option("--kind", type=click.Choice(["source", "target"]), default="source", show_default=True)
+@click.option(
+    "--kind",
+    type=click.Choice(["source", "target"]),
+    default="source",
+    show_default=True,
+    help="A source to mix from, or the prompt of a target task.",
+)
 @click.option("--tensor", help="Which tensor of a safetensors file with several.")
 @click.option(
     "--scale",
@@ -292,7 +298,8 @@ def remove(settings: Settings, name: str, what: str, force: bool, yes: bool, dry
             return
         # the version that was shown, even if a newer one has come meanwhile
         plan = registry.remove(plan.ref, kind=plan.kind, force=force)
-    settings.output.record("removal", dict(vars(plan)), name="ref")
+    row = {key: list(value) if isinstance(value, tuple) else value for key, value in vars(plan).items()}
+    settings.output.record("removal", row, name="ref")
 
 
 @command.command()

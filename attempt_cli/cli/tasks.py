@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,8 +82,8 @@ def show(settings: Settings, name: str, data_dir: Path | None, rows: int, text_f
 @command.command()
 @click.argument("name", metavar="FILE.yaml|NAME")
 @DATA_DIR
-@click.pass_context
-def check(ctx: click.Context, name: str, data_dir: Path | None) -> None:
+@click.pass_obj
+def check(settings: Settings, name: str, data_dir: Path | None) -> None:
     """Whether a task is in order: its fields, and every row of every split that is on this machine.
 
     Exits with 1 when something is wrong, and says which rows.
@@ -94,7 +95,6 @@ def check(ctx: click.Context, name: str, data_dir: Path | None) -> None:
     from attempt_cli.data.check import check_rows
     from attempt_cli.data.task import load_task
 
-    settings: Settings = ctx.obj
     task = load_task(name)
     checks = check_rows(task, data_dir or settings.data_dir)
     if checks or settings.output.format == "json":
@@ -109,7 +109,7 @@ def check(ctx: click.Context, name: str, data_dir: Path | None) -> None:
     if len(problems) > SHOWN_PROBLEMS:
         settings.output.note(f"… and {len(problems) - SHOWN_PROBLEMS} more rows.")
     if problems:
-        ctx.exit(1)
+        sys.exit(1)
     if checks:
         settings.output.note(f"Task '{task.name}' is in order.")
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 @record_options
 @backbone_options
 @click.pass_obj
-def command(settings: Settings, task: str | None, **options: Any) -> None:
+def command(settings: Settings, /, task: str | None, **options: Any) -> None:
     """Train the source prompt of TASK (prompt tuning, equation 1 of the paper).
 
     The backbone stays frozen; the prompt is kept in the registry under the task's name. The best evaluated step is
@@ -94,8 +94,8 @@ def report(settings: Settings, request: Request, outcome: Outcome) -> None:
         settings.output.note(f"Warning: {warning}")
     if outcome.truncated:
         settings.output.note(
-            f"{outcome.truncated:,} of {outcome.rows:,} training inputs were longer than the limit and lost their middle; "
-            "--max-length raises it."
+            f"{outcome.truncated:,} of {outcome.rows:,} training inputs were longer than the limit "
+            "and lost their middle; --max-length raises it."
         )
     if "validation" not in numbers:
         settings.output.note("No validation rows were looked at: the last step is kept.")

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 @record_options
 @backbone_options
 @click.pass_obj
-def command(settings: Settings, task: str | None, method: str, **options: Any) -> None:
+def command(settings: Settings, /, task: str | None, method: str, **options: Any) -> None:
     """Train a target prompt for TASK, by default with ATTEMPT (equations 2 to 4 of the paper).
 
     Sources and backbone stay frozen. The prompt, G and the composition that joins them are kept in the registry under

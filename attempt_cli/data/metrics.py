@@ -78,7 +78,9 @@ def matthews(predictions: Predictions, examples: Examples, task: Task) -> float:
     from sklearn.metrics import matthews_corrcoef
 
     said, true = _label_indices(predictions, examples, task)
-    return _number_or_zero(float(matthews_corrcoef(true, said)))
+    if len(set(said)) < 2 or len(set(true)) < 2:
+        return 0.0
+    return float(matthews_corrcoef(true, said))
 
 
 def pearson(predictions: Predictions, examples: Examples, task: Task) -> float:

@@ -159,6 +159,21 @@ class Task:
     def _template(self) -> str:
         return self.reference if self.format == "reference" and self.reference is not None else self.input
 
+    def input_columns(self) -> tuple[str, ...]:
+        """The columns that the input alone is made of: what a row to be predicted must have."""
+        made = PREPARATIONS[self.prepare].makes if self.prepare else ()
+        named = [column for column in template_columns(self._template) if column not in made]
+        # a preparation may also read the answer (STS-B's score); only what it makes of the input counts
+        used = self.prepare and any(column in made for column in template_columns(self._template))
+        return tuple(dict.fromkeys([*named, *(PREPARATIONS[self.prepare].reads if self.prepare and used else ())]))
+
+    def render_input(self, row: Mapping[str, Any], number: int = 0, *, place: str | None = None) -> Example:
+        """A row to be predicted as an example without an answer; errors as in `render`."""
+        unanswered = dataclasses.replace(self, labels=None, answers=None, target="", group=None)
+        if self.prepare and set(self.input_columns()).isdisjoint(PREPARATIONS[self.prepare].reads):
+            unanswered = dataclasses.replace(unanswered, prepare=None)
+        return unanswered.render(row, number, place=place)
+
     def render(self, row: Mapping[str, Any], number: int = 0, *, place: str | None = None) -> Example:
         """The row as a text pair.
 

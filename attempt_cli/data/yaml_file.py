@@ -11,7 +11,16 @@ from attempt_cli.errors import AttemptError
 
 
 class _TaskLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """YAML where only true and false are truth values: `labels: {0: no, 1: yes}` means the words."""
+    """YAML where only true and false are truth values (`labels: {0: no}` means the word), and no key stands twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"'{key.value}' stands twice", key.start_mark)
+            seen.add(str(key.value))
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        return mapping
 
 
 _TaskLoader.yaml_implicit_resolvers = {
@@ -40,6 +49,6 @@ def read_yaml(path: Path) -> Any:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         raise AttemptError(
-            f"{path}{where}: not YAML ({getattr(error, 'problem', None) or error})",
+            f"{path}{where}: not in order ({getattr(error, 'problem', None) or error})",
             "Put quotes around a text that has a colon or a brace in it.",
         ) from None

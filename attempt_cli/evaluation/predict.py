@@ -59,7 +59,7 @@ def encode_examples(
     backbone = model.backbone
     if task.is_classification:
         words = backbone.label_tokens(task.label_words)
-        targets = [words[example.label or 0] for example in examples]
+        targets = [[] if example.label is None else words[example.label] for example in examples]
     else:
         targets = [backbone.target_tokens(example.target, end=True) for example in examples]
     longest_target = max(map(len, targets), default=1)
@@ -115,28 +115,18 @@ def _batches(
         if labels:
             scores, weights = model.score_labels(rows, labels, task_ids)
             probabilities = scores.softmax(dim=-1).tolist()
-            best, every = scores.argmax(dim=-1).tolist(), scores.tolist()
-            attention = weights.tolist() if weights is not None else [None] * len(rows)
-            gold = [labels.index(row.target_ids) for row in rows]
-            yield (
-                indices,
-                [
-                    Prediction(
-                        task.label_words[best[i]],
-                        tuple(probabilities[i]),
-                        every[i][gold[i]],
-                        tuple(attention[i]) if attention[i] is not None else None,
-                    )
-                    for i in range(len(rows))
-                ],
-            )
+            texts = [task.label_words[best] for best in scores.argmax(dim=-1).tolist()]
+            # a row that is only to be predicted has no answer among the labels
+            gold = [labels.index(row.target_ids) if row.target_ids in labels else None for row in rows]
+            likelihoods = [None if g is None else float(scores[i, g]) for i, g in enumerate(gold)]
         else:
             texts, weights = model.generate(rows, MAX_NEW_TOKENS, task_ids)
-            attention = weights.tolist() if weights is not None else [None] * len(rows)
-            yield (
-                indices,
-                [
-                    Prediction(text, attention=tuple(a) if a is not None else None)
-                    for text, a in zip(texts, attention, strict=True)
-                ],
-            )
+            probabilities = likelihoods = [None] * len(rows)
+        attention = [None] * len(rows) if weights is None else weights.tolist()
+        yield (
+            indices,
+            [
+                Prediction(text, p and tuple(p), likelihood, a and tuple(a))
+                for text, p, likelihood, a in zip(texts, probabilities, likelihoods, attention, strict=True)
+            ],
+        )

@@ -44,6 +44,7 @@ class PromptAttention(nn.Module):
         if not temperature > 0:
             raise ValueError(f"the temperature is {temperature}; it is positive")
         super().__init__()
+        self.width = width
         self.rank = rank
         self.temperature = temperature
         self.down = nn.Linear(width, rank, bias=False)

@@ -44,6 +44,12 @@ class PromptMixture(nn.Module):
                 f"sources [t, m, d] {list(source_prompts.shape)} and targets [n, m, d] {list(target_prompts.shape)} "
                 "differ in length m or width d"
             )
+        if attention is not None and attention.width != target_prompts.shape[2]:
+            raise ValueError(
+                f"the attention module is for width {attention.width}, the prompts have width {target_prompts.shape[2]}"
+            )
+        if attention is not None and target_prompts.shape[1] == 0:
+            raise ValueError("prompts that are attended to have at least one row; these have length m = 0")
         # prompts and G stay in fp32; the mixture is cast once, where it meets X
         self.target_prompts = nn.Parameter(target_prompts.detach().clone().float())
         self.attention = attention

@@ -39,8 +39,10 @@ class Listener(Protocol):
     def evaluation(self, step: int, metrics: dict[str, float], best: bool) -> None: ...
 
 
-class Interrupted(AttemptError):
+class TrainingStoppedError(AttemptError):
     """A training that was stopped from outside, with a checkpoint to go on from."""
+
+    exit_code = 130
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ def train(
         processes: this process's place among those that share the work.
 
     Raises:
-        Interrupted: stopped by a signal; the checkpoint is written.
+        TrainingStoppedError: stopped by a signal; the checkpoint is written.
         AttemptError: the loss is no longer a number; the last checkpoint before is kept.
     """
     mixture = model.mixture
@@ -186,7 +188,7 @@ def train(
                 saved_at = time.monotonic()
             if processes.any(bool(stop)):
                 save()
-                raise Interrupted(
+                raise TrainingStoppedError(
                     f"stopped at step {state.step} of {total}; nothing is lost",
                     "Go on with the same command and --resume.",
                 )
@@ -212,7 +214,7 @@ def gradient_step(
     lengths = [len(row.input_ids) + len(row.target_ids) for row in mine]
     for micro in by_length(lengths, model.prompt_length, config.max_tokens):
         share = -model.log_likelihood([mine[i] for i in micro]).sum() / tokens
-        share.backward()
+        share.backward()  # type: ignore[no-untyped-call]
         loss += share.detach()
     gradients: list[Tensor] = []
     for parameter in model.mixture.parameters():
@@ -233,7 +235,7 @@ def caught_signals() -> Iterator[list[int]]:
         signal.signal(number, previous[number])
 
     try:
-        previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+        previous = {int(number): signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     except ValueError:  # signals belong to the main thread
         yield seen
         return
@@ -259,7 +261,8 @@ def _warnings(state: TrainingState, initial: Tensor, mixture: PromptMixture, con
     moved = float((mixture.target_prompts.detach() - initial).norm() / initial.norm().clamp_min(1e-12))
     if moved < 1e-3:
         warnings.append(
-            f"the prompt hardly moved (by {moved:.2g} of its norm): raise --learning-rate (now {config.learning_rate:g})"
+            f"the prompt hardly moved (by {moved:.2g} of its norm): "
+            f"raise --learning-rate (now {config.learning_rate:g})"
         )
     losses = state.losses
     first, last = _mean(losses[: _tenth(losses)]), _mean(losses[-_tenth(losses) :])

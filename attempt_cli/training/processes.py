@@ -46,7 +46,7 @@ class Processes:
             return
         flat = torch.cat([tensor.reshape(-1).float() for tensor in tensors])  # one message, not one a tensor
         torch.distributed.all_reduce(flat)
-        for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+        for tensor, part in zip(tensors, torch.split(flat, [tensor.numel() for tensor in tensors]), strict=True):
             tensor.copy_(part.view_as(tensor))
 
     def any(self, here: bool) -> bool:

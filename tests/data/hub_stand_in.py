@@ -1,4 +1,4 @@
-"""A stand-in for the Hugging Face hub on 127.0.0.1: just enough of its HTTP interface for `datasets` to load a repository.
+"""A stand-in for the Hugging Face hub on 127.0.0.1: as much of it as `datasets` asks for.
 
 It serves files from a folder `<root>/<owner>/<name>/<revision>/…`; the revision is "main" or "refs/convert/parquet".
 """
@@ -91,10 +91,16 @@ class _Handler(BaseHTTPRequestHandler):
         if not path.is_file():
             return self._send(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit})
         content = path.read_bytes()
-        headers = {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X-Repo-Commit": commit, "Accept-Ranges": "bytes"}
+        headers = {
+            "ETag": f'"{hashlib.sha256(content).hexdigest()}"',
+            "X-Repo-Commit": commit,
+            "Accept-Ranges": "bytes",
+        }
         return self._send(200, content, headers, body=body)
 
-    def _api(self, repository: str, what: str | None, revision: str, query: dict[str, list[str]], posted: bytes) -> None:
+    def _api(
+        self, repository: str, what: str | None, revision: str, query: dict[str, list[str]], posted: bytes
+    ) -> None:
         inside = ""
         for known in [*REVISIONS, *REVISIONS.values()]:
             if revision == known or revision.startswith(f"{known}/"):
@@ -119,7 +125,9 @@ class _Handler(BaseHTTPRequestHandler):
                 wanted = parse_qs(posted.decode()).get("paths", [])
             wanted = [wanted] if isinstance(wanted, str) else wanted
             return self._json([_entry(folder / path, folder) for path in wanted if (folder / path).exists()])
-        siblings = [{"rfilename": path.relative_to(folder).as_posix()} for path in sorted(folder.rglob("*")) if path.is_file()]
+        siblings = [
+            {"rfilename": path.relative_to(folder).as_posix()} for path in sorted(folder.rglob("*")) if path.is_file()
+        ]
         return self._json({"id": repository, "sha": commit, "private": False, "tags": [], "siblings": siblings})
 
     def _json(self, content: object) -> None:

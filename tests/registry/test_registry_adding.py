@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +51,7 @@ def test_a_prompt_comes_back_as_it_was(registry: Registry, add: Add) -> None:
     np.testing.assert_array_equal(registry.prompt_tensor(again), tensor)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     tensor=arrays(
         np.float32,
@@ -135,9 +136,16 @@ def test_bad_fields_are_refused_and_add_nothing(registry: Registry, add: Add, fi
 
 
 def test_numbers_that_json_does_not_know_become_null(registry: Registry, add: Add) -> None:
-    add("x", numbers={"loss": float("nan"), "by_seed": [np.float32("inf"), 1.0]}, settings={"path": Path("a/b")})
-    assert registry.prompt("x").numbers == {"loss": None, "by_seed": [None, 1.0]}
-    assert registry.prompt("x").settings == {"path": "a/b"}
+    add("x", numbers={"loss": float("nan"), "by_seed": [np.float32("inf"), 1.0], "all": np.array([1.0, np.nan])})
+    assert registry.prompt("x").numbers == {"loss": None, "by_seed": [None, 1.0], "all": [1.0, None]}
+
+
+def test_numpy_paths_and_sets_become_plain_values(registry: Registry, add: Add, backbone: Backbone) -> None:
+    add("x", settings={"path": Path("a/b"), "rows": np.arange(3), "set": {"b", "a"}}, seed=np.int64(7))
+    assert registry.prompt("x").settings == {"path": "a/b", "rows": [0, 1, 2], "set": ["a", "b"]}
+    assert registry.prompt("x").seed == 7
+    registry.remember_backbone(replace(backbone, embedding_rms=np.float32(0.25), width=np.int64(3)))
+    assert (registry.backbone("tiny").embedding_rms, registry.backbone("tiny").width) == (0.25, 3)
 
 
 def test_parents_are_pinned_to_the_version_of_now(registry: Registry, add: Add, add_attention: Callable) -> None:

@@ -62,16 +62,16 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def test_processes_that_add_one_name_at_once_each_get_their_versions(registry: Registry) -> None:
     # nothing is there yet: they also race for making the folder, the database and its tables
-    processes = [start(LOOP, registry.folder, "rte", 8) for _ in range(4)]
+    processes = [start(LOOP, registry.folder, "rte", 6) for _ in range(3)]
     outputs = [process.communicate(timeout=60) for process in processes]
-    assert [errors for _, errors in outputs] == [""] * 4
+    assert [errors for _, errors in outputs] == [""] * 3
     given = [line for lines, _ in outputs for line in lines.split()]
-    assert sorted(given) == sorted(f"rte@{version}" for version in range(1, 33))
+    assert sorted(given) == sorted(f"rte@{version}" for version in range(1, 19))
     assert sorted(refs(registry)) == sorted(given)
     assert registry.verify() == []
     # every process's tensors, each under its own version
     seeds = sorted(prompt.seed for prompt in registry.prompts() if prompt.seed is not None)
-    assert seeds == sorted(list(range(8)) * 4)
+    assert seeds == sorted(list(range(6)) * 3)
 
 
 def test_killed_between_object_and_row_leaves_one_object_that_gc_removes(registry: Registry, add: Add) -> None:
@@ -332,7 +332,8 @@ if os.getuid() == 0:
 def test_a_read_only_file_system(tmp_path: Path, registry: Registry, add: Add, in_own_mounts: Callable) -> None:
     add("sst2")
     registry.close()
-    program = tmp_path / "check.py"
+    program = tmp_path / "program" / "check.py"  # not beside the folder `registry`, which Python would import
+    program.parent.mkdir()
     program.write_text(ADDING + CHECK_READ_ONLY)
     done = in_own_mounts(
         f"mount --bind {registry.folder} {registry.folder}\n"

@@ -1,0 +1,122 @@
+"""A task file of one's own: what is wrong with it is said all at once, in plain words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from attempt_cli.data.task import load_task
+from attempt_cli.errors import AttemptError
+
+GOOD = """
+name: my-reviews
+description: Reviews of my shop.
+files: {train: rows/train.csv, test: rows/test.csv}
+split_rule: held-out
+splits: {test: test}
+input: |
+  review: {text}
+  sentiment:
+label: stars
+labels: {1: no, 5: yes, off: maybe}
+metrics: [accuracy]
+"""
+
+
+def written(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "task.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def refusal(tmp_path: Path, text: str) -> str:
+    with pytest.raises(AttemptError) as failure:
+        load_task(written(tmp_path, text))
+    assert failure.value.hint
+    return failure.value.message
+
+
+def test_a_file_of_ones_own(tmp_path: Path) -> None:
+    task = load_task(str(written(tmp_path, GOOD)))
+    assert task.name == "my-reviews"
+    assert task.version == 1
+    assert task.input == "review: {text}\nsentiment:"
+    assert task.files["train"] == tmp_path / "rows" / "train.csv"
+    # YAML 1.1 reads bare no and yes as truth values; here they are words, and values are matched as text
+    assert task.labels == {"1": "no", "5": "yes", "off": "maybe"}
+    assert task.columns() == ("text", "stars")
+
+
+def test_all_problems_of_the_form_at_once(tmp_path: Path) -> None:
+    message = refusal(
+        tmp_path,
+        "name: Is it?\nversion: 0\ninput: 'x {a}'\nmax_lenght: 9\nmetrics: accuracy\n"
+        "split_rule: half\nhub: {config: x}\n",
+    )
+    for part in (
+        "name:",
+        "version:",
+        "max_lenght: no such field (did you mean max_length?)",
+        "metrics:",
+        "split_rule:",
+    ):
+        assert part in message
+    assert "hub.path: missing" in message
+
+
+def test_all_problems_of_the_meaning_at_once(tmp_path: Path) -> None:
+    message = refusal(
+        tmp_path,
+        """
+name: bad
+input: "{text"
+target: "{}"
+labels: {0: same, 1: same, 2: ""}
+metrics: [f1, squad_f1, acuracy, multirc_em]
+prepare: magic
+""",
+    )
+    for part in (
+        "input: a brace has no partner",
+        "target: '{}' names no column",
+        "exactly one says what the model should write; there is labels and target",
+        "hub, files: exactly one says where the rows are",
+        "two values have the word 'same'",
+        "a label word is empty",
+        "f1 needs exactly two labels, there are 3",
+        "squad_f1 is for free text",
+        "no metric 'acuracy' (did you mean accuracy?",
+        "multirc_em needs group",
+        "prepare: no function 'magic'",
+    ):
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("", "it holds nothing"),
+        ("- a\n- b\n", "it holds a list"),
+        ("name: [a\ninput: b\n", "line"),
+        ("input: a: b: c\n", "line 1: not in order"),
+        ("name: !!python/object/apply:os.system [ls]\n", "not in order"),
+        ("name: a\ninput: b\nname: c\n", "line 3: not in order ('name' stands twice)"),
+        ("labels: {0: a, 0: b}\n", "'0' stands twice"),
+    ],
+)
+def test_a_file_that_is_no_task(tmp_path: Path, text: str, part: str) -> None:
+    message = refusal(tmp_path, text)
+    assert "task.yaml" in message
+    assert part in message
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(AttemptError, match="no file"):
+        load_task(tmp_path / "nothing.yaml")
+    (tmp_path / "folder.yaml").mkdir()
+    with pytest.raises(AttemptError, match="is a folder"):
+        load_task(tmp_path / "folder.yaml")
+    (tmp_path / "latin.yaml").write_bytes(b"name: caf\xe9")
+    with pytest.raises(AttemptError, match="not UTF-8"):
+        load_task(tmp_path / "latin.yaml")
