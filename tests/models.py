@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from torch import nn
 from transformers import (
     GPT2Config,
@@ -72,11 +72,9 @@ def unigram_tokenizer(template: str = "$A </s>") -> PreTrainedTokenizerFast:
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("<s>", 0.0), ("▁", -4.0)]
     pieces += [(letter, -6.0) for letter in letters] + [("▁" + word, -3.0) for word in WORDS]
     tokenizer = Tokenizer(models.Unigram(pieces, unk_id=2, byte_fallback=False))
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     tokenizer.decoder = decoders.Metaspace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=template, special_tokens=[("</s>", 1), ("<s>", 3)]
-    )
+    tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=[("</s>", 1), ("<s>", 3)])
     specials = {"eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<s>"}
     tokenizer.add_special_tokens([AddedToken(token, special=True) for token in specials.values()])
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **specials)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -25,9 +26,15 @@ class DecoderOnlyBackbone(FrozenBackbone):
         return positions
 
     def target_tokens(self, text: str, *, end: bool) -> list[int]:
-        # the space belongs to the word in these vocabularies: " yes" is what follows "answer:"
-        ids: list[int] = self.tokenizer(" " + text.strip(), add_special_tokens=False)["input_ids"]
+        # the space belongs to the word in these vocabularies: " yes" is what follows "answer:". It is read off behind a
+        # colon, for SentencePiece (Llama 2, Mistral) puts a space of its own before whatever comes first
+        before, joined = self._plain_tokens(":"), self._plain_tokens(": " + text.strip())
+        ids = joined[len(before) :] if joined[: len(before)] == before else self._plain_tokens(" " + text.strip())
         return [*ids, self.end_id] if end else ids
+
+    def _plain_tokens(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
 
     def target_log_likelihood(self, batch: Batch, embeddings: Tensor, prompts: Tensor | None) -> Tensor:
         b, longest = batch.target_ids.shape
@@ -56,6 +63,10 @@ class DecoderOnlyBackbone(FrozenBackbone):
         )
         step_of = torch.tensor([k for word in labels for k in range(len(word) - 1)], device=device, dtype=torch.long)
         branch_ids = torch.tensor([token for word in labels for token in word[:-1]], device=device, dtype=torch.long)
+        window = getattr(self.model.config, "sliding_window", None)
+        if len(branch_ids) and window and length + embeddings.shape[1] + max(map(len, labels)) > window:
+            # our mask of branches would let layers with a sliding window (Mistral, Gemma 3) see beyond it
+            return self._label_by_label(batch, embeddings, prompts, labels)
         ends = length + batch.input_lengths  # [b], where a row's prefix ends
         prefix = with_prompts(embeddings, prompts)
         if len(branch_ids) == 0:
@@ -83,6 +94,16 @@ class DecoderOnlyBackbone(FrozenBackbone):
             later = self._token_log_likelihoods(after, next_ids.repeat(b)).view(b, -1)
             scores = scores.index_add(1, branch_of, later)
         return scores
+
+    def _label_by_label(
+        self, batch: Batch, embeddings: Tensor, prompts: Tensor | None, labels: Sequence[Sequence[int]]
+    ) -> Tensor:
+        columns = []
+        for word in labels:
+            ids = torch.tensor([list(word)], device=embeddings.device).expand(len(embeddings), -1)
+            as_target = replace(batch, target_ids=ids, target_lengths=torch.full_like(batch.input_lengths, len(word)))
+            columns.append(self.target_log_likelihood(as_target, embeddings, prompts))
+        return torch.stack(columns, dim=1)
 
     def generate(self, batch: Batch, embeddings: Tensor, prompts: Tensor | None, max_new_tokens: int) -> list[str]:
         # the library's generation wants pads on the left: [pads ; P ; X], nothing between prompt and text

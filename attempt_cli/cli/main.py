@@ -14,7 +14,7 @@ import click
 from attempt_cli import __version__
 from attempt_cli.cli.output import Output
 from attempt_cli.errors import AttemptError
-from registry.errors import RegistryError
+from registry.errors import RegistryError, nearest_names
 
 if TYPE_CHECKING:
     from registry import Registry
@@ -62,6 +62,14 @@ class AttemptGroup(click.Group):
         module = importlib.import_module(f"attempt_cli.cli.{COMMANDS[cmd_name]}")
         command: click.Command = module.command
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        near = nearest_names(args[0], COMMANDS) if args[0] not in COMMANDS else []
+        if near and not args[0].startswith("-"):
+            raise click.UsageError(f"No such command '{args[0]}'. Did you mean {' or '.join(near)}?", ctx)
+        return super().resolve_command(ctx, args)
 
 
 @click.group(cls=AttemptGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

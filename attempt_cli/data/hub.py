@@ -36,7 +36,13 @@ def load_hub_table(task_name: str, hub: HubRows, official: str, sought: str = ""
         return _load(hub, official)
     except Exception as error:  # datasets, huggingface_hub, httpx, pyarrow: whatever it is, the rows are not there
         what = f"'{official}' of {hub.path}" + (f" ({hub.config})" if hub.config else "")
-        raise AttemptError(f"rows of task '{task_name}': {sought}{what}: {_reason(error, hub)}", WAYS_OUT) from error
+        copy = (
+            f" Or a copy of the task (`attempt tasks show {task_name} --yaml`) with another split_rule."
+            if sought
+            else ""
+        )
+        message = f"rows of task '{task_name}': {sought}{what}: {_reason(error, hub)}"
+        raise AttemptError(message, WAYS_OUT + copy) from error
 
 
 def _load(hub: HubRows, official: str) -> pyarrow.Table:

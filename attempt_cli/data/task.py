@@ -125,12 +125,6 @@ class Task:
         words = tuple(self.labels.values()) if self.labels else ()
         return tuple(str(index) for index in range(len(words))) if self.format == "reference" else words
 
-    @property
-    def truncation_side(self) -> str:
-        """Which end of a too long input may go: "left" keeps the question and the cue at the end of our templates;
-        "right" is what the authors' code does, whose format begins with the question."""
-        return "right" if self.format == "reference" else "left"
-
     def with_format(self, name: str) -> Task:
         """The same task under another text format: "words" (natural label words) or "reference" (the authors' code).
 

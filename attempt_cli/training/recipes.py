@@ -122,11 +122,7 @@ def train_prompt(
     rows = request.train_rows or load_examples(
         task, "train", data_dir=request.data_dir, limit=request.train_limit, seed=config.seed
     )
-    validation = None
-    if config.eval_every != 0 and request.train_rows is None:
-        validation = load_examples(
-            task, "validation", data_dir=request.data_dir, limit=config.eval_rows, seed=config.seed
-        )
+    validation, missing = validation_rows(task, request)
     if processes.is_main:
         remember_backbone(registry, backbone)
     model = build_model(registry, backbone, request)
@@ -151,9 +147,29 @@ def train_prompt(
     )
     if not processes.is_main:
         return None
+    trained.warnings.extend(missing)
     outcome = _record(registry, backbone, request, model, trained, rows, validation, processes)
     checkpoint_path(registry, key).unlink(missing_ok=True)
     return replace(outcome, truncated=sum(row.truncated > 0 for row in encoded))
+
+
+def validation_rows(task: Task, request: Request) -> tuple[Rows | None, list[str]]:
+    """The rows that choose the checkpoint, if any are wanted, and what to say when they cannot be had.
+
+    Raises:
+        AttemptError: --eval-every asks for them or they are in files of one's own, and they cannot be had.
+    """
+    config = request.config
+    if config.eval_every == 0 or request.train_rows is not None:
+        return None, []
+    try:
+        rows = load_examples(task, "validation", data_dir=request.data_dir, limit=config.eval_rows, seed=config.seed)
+    except AttemptError as error:
+        if config.eval_every is not None or task.files:
+            raise
+        # a folder often holds the training rows only (MNLI's validation is a split of its own): train all the same
+        return None, [f"no validation rows were found, the last step is kept ({error.message})"]
+    return rows, []
 
 
 def training_task(task: Task, config: TrainingConfig) -> Task:

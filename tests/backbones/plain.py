@@ -43,7 +43,8 @@ def plain_log_likelihood(
         logits = model(inputs_embeds=torch.cat([prefix, table[target]])[None]).logits[0]  # [m + l + c, vocabulary]
         logits = logits[len(prefix) - 1 : -1]
     return torch.stack(
-        [logits[step].log_softmax(dim=-1)[token] for step, token in enumerate(target.tolist())] or [prefix.new_zeros(())]
+        [logits[step].log_softmax(dim=-1)[token] for step, token in enumerate(target.tolist())]
+        or [prefix.new_zeros(())]
     ).sum()
 
 

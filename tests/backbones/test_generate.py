@@ -15,7 +15,13 @@ from attempt_cli.backbones.base import EncodedRow, FrozenBackbone
 from attempt_cli.backbones.load import load_backbone
 from tests.backbones.plain import fresh_model, greedy, plain_greedy
 
-INPUTS = ["it was good: label", "the text: one two three four five, bad was the text it is label", "is", "", "two of 2:"]
+INPUTS = [
+    "it was good: label",
+    "the text: one two three four five, bad was the text it is label",
+    "is",
+    "",
+    "two of 2:",
+]
 MOST = 10
 
 
@@ -95,7 +101,9 @@ def test_it_ends_at_the_end_token(folder: Path) -> None:
     prompts = prompts_of(backbone, len(rows), 4)
     for model in (backbone.model, plain):
         head = model.get_output_embeddings()
-        head.weight = torch.nn.Parameter(head.weight.clone(), requires_grad=False)  # its own, where it was the input's too
+        head.weight = torch.nn.Parameter(
+            head.weight.clone(), requires_grad=False
+        )  # its own, where it was the input's too
         head.weight[backbone.end_id] *= 3.0
     expected = [greedy(plain, row.input_ids, prompts[i], backbone.end_id, 30) for i, row in enumerate(rows)]
     texts = generate(backbone, rows, prompts, 30)

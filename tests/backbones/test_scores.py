@@ -15,7 +15,13 @@ from attempt_cli.backbones.base import EncodedRow, FrozenBackbone
 from attempt_cli.backbones.load import load_backbone
 from tests.backbones.plain import plain_log_likelihood
 
-INPUTS = ["it was good: label", "the text: one two three four five, bad was the text it is label", "is", "", "two of 2:"]
+INPUTS = [
+    "it was good: label",
+    "the text: one two three four five, bad was the text it is label",
+    "is",
+    "",
+    "two of 2:",
+]
 TARGETS = ["yes", "entailment", "no", "not good", "five two"]
 LENGTHS = [None, 0, 1, 4]
 
@@ -59,7 +65,10 @@ def test_a_target_s_log_likelihood_is_that_of_plain_transformers(
     assert ours.dtype == torch.float32
     assert ours.shape == (len(rows),)
     for i, row in enumerate(rows):
-        close(ours[i], plain_log_likelihood(folder, row.input_ids, row.target_ids, None if prompts is None else prompts[i]))
+        close(
+            ours[i],
+            plain_log_likelihood(folder, row.input_ids, row.target_ids, None if prompts is None else prompts[i]),
+        )
 
 
 def test_so_are_its_gradients(backbone: FrozenBackbone, folder: Path) -> None:
@@ -71,7 +80,9 @@ def test_so_are_its_gradients(backbone: FrozenBackbone, folder: Path) -> None:
     ours = torch.autograd.grad((score(backbone, rows, prompts) * towards).sum(), prompts)[0]
     for i, row in enumerate(rows):
         prompt = prompts[i].detach().requires_grad_()
-        plain = torch.autograd.grad(towards[i] * plain_log_likelihood(folder, row.input_ids, row.target_ids, prompt), prompt)
+        plain = torch.autograd.grad(
+            towards[i] * plain_log_likelihood(folder, row.input_ids, row.target_ids, prompt), prompt
+        )
         assert float(plain[0].abs().max()) > 1e-3
         torch.testing.assert_close(ours[i], plain[0], rtol=1e-3, atol=1e-3)
 

@@ -339,9 +339,9 @@ children           -
 compositions       reviews@1
 made_by_runs       1 (train-target rte, 2026-01-02T03:04:05Z)
 used_by_runs       2 (eval, 2026-01-02T03:04:05Z)
-settings           steps 10
-                   lr 0.03
-numbers            accuracy 0.8125
+settings           steps: 10
+                   lr: 0.03
+numbers            accuracy: 0.8125
 """,
         "",
     )
@@ -386,10 +386,10 @@ def test_show_a_run(cli: Cli, filled: Registry) -> None:
         "id         1\n"
         "command    train-target rte\n"
         "settings   -\n"
-        "rows       train 200\n"
+        "rows       train: 200\n"
         "seed       0\n"
-        "budget     steps 10\n"
-        "numbers    accuracy 0.6\n"
+        "budget     steps: 10\n"
+        "numbers    accuracy: 0.6\n"
         "versions   -\n"
         "duration   12.5\n"
         "created    2026-01-02T03:04:05Z\n"

@@ -47,6 +47,17 @@ def test_quotation_marks_in_a_tsv_of_glue_are_text(tmp_path: Path) -> None:
     assert [row["text"] for row in read_rows(path)] == ['" he said', "whole", 'and "this"']
 
 
+def test_only_line_breaks_end_a_line(tmp_path: Path) -> None:
+    odd = "a\u2028b\x0cc\x85d"
+    rows = [{"text": odd, "label": "x"}]
+    for path in (
+        write(tmp_path / "a.csv", f"text,label\n{odd},x\n"),
+        write(tmp_path / "a.tsv", f"text\tlabel\r\n{odd}\tx\r\n"),
+        write(tmp_path / "a.jsonl", json.dumps(rows[0], ensure_ascii=False) + "\r\n"),
+    ):
+        assert read_rows(path) == rows
+
+
 def test_a_cell_over_several_lines_keeps_the_line_count(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", 'text,label\n"one\ntwo",yes\nthree,no\n')
     content = read_file(path)

@@ -56,7 +56,6 @@ def test_the_reference_format_has_digits_for_targets() -> None:
     example = task.render({"sentence": "a joy ", "label": 1, "idx": 0})
     assert (example.input, example.target) == ("sst2 sentence: a joy", "1")
     assert task.label_words == ("0", "1")
-    assert task.truncation_side == "right"
     assert task.with_format("words") == load_task("sst2")
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from attempt_cli.data.rows import load_examples
 from attempt_cli.data.splits import official_split, permutation, split_part
-from attempt_cli.data.task import HubRows, Task, load_task
+from attempt_cli.data.task import HubRows, Task, load_task, task_file
 from attempt_cli.errors import AttemptError
 
 TASK = Task(
@@ -224,6 +224,17 @@ def test_real_splits_have_the_sizes_of_the_literature(real_rows: Path) -> None:
         rows = load_examples(load_task(name), split, data_dir=real_rows)
         assert len(rows.examples) == size
         assert len({example.row for example in rows.examples}) == size
+
+
+@pytest.mark.rows
+def test_a_copy_of_a_task_with_another_rule_serves_where_a_split_is_missing(real_rows: Path, tmp_path: Path) -> None:
+    with pytest.raises(AttemptError, match="validation_mismatched") as failure:
+        load_examples(load_task("mnli"), "validation", data_dir=real_rows)
+    assert "attempt tasks show mnli --yaml" in str(failure.value.hint)
+    text = task_file("mnli").read_text().replace("split_rule: own", "split_rule: held-out")
+    (tmp_path / "mnli-here.yaml").write_text(text)
+    rows = load_examples(load_task(tmp_path / "mnli-here.yaml"), "validation", data_dir=real_rows, limit=10)
+    assert "the first 1,000 of the seed-42 permutation of 9,999 rows" in rows.origin
 
 
 @pytest.mark.rows

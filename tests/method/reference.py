@@ -63,7 +63,9 @@ def attention(x_hat: Array, sources: Array, target: Array, p: Parameters, temper
     """Equation 3: a_j = exp(p̂_j · h / T) / Σ_k exp(p̂_k · h / T), j over the t sources and then the target, [t + 1]."""
     h = query(x_hat, p)
     prompts = [*sources, target]
-    exponentials = [math.exp(float(sum(a * b for a, b in zip(pool(prompt), h, strict=True))) / temperature) for prompt in prompts]
+    exponentials = [
+        math.exp(float(sum(a * b for a, b in zip(pool(prompt), h, strict=True))) / temperature) for prompt in prompts
+    ]
     return np.array([e / sum(exponentials) for e in exponentials])
 
 

@@ -127,7 +127,13 @@ def test_the_paper_s_count_of_trained_parameters(tasks: int, expected: int) -> N
 
 def test_only_the_targets_and_g_are_trained_and_stored() -> None:
     mixture = PromptMixture(TARGET, SOURCES, PromptAttention(3, 2, 1.0))
-    names = {"target_prompts", "attention.down.weight", "attention.up.weight", "attention.norm.weight", "attention.norm.bias"}
+    names = {
+        "target_prompts",
+        "attention.down.weight",
+        "attention.up.weight",
+        "attention.norm.weight",
+        "attention.norm.bias",
+    }
     assert {name for name, p in mixture.named_parameters() if p.requires_grad} == names
     assert set(mixture.state_dict()) == names
     prompts, _ = mixture(torch.tensor([0]), torch.randn(1, 3))

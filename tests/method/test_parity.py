@@ -141,7 +141,9 @@ def test_gradients(name: str) -> None:
     single = gradients_of(run(case, torch.float32)[0])
     for parameter, gradient in expected.items():
         np.testing.assert_allclose(exact[parameter].numpy(), gradient, rtol=1e-8, atol=1e-8, err_msg=parameter)
-        np.testing.assert_allclose(single[parameter].double().numpy(), gradient, rtol=2e-5, atol=2e-5, err_msg=parameter)
+        np.testing.assert_allclose(
+            single[parameter].double().numpy(), gradient, rtol=2e-5, atol=2e-5, err_msg=parameter
+        )
     if name != "no source":  # there the softmax of one is constant and G has nothing to learn
         assert all(np.abs(gradient).max() > 1e-3 for gradient in expected.values())
     else:

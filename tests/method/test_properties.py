@@ -97,7 +97,9 @@ def test_padding_and_batch_mates_are_irrelevant(batch: Batch, more: int, pad: fl
     close(padded_weights, weights)
     # each row alone, without pads
     for i, length in enumerate(batch.lengths.tolist()):
-        alone = Batch(batch.mixture, batch.embeddings[i : i + 1, :length], batch.lengths[i : i + 1], batch.task_ids[i : i + 1])
+        alone = Batch(
+            batch.mixture, batch.embeddings[i : i + 1, :length], batch.lengths[i : i + 1], batch.task_ids[i : i + 1]
+        )
         prompt, weight = alone()
         close(prompt, prompts[i : i + 1])
         close(weight, weights[i : i + 1])

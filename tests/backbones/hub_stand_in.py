@@ -1,0 +1,120 @@
+"""A stand-in for the hub on 127.0.0.1, as far as loading a model goes: files with their ETag and commit, and model info."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+COMMIT = "c0ffee" + "0" * 34
+
+
+class Hub(ThreadingHTTPServer):
+    """Serves folders as repositories.
+
+    Args:
+        repositories: hub id -> folder.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, repositories: dict[str, Path]) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.repositories = repositories
+        self.requests: list[str] = []
+        self.down = False  # then every answer is 503
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+@contextmanager
+def serve(repositories: dict[str, Path]) -> Iterator[Hub]:
+    """A hub in a thread of its own."""
+    hub = Hub(repositories)
+    thread = threading.Thread(target=hub.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+    thread.start()
+    try:
+        yield hub
+    finally:
+        hub.shutdown()
+        hub.server_close()
+        thread.join()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Hub
+    protocol_version = "HTTP/1.1"
+
+    def do_HEAD(self) -> None:
+        self._answer()
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+    def _answer(self) -> None:
+        path = self.path.split("?")[0]
+        self.server.requests.append(f"{self.command} {path}")
+        parts = path.strip("/").split("/")
+        if self.server.down:
+            return self._send(503, b"")
+        if parts[:2] == ["api", "models"]:
+            return self._api("/".join(parts[2:4]), parts[4:])
+        if len(parts) >= 5 and parts[2] == "resolve":
+            return self._file("/".join(parts[:2]), "/".join(parts[4:]))
+        return self._send(404, b"")
+
+    def _file(self, repository: str, name: str) -> None:
+        folder = self.server.repositories.get(repository)
+        if folder is None:
+            return self._send(404, b"", {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"})
+        file = folder / name
+        if not file.is_file():
+            return self._send(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT})
+        content = file.read_bytes()
+        etag = hashlib.sha256(content).hexdigest()
+        return self._send(200, content, {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"})
+
+    def _api(self, repository: str, rest: list[str]) -> None:
+        folder = self.server.repositories.get(repository)
+        if folder is None:
+            return self._send(404, b'{"error": "Repository not found"}', {"X-Error-Code": "RepoNotFound"})
+        files = sorted(file for file in folder.rglob("*") if file.is_file())
+        names = [file.relative_to(folder).as_posix() for file in files]
+        if rest[:1] == ["tree"]:
+            under = "/".join(rest[2:])
+            entries = [
+                {
+                    "type": "file",
+                    "path": name,
+                    "size": file.stat().st_size,
+                    "oid": hashlib.sha1(name.encode()).hexdigest(),
+                }
+                for name, file in zip(names, files, strict=True)
+                if not under or name.startswith(f"{under}/")
+            ]
+            if under and not entries:
+                return self._send(404, b'{"error": "not found"}', {"X-Error-Code": "EntryNotFound"})
+            return self._json(entries)
+        siblings = [{"rfilename": name} for name in names]
+        return self._json({"id": repository, "sha": COMMIT, "private": False, "tags": [], "siblings": siblings})
+
+    def _json(self, content: object) -> None:
+        self._send(200, json.dumps(content).encode(), {"Content-Type": "application/json"})
+
+    def _send(self, status: int, content: bytes, headers: dict[str, str] | None = None) -> None:
+        self.send_response(status)
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content)

@@ -1,0 +1,137 @@
+"""Architectures whose numbers we would get wrong are refused when they are loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import Tensor
+
+from attempt_cli.backbones.base import EncodedRow, FrozenBackbone
+from attempt_cli.backbones.load import check_projection, load_backbone
+from attempt_cli.errors import AttemptError
+from tests.models import byte_level_tokenizer, save, save_llama
+
+SMALL = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 40}
+
+
+def saved(folder: Path, architecture: str, **config: Any) -> Path:
+    """A tiny model of any decoder-only architecture of the library, e.g. "Gemma2"."""
+    tokenizer = byte_level_tokenizer(start=None)
+    ends = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
+    made = getattr(transformers, f"{architecture}Config")(vocab_size=len(tokenizer), **ends, **config)
+    return save(getattr(transformers, f"{architecture}ForCausalLM")(made), tokenizer, folder)
+
+
+def load(folder: Path) -> FrozenBackbone:
+    return load_backbone(str(folder), device="cpu", dtype="float32")
+
+
+GEMMA = SMALL | {"num_key_value_heads": 2, "head_dim": 8}
+
+
+def test_a_model_that_caps_its_logits_is_refused(tmp_path: Path) -> None:
+    load(saved(tmp_path / "uncapped", "Gemma2", **GEMMA, final_logit_softcapping=None))
+    with pytest.raises(AttemptError, match="gemma2 changes its logits after the output layer") as caught:
+        load(saved(tmp_path / "capped", "Gemma2", **GEMMA, final_logit_softcapping=5.0))
+    assert caught.value.hint == "Use a backbone of the T5 or Llama families."
+
+
+def test_a_model_that_scales_its_logits_is_refused(tmp_path: Path) -> None:
+    load(saved(tmp_path / "unscaled", "Granite", **SMALL, logits_scaling=1.0))
+    with pytest.raises(AttemptError, match="granite changes its logits after the output layer"):
+        load(saved(tmp_path / "scaled", "Granite", **SMALL, logits_scaling=8.0))
+
+
+def test_a_model_that_looks_ahead_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(AttemptError, match="roberta"):
+        load(saved(tmp_path / "roberta", "Roberta", **SMALL, max_position_embeddings=128))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "config"),
+    [
+        ("Bloom", {"hidden_size": 24, "n_layer": 2, "n_head": 4}),
+        ("Falcon", {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "alibi": True}),
+        ("Mamba", {"hidden_size": 24, "num_hidden_layers": 2}),
+    ],
+)
+def test_a_model_that_takes_no_positions_and_masks_of_ours_is_refused(
+    architecture: str, config: dict[str, Any], tmp_path: Path
+) -> None:
+    # they would fail, or score label words wrongly, only when label words are scored
+    with pytest.raises(AttemptError, match=f"{architecture.lower()} .*masks and positions"):
+        load(saved(tmp_path / "model", architecture, **config))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "config"),
+    [
+        ("Qwen2", SMALL | {"num_key_value_heads": 2}),
+        ("Qwen3", SMALL | {"num_key_value_heads": 2, "head_dim": 8}),
+        ("GPTNeoX", SMALL),
+        (
+            "OPT",
+            {
+                "hidden_size": 24,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 4,
+                "ffn_dim": 40,
+                "word_embed_proj_dim": 24,
+            },
+        ),
+    ],
+)
+def test_kin_of_llama_are_taken(architecture: str, config: dict[str, Any], tmp_path: Path) -> None:
+    assert load(saved(tmp_path / "model", architecture, **config)).architecture == "decoder-only"
+
+
+def test_the_check_sees_a_change_in_every_part_of_the_score(kind: str, folder: Path) -> None:
+    backbone = load(folder)
+    check_projection(backbone)
+    for change in (halved_logits, shifted_hidden_states):
+        backbone = load(folder)
+        change(backbone)
+        with pytest.raises(AttemptError, match="changes its logits"):
+            check_projection(backbone)
+
+
+def halved_logits(backbone: FrozenBackbone) -> None:
+    """The model's own forward pass gives half of what the head gives."""
+    forward: Callable[..., Any] = backbone.model.forward
+
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        output = forward(*args, **kwargs)
+        output.logits = output.logits / 2
+        return output
+
+    backbone.model.forward = wrapped
+
+
+def shifted_hidden_states(backbone: FrozenBackbone) -> None:
+    """Ours are read from a place that is off by one."""
+    original = backbone._project
+
+    def wrapped(hidden: Tensor) -> Tensor:
+        return original(hidden.roll(1, dims=0))
+
+    backbone._project = wrapped  # type: ignore[method-assign]
+
+
+def test_label_words_see_no_further_than_a_sliding_window(tmp_path: Path) -> None:
+    # Mistral's and Gemma 3's layers see only the last tokens; label words in one pass must not see more
+    backbone = load(saved(tmp_path / "mistral", "Mistral", **SMALL, num_key_value_heads=2, sliding_window=16))
+    labels = backbone.label_tokens(["entailment", "entailed", "no"])
+    for text in ("is", "one two three", "one two three four five it was the text " * 4):
+        rows = backbone.encode([text, "it is"], None, 128)
+        prompts = torch.randn(2, 3, backbone.width, generator=torch.Generator().manual_seed(0))
+        batch = backbone.collate(rows)
+        ours = backbone.label_log_likelihoods(batch, backbone.embed(batch.input_ids), prompts, labels)
+        for j, label in enumerate(labels):
+            batch = backbone.collate([EncodedRow(row.input_ids, label) for row in rows])
+            alone = backbone.target_log_likelihood(batch, backbone.embed(batch.input_ids), prompts)
+            torch.testing.assert_close(ours[:, j], alone, rtol=1e-5, atol=2e-4)
