@@ -40,7 +40,7 @@ train() {
   shift 3
   [ "$task" = yelp ] && rows=(yelp --train-file "$folder/yelp-train.jsonl" "${yelp[@]}")
   $ATTEMPT train-target "${rows[@]}" --method "$method" --name "$task-$method-s$seed" --seed "$seed" \
-    --steps 60 --batch-size 8 --eval-every "$([ "$task" = yelp ] && echo 0 || echo 20)" --eval-rows 100 --resume "$@"
+    --steps 50 --batch-size 8 --eval-every "$([ "$task" = yelp ] && echo 0 || echo 25)" --eval-rows 64 --resume "$@"
 }
 
 # score TASK NAME [options]: one evaluation on all test rows, as JSON

@@ -9,6 +9,8 @@ import pytest
 
 # the hub's libraries read this once, when they are imported
 os.environ["HF_HUB_OFFLINE"] = "1"
+# tiny models are faster on one thread, and tests stay steady on a busy machine; processes that tests start inherit it
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 _REAL_ROWS = Path(os.environ.get("ATTEMPT_DATA") or Path(__file__).parents[2] / "shared" / "data")
 

@@ -9,6 +9,7 @@ of a float, and an error in a position or a mask shows in every score.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -149,6 +150,61 @@ def save_t5(folder: Path, *, tied: bool = True, **config: Any) -> Path:
     made.tie_word_embeddings = tied
     made.scale_decoder_outputs = tied
     return save(T5ForConditionalGeneration(made), tokenizer, folder)
+
+
+def save_gguf(file: Path, llama: Path) -> Path:
+    """A Llama saved by `save_llama` (with its byte-level tokenizer) as one GGUF file in float32."""
+    import gguf
+
+    model: Any = LlamaForCausalLM.from_pretrained(llama)
+    config = model.config
+    tokenizer = json.loads((llama / "tokenizer.json").read_text())
+    vocabulary = sorted(tokenizer["model"]["vocab"], key=tokenizer["model"]["vocab"].__getitem__)
+    special = {token["content"] for token in tokenizer["added_tokens"]}
+    writer = gguf.GGUFWriter(file, "llama")
+    writer.add_vocab_size(len(vocabulary))
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list(vocabulary)
+    writer.add_token_types([gguf.TokenType.CONTROL if t in special else gguf.TokenType.NORMAL for t in vocabulary])
+    writer.add_token_merges([" ".join(merge) for merge in tokenizer["model"]["merges"]])
+    writer.add_bos_token_id(config.bos_token_id)
+    writer.add_eos_token_id(config.eos_token_id)
+    writer.add_pad_token_id(config.pad_token_id)
+    writer.add_add_bos_token(False)
+    names = {
+        "model.embed_tokens": "token_embd",
+        "model.norm": "output_norm",
+        "lm_head": "output",
+        "input_layernorm": "attn_norm",
+        "post_attention_layernorm": "ffn_norm",
+        **{f"self_attn.{one}_proj": f"attn_{one}" for one in "qkv"},
+        "self_attn.o_proj": "attn_output",
+        **{f"mlp.{one}_proj": f"ffn_{one}" for one in ("gate", "up", "down")},
+    }
+    for name, weight in model.state_dict().items():
+        stem = name.removesuffix(".weight")
+        layer = stem.removeprefix("model.layers.").split(".", 1) if stem.startswith("model.layers.") else None
+        gguf_name = f"blk.{layer[0]}.{names[layer[1]]}" if layer else names[stem]
+        if "attn_q" in gguf_name or "attn_k" in gguf_name:  # GGUF pairs the rotary halves otherwise
+            heads = config.num_attention_heads if "attn_q" in gguf_name else config.num_key_value_heads
+            rows, columns = weight.shape
+            weight = weight.reshape(heads, 2, rows // heads // 2, columns).swapaxes(1, 2).reshape(rows, columns)
+        writer.add_tensor(f"{gguf_name}.weight", weight.contiguous().numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return file
 
 
 SAVERS: dict[str, Callable[..., Path]] = {"t5": save_t5, "llama": save_llama, "gpt2": save_gpt2}

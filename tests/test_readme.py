@@ -20,22 +20,19 @@ BLOCKS = [block.strip() for block in re.findall(r"```console\n(.*?)```", README,
 USE, PAPER, OWN = (next(block for block in BLOCKS if mark in block) for mark in ("shop-reviews", "mnli", "reviews.csv"))
 
 
-# what keeps a command of the README short and within the width of a tiny model
-SHORT = {"train-source": " --steps 2", "train-target": " --steps 2 --attention-rank 4", "fewshot": " --steps 2"}
+# what keeps a command of the README short
+SHORT = {"train-source": " --steps 2", "train-target": " --steps 2", "fewshot": " --steps 2"}
 
 
-def run_block(block: str, folder: Path, *, tiny: bool = False, **environment: str) -> subprocess.CompletedProcess[str]:
+def run_block(block: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """The commands of a block in one shell that stops at the first failure; two steps instead of many."""
     lines = []
     for line in block.splitlines():
         line = re.sub(r" --steps \d+", "", line)
         command = re.match(r"attempt (\S+)", line)
         lines.append(line + (SHORT.get(command.group(1), "") if command else ""))
-    script = "\n".join(lines)
-    if not tiny:
-        script = script.replace(" --attention-rank 4", "")
     return subprocess.run(
-        ["bash", "-ec", script],
+        ["bash", "-ec", "\n".join(lines)],
         cwd=folder,
         env={
             **os.environ,
@@ -83,7 +80,6 @@ def test_the_paper_s_commands_run(tmp_path: Path) -> None:
     done = run_block(
         PAPER,
         tmp_path,
-        tiny=True,
         ATTEMPT_DATA=str(tmp_path / "rows"),
         ATTEMPT_BACKBONE=str(save_llama(tmp_path / "model")),
     )
@@ -99,7 +95,7 @@ def test_the_commands_for_rows_of_one_s_own_run(tmp_path: Path) -> None:
         for i in range(40):
             lines.append(f"number {i}" + (f",{mood[1 + i % 2]}" if mood[0] else ""))
         (tmp_path / f"{name}.csv").write_text("\n".join(lines) + "\n", "utf-8")
-    done = run_block(OWN, tmp_path, tiny=True, ATTEMPT_BACKBONE=str(save_llama(tmp_path / "model")))
+    done = run_block(OWN, tmp_path, ATTEMPT_BACKBONE=str(save_llama(tmp_path / "model")))
     assert done.returncode == 0, done.stderr
     assert len((tmp_path / "labels.jsonl").read_text("utf-8").splitlines()) == 40
 

@@ -238,7 +238,8 @@ class FrozenBackbone(ABC):
         from transformers import GenerationConfig
 
         start = getattr(self.model.config, "decoder_start_token_id", None)
-        self.model.generation_config = GenerationConfig(
+        settings: Any = GenerationConfig
+        self.model.generation_config = settings(
             pad_token_id=self.pad_id, eos_token_id=self.end_id, decoder_start_token_id=start
         )
 

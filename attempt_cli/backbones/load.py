@@ -43,18 +43,25 @@ def load_from(place: Place, device: torch.device, dtype: torch.dtype) -> FrozenB
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
     location = str(_unpacked_gguf(Path(place.location))) if place.kind == "gguf" else place.location
+    silence = _why_the_hub_is_silent(location) if place.kind == "hub" else None
+    only_cached = {"local_files_only": silence is not None}
     try:
-        config = AutoConfig.from_pretrained(location)
+        config = AutoConfig.from_pretrained(location, **only_cached)
         auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         # measured on two x86 cores: in bf16 the backward of scaled-dot-product attention is 1.2 to 1.3 times slower
         # than plain matrix products for rows of 70 to 220 tokens; in fp32 the two are equal
         eager = device.type == "cpu" and dtype == torch.bfloat16
         attention = {"attn_implementation": "eager"} if eager else {}
-        model: Any = auto.from_pretrained(location, dtype=dtype, **attention)
+        loaded: Any = auto.from_pretrained(location, dtype=dtype, output_loading_info=True, **attention, **only_cached)
+        model, report = loaded
+        if report["missing_keys"]:  # the library would draw them at random
+            raise ValueError(f"its weights lack {', '.join(sorted(report['missing_keys'])[:3])}")
         model.to(device)
-        tokenizer = AutoTokenizer.from_pretrained(location)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise _loading_error(place, error) from error
+        tokenizer = AutoTokenizer.from_pretrained(location, **only_cached)
+        if tokenizer.eos_token_id is None:
+            raise ValueError("its tokenizer has no end token")
+    except Exception as error:  # the readers' failures on damaged files are of many types
+        raise _loading_error(place, error, silence) from error
     kind = EncoderDecoderBackbone if config.is_encoder_decoder else DecoderOnlyBackbone
     source = place.location if place.kind == "hub" else str(Path(place.location).resolve())
     backbone = kind(model, tokenizer, name=place.name, source=source)
@@ -70,7 +77,7 @@ def choose_device(device: str | None) -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         chosen = torch.device(device)
-        torch.empty(0, device=chosen)
+        torch.empty(1, device=chosen).item()
     except (RuntimeError, AssertionError) as error:
         raise AttemptError(
             f"the device '{device}' is not there", "Use --device cuda, mps or cpu, or leave it out."
@@ -134,7 +141,8 @@ def _plain_log_likelihood(backbone: FrozenBackbone, row: EncodedRow) -> torch.Te
         logits = backbone.model(input_ids=ids, labels=target).logits[0]
     else:
         logits = backbone.model(input_ids=torch.cat([ids, target], dim=1)).logits[0, ids.shape[1] - 1 : -1]
-    return logits.float().log_softmax(-1).gather(1, target[0][:, None]).sum()
+    score: torch.Tensor = logits.float().log_softmax(-1).gather(1, target[0][:, None]).sum()
+    return score
 
 
 def _unpacked_gguf(file: Path) -> Path:
@@ -175,8 +183,31 @@ def _unpacked_gguf(file: Path) -> Path:
     return folder
 
 
-def _loading_error(place: Place, error: Exception) -> AttemptError:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+def _why_the_hub_is_silent(repository: str) -> str | None:
+    """Why the hub cannot be asked for a model, or None where it answers.
+
+    Asked once, briefly. Left to itself the library asks six times for each of several files: half a minute until the
+    error, and a full minute even where everything is in its cache.
+    """
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        get_hf_file_metadata(hf_hub_url(repository, "config.json"))
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        return f"{constants.ENDPOINT} answers with status {status}" if status >= 500 else None
+    except Exception as error:  # of httpx, requests or the library's own offline switch, as its versions go
+        return f"no answer from {constants.ENDPOINT} ({_first_line(error)})"
+    return None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def _loading_error(place: Place, error: Exception, silence: str | None) -> AttemptError:
+    reason = silence or _first_line(error)
     if place.kind != "hub":
         return AttemptError(
             f"the backbone at {place.location} cannot be loaded: {reason}",

@@ -40,7 +40,8 @@ def find_backbone(name: str) -> Place:
     """The first place that has the backbone.
 
     A path is that folder or GGUF file. An alias is: a folder of that name in `ATTEMPT_MODELS`, an installed package
-    that carries the weights, else the hub (its cache first). Anything else with a slash is a hub id.
+    that carries the weights, else the hub (its cache first). Anything else with a slash is a hub id: a folder of that
+    name in `ATTEMPT_MODELS`, else the hub.
 
     Raises:
         AttemptError: the path does not exist, or the name is no alias.
@@ -64,14 +65,14 @@ def find_backbone(name: str) -> Place:
     known = aliases()
     by_hub = {entry["hub"]: alias for alias, entry in known.items()}
     alias = name if name in known else by_hub.get(name)
-    if alias is None:
-        if name.count("/") == 1:
-            return Place(name, "hub", name)
+    if alias is None and name.count("/") != 1:
         raise unknown_name("backbone", name, known, "attempt backbone list")
-    entry = known[alias]
     models = os.environ.get("ATTEMPT_MODELS")
-    if models and (Path(models) / alias / "config.json").exists():
-        return Place(alias, "folder", str(Path(models) / alias))
+    if models and (Path(models) / (alias or name) / "config.json").exists():
+        return Place(alias or name, "folder", str(Path(models) / (alias or name)))
+    if alias is None:
+        return Place(name, "hub", name)
+    entry = known[alias]
     if "package" in entry:
         spec = importlib.util.find_spec(entry["package"])
         if spec is not None and spec.origin:

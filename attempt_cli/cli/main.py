@@ -50,8 +50,30 @@ class Settings:
         return Registry.open(self.registry_path)
 
 
+# global options that may stand behind the command too, and how many values each takes
+GLOBAL_OPTIONS = {"--registry": 1, "--data-dir": 1, "--format": 1, "--debug": 0}
+
+
 class AttemptGroup(click.Group):
     """Commands are imported when they are named, so that `attempt --help` stays fast."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Takes the global options from wherever they stand: `attempt registry list --format json` is meant as such."""
+        front: list[str] = []
+        rest: list[str] = []
+        words = iter(args)
+        for word in words:
+            name, equals, _ = word.partition("=")
+            if word == "--":
+                rest += [word, *words]
+            elif name in GLOBAL_OPTIONS:
+                value = next(words, None) if GLOBAL_OPTIONS[name] and not equals else ""
+                if value is None:
+                    raise click.UsageError(f"Option '{word}' requires an argument.", ctx)
+                front += [word, value] if value else [word]
+            else:
+                rest.append(word)
+        return super().parse_args(ctx, front + rest)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -107,7 +129,8 @@ def attempt(ctx: click.Context, registry_path: Path | None, data_dir: Path | Non
 def main() -> None:
     """Runs the command line; exit 0 for success, 1 for a failure, 2 for wrong usage, 130 for Ctrl-C."""
     try:
-        attempt(standalone_mode=False)
+        code = attempt(standalone_mode=False)  # what a command gave to ctx.exit, else None
+        sys.exit(code if isinstance(code, int) else 0)
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
     except click.ClickException as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,11 +12,7 @@ if TYPE_CHECKING:
     from attempt_cli.data.check import SplitCheck
     from attempt_cli.data.task import Example, Task
 
-DATA_DIR = click.option(
-    "--data-dir",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="A folder of rows in the hub's layout. [default: the global --data-dir, else ATTEMPT_DATA]",
-)
+
 # how many bad rows a person wants to read at once
 SHOWN_PROBLEMS = 20
 
@@ -52,12 +47,11 @@ def list_tasks(settings: Settings) -> None:
 
 @command.command()
 @click.argument("name", metavar="NAME|FILE.yaml")
-@DATA_DIR
 @click.option("--rows", default=2, show_default=True, type=click.IntRange(0), help="How many example rows to show.")
 @click.option("--text-format", default="words", show_default=True, help="words, or reference (the authors' code).")
 @click.option("--yaml", "as_yaml", is_flag=True, help="Print the task's YAML file, to start one of your own from.")
 @click.pass_obj
-def show(settings: Settings, name: str, data_dir: Path | None, rows: int, text_format: str, as_yaml: bool) -> None:
+def show(settings: Settings, name: str, rows: int, text_format: str, as_yaml: bool) -> None:
     """A task's fields, and rows as the model sees them where rows are at hand.
 
     \b
@@ -73,7 +67,7 @@ def show(settings: Settings, name: str, data_dir: Path | None, rows: int, text_f
     if as_yaml:
         click.echo(task_file(name).read_text(encoding="utf-8").rstrip())
         return
-    place, examples = sample_examples(task, data_dir or settings.data_dir, rows) if rows else ("", [])
+    place, examples = sample_examples(task, settings.data_dir, rows) if rows else ("", [])
     settings.output.record("task", _record(task, place, examples, as_json=settings.output.format == "json"))
     if rows and not place:
         settings.output.note("No rows of this task are on this machine. --data-dir FOLDER shows some.")
@@ -81,9 +75,8 @@ def show(settings: Settings, name: str, data_dir: Path | None, rows: int, text_f
 
 @command.command()
 @click.argument("name", metavar="FILE.yaml|NAME")
-@DATA_DIR
 @click.pass_obj
-def check(settings: Settings, name: str, data_dir: Path | None) -> None:
+def check(settings: Settings, name: str) -> None:
     """Whether a task is in order: its fields, and every row of every split that is on this machine.
 
     Exits with 1 when something is wrong, and says which rows.
@@ -96,7 +89,7 @@ def check(settings: Settings, name: str, data_dir: Path | None) -> None:
     from attempt_cli.data.task import load_task
 
     task = load_task(name)
-    checks = check_rows(task, data_dir or settings.data_dir)
+    checks = check_rows(task, settings.data_dir)
     if checks or settings.output.format == "json":
         columns = ["split", "rows", "bad", "targets", "file"]
         as_text = settings.output.format == "table"

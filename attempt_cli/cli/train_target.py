@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 )
 @click.option("--sources", help="Source prompts, comma separated and in order, or `all` of the backbone.")
 @click.option("--init-from", help="The prompt that the target starts from. [default: the first source]")
-@click.option("--attention-rank", type=int, help="r, the width inside G. [default: 100]")
+@click.option("--attention-rank", type=int, help="r, the width inside G. [default: 100, at most half the width]")
 @click.option("--attention-learning-rate", type=float, help="Of G. [default: 0.01]")
 @click.option(
     "--temperature", type=float, help="T of the softmax. [default: e·√d in RMS units, the paper's e·d in raw ones]"

