@@ -20,6 +20,7 @@ from attempt_cli.cli.options import (
     task_options,
     typed_command,
 )
+from registry.records import Composition, Prompt
 
 if TYPE_CHECKING:
     from attempt_cli.artefacts import Loaded
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from attempt_cli.data.rows import Rows
     from attempt_cli.data.task import Task
     from attempt_cli.evaluation.evaluate import Evaluation
+    from registry import Registry
 
 COLUMNS = ("task", "model", "metric", "score", "interval", "n", "rows_per_second", "attention")
 
@@ -75,7 +77,7 @@ def command(
 
     registry = settings.registry()
     named = named_models(registry, prompts, compositions)
-    wanted = _tasks(tasks, options, named)
+    wanted = _tasks(registry, tasks, options, named)
     backbone = backbone_name(options)
     plan: list[tuple[Task, Chosen]] = [
         (task, model) for task in wanted for model in (named or [model_for_task(registry, task.name, backbone)])
@@ -196,31 +198,26 @@ def named(names: Iterable[str], values: Iterable[float]) -> dict[str, float]:
     return {name: round(value, 5) for name, value in zip(names, values, strict=True)}
 
 
-def _tasks(names: str | None, options: dict[str, Any], models: list[Chosen]) -> list[Task]:
+def _tasks(registry: Registry, names: str | None, options: dict[str, Any], models: list[Chosen]) -> list[Task]:
     """The tasks of --tasks; else those of files; else what the first model was trained for."""
     from attempt_cli.data.task import load_task
 
-    files = {field: options[field] for field in FILE_FIELDS}
+    first = next((model for model in models if model is not None), None)
+    if names is None and (first is None or options["input_template"] is not None):
+        return [chosen_task(None, options)]
+    files = {field: options.pop(field) for field in FILE_FIELDS}
+    text_format = options.pop("text_format")
     if names is not None:
-        unused = [field for field, value in files.items() if value is not None]
-        if unused:
+        if any(value is not None for value in files.values()):
             raise click.UsageError("give --tasks or files, not both")
-        text_format = options.pop("text_format")
-        for field in FILE_FIELDS:
-            options.pop(field)
         tasks = [load_task(name) for name in split_names(names)]
-        return [task.with_format(text_format) if text_format else task for task in tasks]
-    from registry.records import Prompt
-
-    first = next((model for model in models if isinstance(model, Prompt)), None)
-    if files["input_template"] is None and first is not None:
-        task = trained_task(first.settings, first.task)
-        task = with_files(task, train=files["train_file"], validation=files["validation_file"], test=files["test_file"])
-        text_format = options.pop("text_format")
-        for field in FILE_FIELDS:
-            options.pop(field)
-        return [task.with_format(text_format) if text_format else task]
-    return [chosen_task(None, options)]
+    else:
+        prompt = registry.prompt(first.targets[0]) if isinstance(first, Composition) else first
+        assert isinstance(prompt, Prompt)
+        task = trained_task(prompt.settings, prompt.task)
+        rows = {"train": files["train_file"], "validation": files["validation_file"], "test": files["test_file"]}
+        tasks = [with_files(task, **rows)]
+    return [task.with_format(text_format) if text_format else task for task in tasks]
 
 
 def _as_trained(task: Task, loaded: Loaded) -> Task:

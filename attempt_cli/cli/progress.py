@@ -5,8 +5,12 @@ from __future__ import annotations
 import sys
 import time
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 
 class TrainingProgress:
@@ -18,9 +22,6 @@ class TrainingProgress:
     """
 
     def __init__(self, title: str, *, silent: bool = False) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
         self._title = title
         self._silent = silent
         self._bar: Progress | None = None
@@ -29,15 +30,7 @@ class TrainingProgress:
         self._last_line = 0.0
         self._total = 0
         if not silent and sys.stderr.isatty():
-            self._bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=24),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[numbers]}"),
-                TimeRemainingColumn(),
-                console=Console(stderr=True),
-                transient=False,
-            )
+            self._bar = _bar(numbers=True)
 
     def __enter__(self) -> TrainingProgress:
         if self._bar is not None:
@@ -87,19 +80,9 @@ class RowProgress:
     """
 
     def __init__(self, total: int, output_format: str = "table") -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
         self._bar: Progress | None = None
         if output_format != "quiet" and sys.stderr.isatty():
-            self._bar = Progress(
-                TextColumn("rows"),
-                BarColumn(bar_width=24),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
-                console=Console(stderr=True),
-                transient=True,
-            )
+            self._bar = _bar(numbers=False)
             self._task = self._bar.add_task("rows", total=total)
 
     def __enter__(self) -> RowProgress:
@@ -117,3 +100,19 @@ class RowProgress:
         """So many more rows are done."""
         if self._bar is not None:
             self._bar.advance(self._task, rows)
+
+
+def _bar(*, numbers: bool) -> Progress:
+    """A bar with title, count and time left; one with numbers stays on the screen, one without goes when it is full."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        *([TextColumn("{task.fields[numbers]}")] if numbers else []),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=not numbers,
+    )

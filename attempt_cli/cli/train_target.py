@@ -9,16 +9,13 @@ import click
 from attempt_cli.cli.options import (
     backbone_name,
     backbone_options,
-    chosen_backbone,
     chosen_sources,
     chosen_task,
     record_options,
     task_options,
     training_options,
-    typed_command,
 )
-from attempt_cli.cli.train_source import report, run_training
-from attempt_cli.errors import AttemptError
+from attempt_cli.cli.training import train_and_report
 
 if TYPE_CHECKING:
     from attempt_cli.cli.main import Settings
@@ -58,9 +55,6 @@ def command(settings: Settings, /, task: str | None, method: str, **options: Any
       attempt train-target rte --method prompt-tuning
       attempt train-target reviews --train-file reviews.csv --input "{text} sentiment:" --label stars --sources all
     """
-    from attempt_cli.training.config import make_config
-    from attempt_cli.training.recipes import Request
-
     registry = settings.registry()
     names, start = options.pop("sources"), options.pop("init_from")
     if method == "attempt" and names is None:
@@ -73,35 +67,14 @@ def command(settings: Settings, /, task: str | None, method: str, **options: Any
         raise click.UsageError("prompt tuning from another prompt is SPoT: --method spot --init-from NAME")
     chosen = chosen_task(task, options)
     sources = chosen_sources(registry, names, backbone_name(options))
-    init_from = registry.prompt(start) if start else (sources[0] if sources else None)
-    used = [*sources, *([init_from] if init_from else [])]
-    lengths = {prompt.length for prompt in used}
-    if len(lengths) > 1:
-        found = ", ".join(f"{prompt.ref} {prompt.length}" for prompt in used)
-        raise AttemptError(
-            f"the prompts differ in length: {found}",
-            "A mixture needs prompts of one length: choose others with --sources.",
-        )
-    if options["prompt_length"] is None and lengths:
-        options["prompt_length"] = lengths.pop()
-    record = {key: options.pop(key) for key in ("name", "note", "tags", "resume")}
-    train_limit = options.pop("train_limit")
-    where = {key: options.pop(key) for key in ("backbone", "device", "dtype")}
-    config = make_config(options.pop("preset"), method=method, **options)
-    backbone = chosen_backbone(registry, where, used, settings.output.note)
-    request = Request(
-        task=chosen,
+    train_and_report(
+        settings,
+        registry,
+        chosen,
+        options,
         kind="target",
-        name=record["name"] or f"{chosen.name}-{method}",
-        config=config,
+        method=method,
         sources=sources,
-        init_from=init_from,
-        train_limit=train_limit,
-        data_dir=settings.data_dir,
-        command=typed_command(),
-        note=record["note"],
-        tags=record["tags"],
+        init_from=registry.prompt(start) if start else (sources[0] if sources else None),
+        name=f"{chosen.name}-{method}",
     )
-    outcome = run_training(settings, registry, backbone, request, resume=record["resume"])
-    if outcome is not None:
-        report(settings, request, outcome)

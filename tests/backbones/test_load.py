@@ -150,7 +150,10 @@ def gguf(folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_gguf_file_is_the_same_backbone(gguf: Path, folders: dict[str, Path]) -> None:
-    ours, theirs = load_backbone(str(gguf), device="cpu", dtype="bf16"), load_backbone(str(folders["llama"]), device="cpu", dtype="bf16")
+    ours, theirs = (
+        load_backbone(str(gguf), device="cpu", dtype="bf16"),
+        load_backbone(str(folders["llama"]), device="cpu", dtype="bf16"),
+    )
     assert ours.name == "Tiny.F32"
     assert ours.source == str(gguf)
     assert ours.fingerprint == theirs.fingerprint

