@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 # When a row is too long, its middle goes: the last tokens of a template are its cue ("sentiment:"), without which the
 # model does not know what is asked.
@@ -73,7 +73,7 @@ class FrozenBackbone(ABC):
         self.name = name
         self.source = source
         self._embedding: Any = self.model.get_input_embeddings()
-        self._head: nn.Module = self.model.get_output_embeddings()
+        self._head: Any = self.model.get_output_embeddings()
         self.pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         self.end_id: int = tokenizer.eos_token_id
         self._forget_generation_habits()
@@ -244,13 +244,21 @@ class FrozenBackbone(ABC):
         )
 
     def _token_log_likelihoods(self, hidden: Tensor, tokens: Tensor) -> Tensor:
-        """log p of `tokens` [n], predicted from `hidden` [n, d]; log-softmax in fp32."""
-        logits = self._project(hidden).float()
-        return logits.gather(1, tokens[:, None]).squeeze(1) - logits.logsumexp(dim=-1)
+        """log p of tokens [n, k], each predicted from its row of `hidden` [n, d]; [n, k], float32.
 
-    def _project(self, hidden: Tensor) -> Tensor:
-        logits: Tensor = self._head(hidden)
-        return logits
+        The tokens' own logits are computed in fp32. In bf16 a logit near 20 is a multiple of 0.125: two label words
+        would often score the same, and the first of them win.
+        """
+        hidden = self._before_head(hidden)
+        own = torch.einsum("nd,nkd->nk", hidden.float(), self._head.weight[tokens].float())
+        if getattr(self._head, "bias", None) is not None:
+            own = own + self._head.bias[tokens].float()
+        normaliser: Tensor = self._head(hidden).float().logsumexp(dim=-1, keepdim=True)
+        return own - normaliser
+
+    def _before_head(self, hidden: Tensor) -> Tensor:
+        """What an architecture does to hidden states between its last layer and the vocabulary projection."""
+        return hidden
 
 
 def with_prompts(embeddings: Tensor, prompts: Tensor | None) -> Tensor:

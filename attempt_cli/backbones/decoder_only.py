@@ -48,7 +48,7 @@ class DecoderOnlyBackbone(FrozenBackbone):
         hidden = self._hidden(with_prompts(sequence, prompts))  # [b, m + l + c - 1, d]
         rows, steps = self._target_positions(batch.target_lengths)
         predicted_from = length + batch.input_lengths[rows] - 1 + steps
-        scores = self._token_log_likelihoods(hidden[rows, predicted_from], batch.target_ids[rows, steps])
+        scores = self._token_log_likelihoods(hidden[rows, predicted_from], batch.target_ids[rows, steps, None])[:, 0]
         return torch.zeros(b, device=scores.device).index_add(0, rows, scores)
 
     def label_log_likelihoods(
@@ -86,12 +86,12 @@ class DecoderOnlyBackbone(FrozenBackbone):
             hidden = self._hidden(sequence, attention_mask=mask, position_ids=positions)
         # log p(first token) comes from the prefix's end, that of every later one from the branch
         every_row = torch.arange(b, device=device)
-        first = self._project(hidden[every_row, ends - 1]).float().log_softmax(dim=-1)  # [b, vocabulary]
-        scores = first[:, [word[0] for word in labels]]  # [b, c]
+        first_ids = torch.tensor([word[0] for word in labels], device=device).expand(b, -1)
+        scores = self._token_log_likelihoods(hidden[every_row, ends - 1], first_ids)  # [b, c]
         if len(branch_ids):
             next_ids = torch.tensor([token for word in labels for token in word[1:]], device=device)
             after = hidden[:, -len(branch_ids) :].reshape(b * len(branch_ids), -1)
-            later = self._token_log_likelihoods(after, next_ids.repeat(b)).view(b, -1)
+            later = self._token_log_likelihoods(after, next_ids.repeat(b)[:, None]).view(b, -1)
             scores = scores.index_add(1, branch_of, later)
         return scores
 

@@ -29,7 +29,7 @@ class EncoderDecoderBackbone(FrozenBackbone):
         hidden = self._decode(batch.target_ids, states, mask)
         real = torch.arange(batch.target_ids.shape[1], device=mask.device) < batch.target_lengths[:, None]
         rows, steps = real.nonzero(as_tuple=True)
-        scores = self._token_log_likelihoods(hidden[rows, steps], batch.target_ids[rows, steps])
+        scores = self._token_log_likelihoods(hidden[rows, steps], batch.target_ids[rows, steps, None])[:, 0]
         return torch.zeros(len(states), device=scores.device).index_add(0, rows, scores)
 
     def label_log_likelihoods(
@@ -45,7 +45,7 @@ class EncoderDecoderBackbone(FrozenBackbone):
         # the encoder has run once; its states are shared by a row's label words in one pass of the decoder
         hidden = self._decode(ids.repeat(b, 1), states.repeat_interleave(c, dim=0), mask.repeat_interleave(c, dim=0))
         at = real.repeat(b, 1)
-        scores = self._token_log_likelihoods(hidden[at], ids.repeat(b, 1)[at])
+        scores = self._token_log_likelihoods(hidden[at], ids.repeat(b, 1)[at][:, None])[:, 0]
         return torch.zeros(b * c, device=scores.device).index_add(0, at.nonzero()[:, 0], scores).view(b, c)
 
     def generate(self, batch: Batch, embeddings: Tensor, prompts: Tensor | None, max_new_tokens: int) -> list[str]:
@@ -81,7 +81,7 @@ class EncoderDecoderBackbone(FrozenBackbone):
         ).last_hidden_state
         return hidden
 
-    def _project(self, hidden: Tensor) -> Tensor:
+    def _before_head(self, hidden: Tensor) -> Tensor:
         if getattr(self.model.config, "scale_decoder_outputs", False):
-            hidden = hidden * self.model.config.d_model**-0.5
-        return super()._project(hidden)
+            hidden = hidden * float(self.model.config.d_model) ** -0.5
+        return hidden

@@ -14,7 +14,7 @@ from torch import Tensor
 from attempt_cli.backbones.base import EncodedRow, FrozenBackbone
 from attempt_cli.backbones.load import check_projection, load_backbone
 from attempt_cli.errors import AttemptError
-from tests.models import byte_level_tokenizer, save, save_llama
+from tests.models import byte_level_tokenizer, save
 
 SMALL = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 40}
 
@@ -114,12 +114,12 @@ def halved_logits(backbone: FrozenBackbone) -> None:
 
 def shifted_hidden_states(backbone: FrozenBackbone) -> None:
     """Ours are read from a place that is off by one."""
-    original = backbone._project
+    original = backbone._before_head
 
     def wrapped(hidden: Tensor) -> Tensor:
         return original(hidden.roll(1, dims=0))
 
-    backbone._project = wrapped  # type: ignore[method-assign]
+    backbone._before_head = wrapped  # type: ignore[method-assign]
 
 
 def test_label_words_see_no_further_than_a_sliding_window(tmp_path: Path) -> None:
