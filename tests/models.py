@@ -30,8 +30,8 @@ from transformers import (
 WIDTH = 24
 LAYERS = 2
 
-# one token each after a space; everything else is spelt: " no" therefore begins " nothing", and the words for entailment
-# share a prefix of several tokens
+# one token each after a space; everything else is spelt: " no" therefore begins " nothing", and "entailment" and
+# "entailed" share a prefix of several tokens
 WORDS = ("yes", "no", "good", "bad", "it", "is", "was", "the", "text", "label", "one", "two", "three", "four", "five")
 
 

@@ -100,9 +100,9 @@ def test_the_commands_for_rows_of_one_s_own_run(tmp_path: Path) -> None:
     assert len((tmp_path / "labels.jsonl").read_text("utf-8").splitlines()) == 40
 
 
-def test_the_demo_compares_three_ways(tmp_path: Path) -> None:
+def test_the_demo_compares_four_ways(tmp_path: Path) -> None:
     done = run_block(f"attempt demo --backbone {save_llama(tmp_path / 'model', hidden_size=128)}", tmp_path)
     assert done.returncode == 0, done.stderr
-    methods = re.findall(r"^support-chats +(none|prompt-tuning|attempt) +\d", done.stdout, flags=re.M)
-    assert methods == ["none", "prompt-tuning", "attempt"]
+    methods = re.findall(r"^support-chats +(none|source|prompt-tuning|attempt) +\d", done.stdout, flags=re.M)
+    assert methods == ["none", "source", "prompt-tuning", "attempt"]
     assert re.search(r"shop-reviews@1 0\.\d\d, message-topics@1 0\.\d\d, target 0\.\d\d", done.stdout)

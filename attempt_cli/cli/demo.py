@@ -71,7 +71,7 @@ def command(settings: Settings, /, **options: Any) -> None:
         tags=("demo",),
     )
     with TrainingProgress(f"target {TARGET}", silent=silent) as progress:
-        cells = bench.run(["none", "prompt-tuning", "attempt"], progress)
+        cells = bench.run(["none", "source", "prompt-tuning", "attempt"], progress)
     columns = ["task", "method", "score", "n", "steps", "attention"]
     settings.output.rows("methods", [as_cells(row) for row in summarise(cells)], columns, name="method")
     settings.output.note(

@@ -35,7 +35,7 @@ NEED_SOURCES = {"source", "spot", "attempt"}
 @click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True, help="How often rows are drawn.")
 @click.option(
     "--methods",
-    default="attempt,spot,prompt-tuning",
+    default="source,prompt-tuning,spot,attempt",
     show_default=True,
     help="Of: none (no prompt), source (the best source as it stands), prompt-tuning, spot, attempt.",
 )

@@ -141,7 +141,7 @@ def chosen_backbone(
     if name is None and prompts:
         name = where_from(registry, prompts[0])
     name = name or DEFAULT_BACKBONE
-    if note:
+    if note and os.environ.get("RANK", "0") == "0":  # of several processes one speaks
         note(f"loading {name} …")
     from attempt_cli.backbones.load import load_backbone
 

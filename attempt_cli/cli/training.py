@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 from attempt_cli.cli.options import chosen_backbone, typed_command
@@ -37,6 +38,7 @@ def train_and_report(
     """
     from attempt_cli.cli.progress import TrainingProgress
     from attempt_cli.training.config import make_config
+    from attempt_cli.training.loop import NotFiniteError, TrainingStoppedError
     from attempt_cli.training.processes import Processes
     from attempt_cli.training.recipes import Request, train_prompt
 
@@ -68,10 +70,15 @@ def train_and_report(
     )
     processes = Processes.here()
     silent = settings.output.format == "quiet" or not processes.is_main
-    with TrainingProgress(request.name, silent=silent) as progress:
-        outcome = train_prompt(
-            registry, backbone, request, resume=record["resume"], listener=progress, processes=processes
-        )
+    try:
+        with TrainingProgress(request.name, silent=silent) as progress:
+            outcome = train_prompt(
+                registry, backbone, request, resume=record["resume"], listener=progress, processes=processes
+            )
+    except (TrainingStoppedError, NotFiniteError) as error:
+        if processes.is_main:
+            raise
+        sys.exit(error.exit_code)  # all processes meet these together, and one of them says it
     if outcome is not None:
         _report(settings, request, outcome)
 

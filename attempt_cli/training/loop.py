@@ -45,6 +45,10 @@ class TrainingStoppedError(AttemptError):
     exit_code = 130
 
 
+class NotFiniteError(AttemptError):
+    """A loss or a gradient that is no longer a number."""
+
+
 @dataclass(frozen=True)
 class Trained:
     """How a training ended.
@@ -122,7 +126,7 @@ def train(
 
     Raises:
         TrainingStoppedError: stopped by a signal; the checkpoint is written.
-        AttemptError: the loss or its gradient is no longer a number; the last checkpoint before is kept.
+        NotFiniteError: the loss or its gradient is no longer a number; the last checkpoint before is kept.
     """
     mixture = model.mixture
     if mixture is None:
@@ -249,9 +253,9 @@ def caught_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _not_finite(state: TrainingState, checkpoint: Path, config: TrainingConfig) -> AttemptError:
+def _not_finite(state: TrainingState, checkpoint: Path, config: TrainingConfig) -> NotFiniteError:
     kept = f"; the checkpoint before it is kept at {checkpoint}" if checkpoint.exists() else ""
-    return AttemptError(
+    return NotFiniteError(
         f"the loss is not a number at step {state.step + 1}{kept}",
         f"Train with a lower --learning-rate than {config.learning_rate:g}"
         f" (G: --attention-learning-rate, now {config.attention_learning_rate:g}), or with --dtype float32.",

@@ -9,6 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from attempt_cli.errors import AttemptError
+
+# where launchers say how many processes they started; the same names as in accelerate
+COUNTS = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+
 
 @dataclass(frozen=True)
 class Processes:
@@ -27,8 +32,21 @@ class Processes:
 
     @classmethod
     def here(cls) -> Processes:
-        """Joins the others, where a launcher has started several."""
-        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        """Joins the others, where a launcher has started several.
+
+        Raises:
+            AttemptError: the launcher was asked for several, and started one.
+        """
+        started = next((int(os.environ[name]) for name in COUNTS if name in os.environ), None)
+        # accelerate sets the meeting point of several processes even where it starts one of them (`--cpu`, one GPU):
+        # a training with half the batch that was asked for would look like a success
+        if started is None and "MASTER_ADDR" in os.environ and "ACCELERATE_MIXED_PRECISION" in os.environ:
+            raise AttemptError(
+                "accelerate was asked for several processes and started only this one",
+                "Add --multi_gpu, on plain processors too (not --cpu): "
+                "`accelerate launch --multi_gpu --num_processes 2 -m attempt_cli …`.",
+            )
+        if started in (None, 1):
             return cls()
         from accelerate import PartialState
 
@@ -45,7 +63,7 @@ class Processes:
         if self.count == 1:
             return
         flat = torch.cat([tensor.reshape(-1).float() for tensor in tensors])  # one message, not one a tensor
-        torch.distributed.all_reduce(flat)
+        _add_up(flat)
         for tensor, part in zip(tensors, torch.split(flat, [tensor.numel() for tensor in tensors]), strict=True):
             tensor.copy_(part.view_as(tensor))
 
@@ -54,5 +72,15 @@ class Processes:
         if self.count == 1:
             return here
         flag = torch.tensor([float(here)], device="cuda" if torch.cuda.is_available() else "cpu")
-        torch.distributed.all_reduce(flag)
+        _add_up(flag)
         return bool(flag.item() > 0)
+
+
+def _add_up(tensor: Tensor) -> None:
+    try:
+        torch.distributed.all_reduce(tensor)
+    except RuntimeError as error:  # torch has no narrower type for a connection that broke
+        raise AttemptError(
+            f"another process of this training has ended ({str(error).splitlines()[0]})",
+            "Its own message says why. The same command with --resume goes on from the last checkpoint.",
+        ) from error

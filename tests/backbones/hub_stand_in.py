@@ -1,4 +1,4 @@
-"""A stand-in for the hub on 127.0.0.1, as far as loading a model goes: files with their ETag and commit, and model info."""
+"""A stand-in for the hub on 127.0.0.1, as far as loading a model goes: files with ETag and commit, and model info."""
 
 from __future__ import annotations
 

@@ -131,7 +131,7 @@ HOSTILE = {
 def test_the_model_s_own_generation_settings_do_not_matter(
     folder: Path, backbone: FrozenBackbone, tmp_path: Path
 ) -> None:
-    # Qwen2.5 comes with a repetition penalty, T5 fine-tunes come with beams: numbers would depend on who saved the model
+    # Qwen2.5 comes with a repetition penalty, T5 fine-tunes with beams: numbers would depend on who saved the model
     copy = tmp_path / folder.name
     shutil.copytree(folder, copy)
     settings = json.loads((copy / "generation_config.json").read_text())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -149,7 +151,7 @@ def test_batches_hold_every_row_once_and_keep_the_budget(lengths: list[int], ove
     for group, size in zip(groups, sizes, strict=True):
         assert len(group) == 1 or size * len(group) <= most
     assert sizes == sorted(sizes, reverse=True)  # longest first
-    for group, following in zip(groups, groups[1:], strict=False):  # and no batch is closed too early
+    for group, following in pairwise(groups):  # and no batch is closed too early
         width = lengths[group[0]] + overhead
         assert width * (len(group) + 1) > most
         assert min(lengths[i] for i in group) >= max(lengths[i] for i in following)

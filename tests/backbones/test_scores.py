@@ -1,4 +1,4 @@
-"""Log-likelihoods: those of plain transformers, the same alone and in any batch, and with a gradient for prompts only."""
+"""Log-likelihoods: those of plain transformers, the same alone and in any batch, with a gradient for prompts only."""
 
 from __future__ import annotations
 
@@ -234,3 +234,12 @@ def test_scores_in_bf16_are_near_and_the_prompt_s_gradient_is_fp32(folder: Path,
     assert prompts.grad is not None
     assert prompts.grad.dtype == torch.float32
     torch.testing.assert_close(scores.detach(), score(backbone, rows, prompts.detach()), rtol=0.1, atol=2.0)
+
+
+@pytest.mark.parametrize("kind", ["t5", "t5-untied", "llama", "gpt2"])
+def test_label_words_do_not_tie_in_bf16(folder: Path) -> None:
+    # a bf16 logit near 20 is a multiple of 0.125; the words' own logits are computed in fp32
+    low = load_backbone(str(folder), device="cpu", dtype="bfloat16")
+    labels = [[token] for token in range(low.vocabulary_size)]
+    scores = score_labels(low, low.encode(INPUTS[:1], None, 64), None, labels)[0]
+    assert len(set(scores.tolist())) > 0.97 * len(labels)

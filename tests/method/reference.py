@@ -1,4 +1,4 @@
-"""The equations of ATTEMPT in plain loops over float64 numbers, written from `docs` and paper, not from the package.
+"""The equations of ATTEMPT in plain loops over float64 numbers, written from the paper, not from the package.
 
 Nothing here imports torch or `attempt_cli`: it is what the package is measured against. One row at a time, one number
 at a time; slow, and easy to read beside the paper.

@@ -55,7 +55,7 @@ def test_prompts_are_pooled_over_their_rows() -> None:
 
 def test_the_query_is_down_silu_up_and_a_layer_norm_with_gain_and_bias() -> None:
     # W_down · x̂ = 1; SiLU(1) = 1 / (1 + e^-1) = 0.7310586; W_up gives (c, 0, -c) with c = 3 · 0.7310586 = 2.1931757
-    # its mean is 0 and its variance 2c²/3 = 3.2066799, so the LayerNorm gives c / √3.2066899 = 1.2247430 and its negative
+    # its mean is 0 and its variance 2c²/3 = 3.2066799, so the LayerNorm gives c / √3.2066899 = 1.2247430, its negative,
     # times the gain (2, 1, 1), plus the bias (0, 1, 0)
     module = attention_of([[1.0, 0.0, 0.0]], [[3.0], [0.0], [-3.0]], [2.0, 1.0, 1.0], [0.0, 1.0, 0.0], 1.0)
     h = module.query(torch.tensor([[1.0, 2.0, 0.5]]))[0]

@@ -16,7 +16,7 @@ def test_the_rank_lies_below_the_width(rank: int) -> None:
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])
 def test_the_temperature_is_positive(temperature: float) -> None:
-    with pytest.raises(ValueError, match="the temperature is .*; it is positive"):
+    with pytest.raises(ValueError, match=r"the temperature is .*; it is positive"):
         PromptAttention(4, 2, temperature)
 
 
@@ -40,7 +40,7 @@ def test_sources_and_attention_come_together() -> None:
 
 
 def test_the_attention_has_the_prompts_width() -> None:
-    with pytest.raises(ValueError, match="width 5.*width 3"):
+    with pytest.raises(ValueError, match=r"width 5.*width 3"):
         PromptMixture(torch.zeros(1, 2, 3), torch.zeros(4, 2, 3), PromptAttention(5, 2, 1.0))
 
 

@@ -31,7 +31,7 @@ class Batch:
 
 @st.composite
 def batches(draw: st.DrawFn) -> Batch:
-    b, l, m, n, t = (draw(st.integers(1, most)) for most in (5, 7, 4, 3, 5))
+    b, longest, m, n, t = (draw(st.integers(1, most)) for most in (5, 7, 4, 3, 5))
     d = draw(st.integers(2, 9))
     r = draw(st.integers(1, d - 1))
     spread = draw(st.sampled_from([0.1, 1.0, 30.0]))  # Llama's embeddings to T5's
@@ -47,8 +47,8 @@ def batches(draw: st.DrawFn) -> Batch:
     mixture = PromptMixture(spread * normal(n, m, d), spread * normal(t, m, d), attention).double()
     return Batch(
         mixture,
-        spread * normal(b, l, d).double(),
-        torch.randint(1, l + 1, (b,), generator=generator),
+        spread * normal(b, longest, d).double(),
+        torch.randint(1, longest + 1, (b,), generator=generator),
         torch.randint(0, n, (b,), generator=generator),
     )
 

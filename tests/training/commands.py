@@ -97,7 +97,7 @@ class Attempt:
 
     folder: Path
     backbone: Path | None = None
-    registry: str = "registry"
+    registry: str = "kept"  # not "registry": `python -m` looks into its folder first, and would find no package there
 
     def __call__(self, command: str, **options: Any) -> Result:
         """Runs a command line to its end, e.g. `attempt("registry list")`; see `start`."""

@@ -43,7 +43,7 @@ def kill_somewhere(attempt: Attempt, running: Running, randomness: random.Random
 
 def elsewhere(attempt: Attempt) -> Attempt:
     """The same folder with another registry."""
-    return Attempt(attempt.folder, attempt.backbone, "another-registry")
+    return Attempt(attempt.folder, attempt.backbone, "kept-elsewhere")
 
 
 def opened(attempt: Attempt) -> Registry:
