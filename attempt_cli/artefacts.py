@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +29,7 @@ class Loaded:
         sources: the sources' names, in the order of the attention's weights.
         targets: the task of each target prompt -> its index in the mixture.
         inputs: full names with kinds, as a run records them.
-        settings: of the (first) target prompt: the task's fields, the text format, the length limit.
+        prompts: the records of the target prompts, in the order of the mixture; none for the bare model.
     """
 
     model: PromptedModel
@@ -39,7 +38,7 @@ class Loaded:
     sources: tuple[str, ...] = ()
     targets: dict[str, int] | None = None
     inputs: tuple[str, ...] = ()
-    settings: dict[str, Any] | None = None
+    prompts: tuple[Prompt, ...] = ()
 
     def task_index(self, task: str) -> int:
         """Which target prompt serves a task; a single target serves any (transfer as it stands).
@@ -56,6 +55,10 @@ class Loaded:
             )
         return self.targets[task]
 
+    def prompt_for(self, task: str) -> Prompt | None:
+        """The record of the target prompt that serves a task."""
+        return self.prompts[self.task_index(task)] if self.prompts else None
+
 
 def bare(backbone: FrozenBackbone) -> Loaded:
     """The backbone without a prompt."""
@@ -71,7 +74,7 @@ def load_prompt(registry: Registry, backbone: FrozenBackbone, prompt: Prompt) ->
         prompt.ref,
         targets={prompt.task: 0},
         inputs=(f"prompt:{prompt.ref}",),
-        settings=prompt.settings,
+        prompts=(prompt,),
     )
 
 
@@ -110,7 +113,7 @@ def load_composition(registry: Registry, backbone: FrozenBackbone, composition: 
         sources=composition.sources,
         targets={prompt.task: index for index, prompt in enumerate(targets)},
         inputs=tuple(inputs),
-        settings=targets[0].settings,
+        prompts=tuple(targets),
     )
 
 

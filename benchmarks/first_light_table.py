@@ -30,7 +30,9 @@ def main() -> None:
     results = read(Path(sys.argv[1]))
     if len(sys.argv) > 2:
         Path(sys.argv[2]).write_text(json.dumps(results, indent=1) + "\n")
-    print("| target | way | score | interval | n | against prompt tuning | attention |\n|---|---|---:|---|---:|---:|---|")
+    print(
+        "| target | way | score | interval | n | against prompt tuning | attention |\n|---|---|---:|---|---:|---:|---|"
+    )
     for task, ways in results.items():
         base = [evaluation["score"] for evaluation in ways.get("prompt-tuning", [])]
         order = ["none", *sorted(way for way in ways if way.startswith("source-")), *TRAINED]
@@ -39,13 +41,17 @@ def main() -> None:
             scores = [evaluation["score"] for evaluation in evaluations]
             mean, width = mean_interval(scores)
             low, high = evaluations[0]["interval"]
-            interval = f"{100 * low:.1f}-{100 * high:.1f} over rows" if width is None else f"± {100 * width:.1f} over seeds"
+            interval = (
+                f"{100 * low:.1f}-{100 * high:.1f} over rows" if width is None else f"± {100 * width:.1f} over seeds"
+            )
             gap = ""
             if way in ("spot", "attempt") and len(base) == len(scores):
                 difference, around = paired_difference(scores, base)
                 gap = f"{100 * difference:+.1f}" + (f" ± {100 * around:.1f}" if around is not None else "")
             weights = [evaluation["attention"] for evaluation in evaluations if "attention" in evaluation]
-            mixed = ", ".join(f"{key} {sum(w[key] for w in weights) / len(weights):.2f}" for key in (weights or [{}])[0])
+            mixed = ", ".join(
+                f"{key} {sum(w[key] for w in weights) / len(weights):.2f}" for key in (weights or [{}])[0]
+            )
             name = NAMES.get(way, f"{way.removeprefix('source-')} prompt as it stands")
             print(f"| {task} | {name} | {100 * mean:.1f} | {interval} | {evaluations[0]['n']} | {gap} | {mixed} |")
 

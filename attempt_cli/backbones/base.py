@@ -13,8 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# When a row is too long, its middle goes: the last tokens of a template are its cue ("sentiment:"), without which the
-# model does not know what is asked.
+from attempt_cli.errors import AttemptError
+
+# When a row is too long, its middle goes. At least so many of its last tokens stay: they are the template's cue
+# ("sentiment:"), without which the model does not know what is asked.
 CUE_TOKENS = 16
 
 
@@ -119,13 +121,17 @@ class FrozenBackbone(ABC):
     def fingerprint(self) -> str:
         """16 hexadecimal digits that two backbones share only if a prompt of one means the same to the other.
 
-        Hashed are the architecture, the layers' number and the embedding table in bf16, so that the same checkpoint has
-        one fingerprint whatever dtype it is loaded in.
+        Hashed are the architecture, the layers' number, the embedding table and a few entries of every other weight
+        (a model fine-tuned with its embeddings frozen is another model), in bf16, so that the same checkpoint has one
+        fingerprint whatever dtype it is loaded in.
         """
         config = self.model.config
         layers = getattr(config, "num_hidden_layers", None)
         digest = hashlib.sha256(f"{config.model_type} {layers} {list(self._table.shape)}".encode())
-        digest.update(self._table.detach().to("cpu", torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes())
+        digest.update(_bf16_bytes(self._table))
+        for name, weight in sorted(self.model.named_parameters()):
+            flat = weight.detach().flatten()
+            digest.update(name.encode() + _bf16_bytes(flat[:: max(1, len(flat) // 16)]))
         return digest.hexdigest()[:16]
 
     @property
@@ -136,7 +142,11 @@ class FrozenBackbone(ABC):
     # tokens
 
     def encode(
-        self, inputs: Sequence[str], targets: Sequence[Sequence[int]] | None, max_length: int
+        self,
+        inputs: Sequence[str],
+        targets: Sequence[Sequence[int]] | None,
+        max_length: int,
+        tails: Sequence[str] | None = None,
     ) -> list[EncodedRow]:
         """Tokenises inputs and joins each with its target's tokens; long inputs lose their middle, targets nothing.
 
@@ -144,6 +154,8 @@ class FrozenBackbone(ABC):
             inputs: the rows' input texts.
             targets: tokens of each row's target (`target_tokens`), or None.
             max_length: the largest number of input tokens.
+            tails: the end of each input that a cut must leave whole (the question behind a passage); of a tail that
+                takes more than three quarters of the limit, its end.
         """
         encoded: list[list[int]] = self.tokenizer(list(inputs))["input_ids"] if inputs else []
         rows = []
@@ -151,6 +163,8 @@ class FrozenBackbone(ABC):
             cut = max(0, len(ids) - max_length)
             if cut:
                 tail = min(CUE_TOKENS, max_length // 4)
+                if tails is not None:
+                    tail = min(max(tail, len(self.tokenizer(tails[number])["input_ids"])), max_length * 3 // 4)
                 ids = ids[: max_length - tail] + ids[len(ids) - tail :]
             # an empty input still needs one position from which the target is predicted
             rows.append(EncodedRow(ids or [self.end_id], list(targets[number]) if targets else [], cut))
@@ -166,8 +180,19 @@ class FrozenBackbone(ABC):
         """
 
     def label_tokens(self, words: Sequence[str]) -> list[list[int]]:
-        """The tokens of label words; closed by an end token where one word's tokens begin another's."""
+        """The tokens of label words; closed by an end token where one word's tokens begin another's.
+
+        Raises:
+            AttemptError: two words are the same tokens (a vocabulary without their letters): one would always win.
+        """
         plain = [self.target_tokens(word, end=False) for word in words]
+        for i, word in enumerate(words):
+            if not plain[i] or plain[i] in plain[:i]:
+                other = f" as '{words[plain.index(plain[i])]}'" if plain[i] else ": none"
+                raise AttemptError(
+                    f"the label word '{word}' has the same tokens in {self.name}{other}",
+                    "Choose other label words: --labels 'value=word,value=word', or `labels` in the task's YAML.",
+                )
         if any(a != b and b[: len(a)] == a for a in plain for b in plain):
             return [self.target_tokens(word, end=True) for word in words]
         return plain
@@ -259,6 +284,10 @@ class FrozenBackbone(ABC):
     def _before_head(self, hidden: Tensor) -> Tensor:
         """What an architecture does to hidden states between its last layer and the vocabulary projection."""
         return hidden
+
+
+def _bf16_bytes(weight: Tensor) -> bytes:
+    return weight.detach().to("cpu", torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes()
 
 
 def with_prompts(embeddings: Tensor, prompts: Tensor | None) -> Tensor:

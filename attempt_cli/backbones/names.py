@@ -46,8 +46,9 @@ def find_backbone(name: str) -> Place:
     Raises:
         AttemptError: the path does not exist, or the name is no alias.
     """
+    known = aliases()
     path = Path(name).expanduser()
-    if path.suffix == ".gguf" or path.is_dir() or name.startswith((".", "/", "~")):
+    if name not in known and (path.suffix == ".gguf" or path.is_dir() or name.startswith((".", "/", "~"))):
         if not path.exists():
             raise AttemptError(
                 f"there is no backbone at {name}", "Give a folder saved by transformers or a .gguf file."
@@ -62,7 +63,6 @@ def find_backbone(name: str) -> Place:
         return Place(
             path.stem if path.is_file() else path.resolve().name, "gguf" if path.is_file() else "folder", str(path)
         )
-    known = aliases()
     by_hub = {entry["hub"]: alias for alias, entry in known.items()}
     alias = name if name in known else by_hub.get(name)
     if alias is None and name.count("/") != 1:

@@ -81,13 +81,16 @@ class PromptedModel:
         return max(1, min(max_length, bound - self.prompt_length - target_tokens))
 
 
-def by_length(lengths: Sequence[int], overhead: int, max_tokens: int) -> Iterator[list[int]]:
+def by_length(
+    lengths: Sequence[int], overhead: int, max_tokens: int, max_rows: int | None = None
+) -> Iterator[list[int]]:
     """Groups rows of like length into batches under a token budget.
 
     Args:
         lengths: tokens of each row, input and target.
         overhead: tokens that every row has besides (the prompt).
         max_tokens: the largest number of positions of a batch, pads included; a longer row stands alone.
+        max_rows: the largest number of its rows, if that is bounded too.
 
     Yields:
         Indices of a batch's rows, longest rows first: a batch that is too large for the memory fails at once.
@@ -95,7 +98,7 @@ def by_length(lengths: Sequence[int], overhead: int, max_tokens: int) -> Iterato
     group: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         width = lengths[group[0] if group else index] + overhead
-        if group and width * (len(group) + 1) > max_tokens:
+        if group and (width * (len(group) + 1) > max_tokens or len(group) == max_rows):
             yield group
             group = []
         group.append(index)

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 
 import click
 
+from attempt_cli.cli.models import alone_note
 from attempt_cli.cli.options import backbone_name, chosen_sources, split_names
 from attempt_cli.errors import AttemptError
 
 if TYPE_CHECKING:
     from attempt_cli.cli.main import Settings
+    from registry import Registry
 
 
 @click.command("compose")
@@ -41,17 +43,21 @@ def command(
     """
     registry = settings.registry()
     target_prompts = [registry.prompt(target) for target in split_names(targets)]
-    chosen = chosen_sources(registry, sources, backbone_name({"backbone": backbone}) or target_prompts[0].backbone)
+    tasks = [prompt.task for prompt in target_prompts]
+    where = backbone_name({"backbone": backbone}) or target_prompts[0].backbone
+    chosen = chosen_sources(registry, sources, where, targets=tasks)
     mixer = None
     if chosen:
-        mixer = registry.attention(attention or _attention_of(registry, target_prompts[0].ref))
+        mixer = registry.attention(attention or _attention_of(registry, [prompt.ref for prompt in target_prompts]))
     elif attention is not None:
         raise click.UsageError("--attention mixes sources: give --sources too")
+    for prompt in target_prompts:
+        if mixer is None and prompt.method == "attempt":
+            settings.output.note(alone_note(prompt))
     lengths = {prompt.length for prompt in (*chosen, *target_prompts)}
     if len(lengths) > 1:
         found = ", ".join(f"{prompt.ref} {prompt.length}" for prompt in (*chosen, *target_prompts))
         raise AttemptError(f"the prompts differ in length: {found}", "A mixture needs prompts of one length.")
-    tasks = [prompt.task for prompt in target_prompts]
     if len(set(tasks)) < len(tasks):
         raise AttemptError(f"two target prompts are for one task: {', '.join(tasks)}", "Name one target a task.")
     scale = mixer.settings.get("embedding_scale", 1.0) if mixer else target_prompts[0].embedding_scale
@@ -69,14 +75,19 @@ def command(
     settings.output.note(f"Next: `attempt eval --tasks {','.join(tasks)} --composition {composition.ref}`")
 
 
-def _attention_of(registry: object, target: str) -> str:
-    """The attention that was trained with a target prompt."""
-    from registry import Registry
-
-    assert isinstance(registry, Registry)
-    for composition in registry.lineage(target).compositions:
-        if composition.attention is not None:
-            return composition.attention
-    raise AttemptError(
-        f"no attention was trained with '{target}'", "Name one: `attempt registry list --what attentions`."
-    )
+def _attention_of(registry: Registry, targets: list[str]) -> str:
+    """The attention that was trained with the target prompts: the artefact of the same run."""
+    found = {
+        artefact.removeprefix("attention:")
+        for target in targets
+        for run in registry.lineage(target).made_by
+        for artefact in run.artefacts
+        if artefact.startswith("attention:")
+    }
+    if len(found) != 1:
+        raise AttemptError(
+            f"{'no attention was' if not found else 'several attentions were'} trained with {', '.join(targets)}"
+            + (f": {', '.join(sorted(found))}" if found else ""),
+            "Name one with --attention; `attempt registry list --what attentions` shows them.",
+        )
+    return found.pop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -61,17 +62,23 @@ def command(settings: Settings, /, **options: Any) -> None:
         registry=registry,
         backbone=backbone,
         task=task,
-        train=Rows(rows, f"{pool.origin}, {TARGET_ROWS} of these, class-balanced", examples_sha256(rows)),
-        test=load_examples(task, "test").examples,
+        test=load_examples(task, "test"),
         config=config.model_copy(update={"steps": TARGET_STEPS}),
         sources=tuple(sources),
         init_from=None,
         name=TARGET,
         command=typed_command(),
         tags=("demo",),
+        note=settings.output.note,
     )
+    train = Rows(rows, f"{pool.origin}, {TARGET_ROWS} of these, class-balanced", examples_sha256(rows))
     with TrainingProgress(f"target {TARGET}", silent=silent) as progress:
-        cells = bench.run(["none", "source", "prompt-tuning", "attempt"], progress)
+        cells = bench.run(["none", "source", "prompt-tuning", "attempt"], train, 0, progress)
+    if settings.output.format == "json":
+        settings.output.json(
+            {"methods": [asdict(row) for row in summarise(cells)], "cells": [asdict(c) for c in cells]}
+        )
+        return
     columns = ["task", "method", "score", "n", "steps", "attention"]
     settings.output.rows("methods", [as_cells(row) for row in summarise(cells)], columns, name="method")
     settings.output.note(

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from attempt_cli.cli.models import load_model, model_for_task, named_models, trained_task, with_files
+from attempt_cli.cli.models import alone_note, load_model, model_for_task, named_models, trained_task, with_files
 from attempt_cli.cli.options import (
     FILE_FIELDS,
     backbone_name,
     backbone_options,
     chosen_backbone,
     chosen_task,
+    max_tokens_option,
     split_names,
     task_options,
     typed_command,
 )
+from registry.errors import RegistryError
 from registry.records import Composition, Prompt
 
 if TYPE_CHECKING:
@@ -42,6 +45,7 @@ COLUMNS = ("task", "model", "metric", "score", "interval", "n", "rows_per_second
 @click.option("--split", type=click.Choice(["train", "validation", "test"]), default="test", show_default=True)
 @click.option("--limit", type=click.IntRange(min=1), help="A random sample of so many rows.")
 @click.option("--max-length", type=click.IntRange(min=4), help="Input tokens of a row. [default: as trained]")
+@max_tokens_option
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the sample.")
 @click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="Write every prediction here as JSONL.")
 @backbone_options
@@ -55,6 +59,7 @@ def command(
     split: str,
     limit: int | None,
     max_length: int | None,
+    max_tokens: int,
     seed: int,
     output: Path | None,
     **options: Any,
@@ -72,61 +77,66 @@ def command(
     """
     from attempt_cli.artefacts import remember_backbone, versions
     from attempt_cli.cli.progress import RowProgress
-    from attempt_cli.data.rows import load_examples
     from attempt_cli.evaluation.evaluate import evaluate
 
     registry = settings.registry()
     named = named_models(registry, prompts, compositions)
-    wanted = _tasks(registry, tasks, options, named)
     backbone = backbone_name(options)
+    text_format = options.pop("text_format")
+    wanted = _tasks(registry, tasks, options, named)
     plan: list[tuple[Task, Chosen]] = [
         (task, model) for task in wanted for model in (named or [model_for_task(registry, task.name, backbone)])
     ]
-
     # rows first: they are quick to find missing, the backbone is not
-    def rows_of(task: Task) -> Rows:
-        return load_examples(task, split, data_dir=settings.data_dir, limit=limit, seed=seed)
-
-    rows = {task.name: rows_of(task) for task in wanted}
+    loader = _RowLoader(split, settings.data_dir, limit, seed)
+    for task in wanted:
+        loader.rows(task)
     used = [model for _, model in plan if model is not None]
     frozen = chosen_backbone(registry, options, used, settings.output.note)
-    remember_backbone(registry, frozen)
     models = {_key(model): load_model(registry, frozen, model) for _, model in plan}
-    results, records = [], []
-    with RowProgress(sum(len(rows[task.name].examples) for task, _ in plan), settings.output.format) as progress:
-        for task, model in plan:
-            loaded = models[_key(model)]
-            in_format = _as_trained(task, loaded)
-            examples = rows[task.name]
-            if in_format.format != task.format:
-                examples = rows_of(in_format)
+    jobs = []
+    for task, model in plan:
+        loaded = models[_key(model)]
+        as_trained, length = _as_trained(task, loaded.prompt_for(task.name), text_format, settings.output.note)
+        jobs.append((as_trained, loaded, loader.rows(as_trained), max_length or length))
+    for prompt in {model.ref: model for model in used if isinstance(model, Prompt)}.values():
+        if prompt.method == "attempt":
+            settings.output.note(alone_note(prompt))
+    records = []
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(output.open("w", encoding="utf-8")) if output is not None else None
+        rows_in_all = sum(len(rows.examples) for _, _, rows, _ in jobs)
+        progress = stack.enter_context(RowProgress(rows_in_all, settings.output.format))
+        for task, loaded, rows, length in jobs:
             result = evaluate(
                 loaded.model,
-                in_format,
-                examples.examples,
+                task,
+                rows.examples,
                 task_index=loaded.task_index(task.name),
-                max_length=max_length or _trained_length(loaded),
+                max_length=length,
+                max_tokens=max_tokens,
                 progress=progress.advance,
             )
-            results.append((in_format, loaded, examples, result))
-            records.append(summary(in_format, loaded, examples, result))
-    for record, (_, loaded, examples, result) in zip(records, results, strict=True):
-        run = registry.add_run(
-            command=typed_command(),
-            settings={"split": split, "limit": limit, "max_length": max_length, "dtype": str(frozen.dtype)},
-            rows={split: {"origin": examples.origin, "sha256": examples.sha256, "n": result.n}},
-            seed=seed,
-            budget={},
-            numbers=record,
-            versions=versions(),
-            duration=result.predictions.seconds,
-            inputs=loaded.inputs,
-        )
-        record["run"] = run.id
+            record = summary(task, loaded, rows, result)
+            try:  # each as it ends: a later failure loses nothing
+                remember_backbone(registry, frozen)
+                record["run"] = registry.add_run(
+                    command=typed_command(),
+                    settings={"split": split, "limit": limit, "max_length": length, "dtype": str(frozen.dtype)},
+                    rows={split: {"origin": rows.origin, "sha256": rows.sha256, "n": result.n}},
+                    seed=seed,
+                    budget={},
+                    numbers=record,
+                    versions=versions(),
+                    duration=result.predictions.seconds,
+                    inputs=loaded.inputs,
+                ).id
+            except RegistryError as error:  # someone else's registry may be evaluated, too
+                settings.output.note(f"This evaluation is not recorded: {error.message}")
+            records.append(record)
+            if file is not None:
+                write_predictions(file, task, loaded, rows, result)
     if output is not None:
-        with output.open("w", encoding="utf-8") as file:
-            for task, loaded, examples, result in results:
-                write_predictions(file, task, loaded, examples, result)
         settings.output.note(f"Wrote every prediction to {output}")
     truncated = sum(record["truncated"] for record in records)
     if truncated:
@@ -135,6 +145,23 @@ def command(
         settings.output.json({"evaluations": records})
     else:
         settings.output.rows("evaluations", [table_row(record) for record in records], COLUMNS, name="score")
+
+
+class _RowLoader:
+    """Loads the rows of a task once for each of its text formats."""
+
+    def __init__(self, split: str, data_dir: Path | None, limit: int | None, seed: int) -> None:
+        self._arguments: dict[str, Any] = {"data_dir": data_dir, "limit": limit, "seed": seed}
+        self._split = split
+        self._loaded: dict[tuple[str, str], Rows] = {}
+
+    def rows(self, task: Task) -> Rows:
+        from attempt_cli.data.rows import load_examples
+
+        key = (task.name, task.format)
+        if key not in self._loaded:
+            self._loaded[key] = load_examples(task, self._split, **self._arguments)
+        return self._loaded[key]
 
 
 def summary(task: Task, loaded: Loaded, rows: Rows, result: Evaluation) -> dict[str, Any]:
@@ -199,37 +226,48 @@ def named(names: Iterable[str], values: Iterable[float]) -> dict[str, float]:
 
 
 def _tasks(registry: Registry, names: str | None, options: dict[str, Any], models: list[Chosen]) -> list[Task]:
-    """The tasks of --tasks; else those of files; else what the first model was trained for."""
+    """The tasks of --tasks; else those of files; else those that the first model was trained for."""
     from attempt_cli.data.task import load_task
 
     first = next((model for model in models if model is not None), None)
     if names is None and (first is None or options["input_template"] is not None):
-        return [chosen_task(None, options)]
+        return [chosen_task(None, {**{field: options.pop(field) for field in FILE_FIELDS}, "text_format": None})]
     files = {field: options.pop(field) for field in FILE_FIELDS}
-    text_format = options.pop("text_format")
     if names is not None:
         if any(value is not None for value in files.values()):
             raise click.UsageError("give --tasks or files, not both")
-        tasks = [load_task(name) for name in split_names(names)]
-    else:
-        prompt = registry.prompt(first.targets[0]) if isinstance(first, Composition) else first
-        assert isinstance(prompt, Prompt)
-        task = trained_task(prompt.settings, prompt.task)
-        rows = {"train": files["train_file"], "validation": files["validation_file"], "test": files["test_file"]}
-        tasks = [with_files(task, **rows)]
-    return [task.with_format(text_format) if text_format else task for task in tasks]
+        return [load_task(name) for name in split_names(names)]
+    loose = [field for field in ("label", "labels", "answers") if files[field] is not None]
+    if loose:
+        raise click.UsageError(f"--{loose[0]} goes with --input; without both the prompt's own are used")
+    targets = [registry.prompt(ref) for ref in first.targets] if isinstance(first, Composition) else [first]
+    rows = {"train": files["train_file"], "validation": files["validation_file"], "test": files["test_file"]}
+    if len(targets) > 1 and any(rows.values()):
+        raise click.UsageError("a composition with several targets needs --tasks, or --input and --label with files")
+    return [with_files(trained_task(prompt.settings, prompt.task), **rows) for prompt in targets if prompt]
 
 
-def _as_trained(task: Task, loaded: Loaded) -> Task:
-    """The task in the text format that the prompt was trained under."""
-    text_format = (loaded.settings or {}).get("format", task.format)
-    return task.with_format(text_format) if text_format != task.format and task.reference else task
+def _as_trained(
+    task: Task, prompt: Prompt | None, text_format: str | None, note: Callable[[str], None]
+) -> tuple[Task, int | None]:
+    """The task in the text format that the prompt was trained under (or that is asked for), and the length limit."""
+    from attempt_cli.data.schema import task_fields
 
-
-def _trained_length(loaded: Loaded) -> int | None:
-    training = (loaded.settings or {}).get("training", {})
-    length = training.get("max_length") if isinstance(training, dict) else None
-    return int(length) if length else None
+    if prompt is None:
+        return (task.with_format(text_format) if text_format else task), None
+    trained = prompt.settings.get("format", task.format)
+    chosen = text_format or (trained if task.reference or trained == "words" else task.format)
+    if text_format and text_format != trained:
+        note(f"Note: '{prompt.ref}' was trained under the text format '{trained}', not '{text_format}'.")
+    own, length = prompt.settings.get("task"), None
+    if prompt.task == task.name:  # another task's limit says nothing about this one's rows
+        length = (prompt.settings.get("training") or {}).get("max_length")
+        if isinstance(own, dict):
+            now = task_fields(task)
+            changed = [field for field in ("input", "labels", "prepare") if own.get(field) != now.get(field)]
+            if changed:
+                note(f"Note: '{prompt.ref}' was trained on another '{task.name}': it differs in {', '.join(changed)}.")
+    return task.with_format(chosen), length
 
 
 def _key(model: Chosen) -> str:

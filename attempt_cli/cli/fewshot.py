@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from attempt_cli.data.task import Task
     from attempt_cli.experiments.cells import Row
 
-NEED_SOURCES = {"source", "spot", "attempt"}
-
 
 @click.command("fewshot")
 @click.option("-k", "k", type=click.IntRange(min=1), default=16, show_default=True, help="Training rows.")
@@ -85,50 +83,54 @@ def command(
     from attempt_cli.cli.progress import TrainingProgress
     from attempt_cli.data.fewshot import few_shot
     from attempt_cli.data.rows import Rows, examples_sha256, load_examples
-    from attempt_cli.experiments.cells import Bench, check_methods, summarise
+    from attempt_cli.experiments.cells import FROM_SOURCES, Bench, check_methods, summarise
     from attempt_cli.training.config import make_config
 
     registry = settings.registry()
     names = split_names(methods)
-    check_methods([name for name in names if name not in NEED_SOURCES], ())
-    found = chosen_sources(registry, sources, backbone_name(options)) if NEED_SOURCES & set(names) else ()
-    check_methods(names, found)
+    check_methods(names)
     start = registry.prompt(init_from) if init_from else None
     wanted = _tasks(tasks, options)
-    length = options.pop("prompt_length") or (found[0].length if found else None)
+    helped = {}  # the sources of each task: never one that has seen the task's own training rows
+    for task in wanted:
+        needed = [name for name in names if name in FROM_SOURCES and not (name == "spot" and start)]
+        helped[task.name] = (
+            chosen_sources(registry, sources, backbone_name(options), targets=[task.name]) if needed else ()
+        )
+    used = [*(prompt for prompts in helped.values() for prompt in prompts), *([start] if start else [])]
+    length = options.pop("prompt_length") or (used[0].length if used else None)
     training = {key: options.pop(key) for key in list(options) if key not in ("backbone", "device", "dtype")}
     config = make_config(None, steps=steps, prompt_length=length, eval_every=0, **training)
-    pools = {task.name: load_examples(task, "train", data_dir=settings.data_dir) for task in wanted}
-    tests = {task.name: load_examples(task, "test", data_dir=settings.data_dir, limit=limit) for task in wanted}
-    draws = {}  # drawn before the backbone is loaded: too few rows are said at once
+    draws, tests = {}, {}  # drawn before the backbone is loaded: too few rows are said at once
     for task in wanted:
-        pool = pools[task.name]
+        pool = load_examples(task, "train", data_dir=settings.data_dir)
+        tests[task.name] = load_examples(task, "test", data_dir=settings.data_dir, limit=limit)
         for seed in range(seeds):
             rows = few_shot(pool.examples, k, per_class=per_class, label_count=len(task.label_words), seed=seed)
-            origin = f"{pool.origin}, {len(rows)} of these by seed {seed}, class-balanced"
+            balanced = ", class-balanced" if task.is_classification else ""
+            origin = f"{pool.origin}, {len(rows)} of these by seed {seed}{balanced}"
             draws[task.name, seed] = Rows(rows, origin, examples_sha256(rows))
-    backbone = chosen_backbone(registry, options, found, settings.output.note)
+    backbone = chosen_backbone(registry, options, used, settings.output.note)
     remember_backbone(registry, backbone)
     cells = []
     silent = settings.output.format == "quiet"
     for task in wanted:
+        bench = Bench(
+            registry=registry,
+            backbone=backbone,
+            task=task,
+            test=tests[task.name],
+            config=config,
+            sources=helped[task.name],
+            init_from=start,
+            name=f"{task.name}-{k}{'-per-class' if per_class else ''}-shot",
+            command=typed_command(),
+            tags=("fewshot",),
+            note=settings.output.note,
+        )
         for seed in range(seeds):
-            bench = Bench(
-                registry=registry,
-                backbone=backbone,
-                task=task,
-                train=draws[task.name, seed],
-                test=tests[task.name].examples,
-                config=config.model_copy(update={"seed": seed}),
-                sources=found,
-                init_from=start,
-                name=f"{task.name}-{k}{'-per-class' if per_class else ''}-shot",
-                command=typed_command(),
-                tags=("fewshot",),
-                data_dir=settings.data_dir,
-            )
             with TrainingProgress(f"{task.name} k={k} seed {seed}", silent=silent) as progress:
-                cells += bench.run(names, progress)
+                cells += bench.run(names, draws[task.name, seed], seed, progress)
     results = summarise(cells)
     if settings.output.format == "json":
         settings.output.json(
@@ -175,7 +177,9 @@ def with_width(mean: float, width: float | None, *, signed: bool = False) -> str
 def _tasks(names: str | None, options: dict[str, Any]) -> list[Task]:
     from attempt_cli.data.task import load_task
 
-    if names is None and any(options[field] is not None for field in FILE_FIELDS):
+    if any(options[field] is not None for field in FILE_FIELDS):
+        if names is not None:
+            raise click.UsageError("give --tasks or files, not both")
         task = chosen_task(None, options)
         # the k rows are drawn from all training rows; nothing is held out for a validation that never happens
         return [replace(task, split_rule="own") if task.split_rule == "held-out" else task]

@@ -70,7 +70,7 @@ class AttemptGroup(click.Group):
                 value = next(words, None) if GLOBAL_OPTIONS[name] and not equals else ""
                 if value is None:
                     raise click.UsageError(f"Option '{word}' requires an argument.", ctx)
-                front += [word, value] if value else [word]
+                front += [word, value] if GLOBAL_OPTIONS[name] and not equals else [word]
             else:
                 rest.append(word)
         return super().parse_args(ctx, front + rest)
@@ -151,10 +151,17 @@ def main() -> None:
             "Free some space or check the folder's permissions, then run the command again.",
             error,
         )
+    except (MemoryError, RuntimeError) as error:
+        memory = isinstance(error, MemoryError) or "out of memory" in str(error) or "allocate memory" in str(error)
+        if not memory:
+            _defect(error)
+        _fail("there is not enough memory for a batch", "Give a lower --max-tokens or a shorter --max-length.", error)
     except Exception as error:
-        _fail(
-            f"{type(error).__name__}: {error}", "This is a defect in attempt. `--debug` shows where it happened.", error
-        )
+        _defect(error)
+
+
+def _defect(error: Exception) -> None:
+    _fail(f"{type(error).__name__}: {error}", "This is a defect in attempt. `--debug` shows where it happened.", error)
 
 
 def _fail(message: str, hint: str | None, error: BaseException, exit_code: int = 1) -> None:

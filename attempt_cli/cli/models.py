@@ -25,18 +25,22 @@ def named_models(registry: Registry, prompts: tuple[str, ...], compositions: tup
 
 
 def model_for_task(registry: Registry, task: str, backbone: str | None) -> Prompt | Composition:
-    """What a task is served by when nothing is named: the newest composition with a target prompt for it, else the
-    newest prompt trained for it.
+    """What a task is served by when nothing is named: what was trained or composed for it last.
+
+    Few-shot runs are experiments and do not count; a target of ATTEMPT counts through its composition.
 
     Raises:
         AttemptError: nothing was trained for the task.
     """
+    tried = {prompt.ref for prompt in registry.prompts(task=task, backbone=backbone, tag="fewshot")}
     compositions = registry.compositions(task=task, backbone=backbone)
-    if compositions:
-        return max(compositions, key=lambda record: (record.created, record.id))
     prompts = registry.prompts(task=task, backbone=backbone)
-    if prompts:
-        return max(prompts, key=lambda record: (record.kind == "target", record.created, record.id))
+    found: list[Prompt | Composition] = [
+        *(record for record in compositions if not tried & set(record.targets)),
+        *(record for record in prompts if record.ref not in tried and record.method != "attempt"),
+    ]
+    if found:
+        return max(found, key=_age)
     where = f" for {backbone}" if backbone else ""
     raise AttemptError(
         f"nothing was trained for the task '{task}'{where}",
@@ -44,21 +48,38 @@ def model_for_task(registry: Registry, task: str, backbone: str | None) -> Promp
     )
 
 
+def _age(record: Prompt | Composition) -> tuple[str, bool, int]:
+    return record.created, isinstance(record, Composition), record.id
+
+
 def named_model(registry: Registry, name: str) -> Prompt | Composition:
-    """The composition of that name, else the prompt.
+    """The composition or prompt of that name; of both, what was made last.
 
     Raises:
         RegistryError: neither is there; says the nearest names of both.
     """
     from registry.errors import RegistryError, unknown_name_text
 
-    if "composition" in registry.kinds_of(name):
-        return registry.composition(name)
-    if "prompt" in registry.kinds_of(name):
-        return registry.prompt(name)
+    kinds = registry.kinds_of(name)
+    found: list[Prompt | Composition] = []
+    if "composition" in kinds:
+        found.append(registry.composition(name))
+    if "prompt" in kinds:
+        found.append(registry.prompt(name))
+    if found:
+        # a target of ATTEMPT and its composition are made together and share a name: the composition is meant
+        alone = [isinstance(record, Prompt) and record.method == "attempt" for record in found]
+        return max(zip(found, alone, strict=True), key=lambda pair: (not pair[1], _age(pair[0])))[0]
     known = [*registry.names(kind="composition"), *registry.names(kind="prompt")]
-    raise RegistryError(
-        *unknown_name_text("prompt or composition", name, dict.fromkeys(known), "attempt registry list")
+    text = unknown_name_text("prompt or composition", name, dict.fromkeys(known), "attempt registry list")
+    raise RegistryError(*text)
+
+
+def alone_note(prompt: Prompt) -> str:
+    """What to know of a target of ATTEMPT that is used without its mixture."""
+    return (
+        f"Note: '{prompt.ref}' was trained by ATTEMPT inside a mixture; alone it is not what was trained. "
+        f"Its composition: `attempt registry show {prompt.ref}`."
     )
 
 

@@ -49,6 +49,7 @@ task_options = stacked(
     click.option("--input", "input_template", help='With files: the template, e.g. "review: {text} sentiment:".'),
     click.option("--label", help="With files: the column of the label."),
     click.option("--labels", help='With files: label words, e.g. "0=no,1=yes". [default: the values themselves]'),
+    click.option("--answers", help="With files, for free text: the column of the accepted answer or answers."),
     click.option(
         "--text-format",
         type=click.Choice(["words", "reference"]),
@@ -89,7 +90,15 @@ record_options = stacked(
     click.option("--resume", is_flag=True, help="Go on from the checkpoint of the same command, if there is one."),
 )
 
-FILE_FIELDS = ("train_file", "validation_file", "test_file", "input_template", "label", "labels")
+max_tokens_option = click.option(
+    "--max-tokens",
+    type=click.IntRange(min=1),
+    default=8192,
+    show_default=True,
+    help="Positions computed at once, pads included; lower where memory is short.",
+)
+
+FILE_FIELDS = ("train_file", "validation_file", "test_file", "input_template", "label", "labels", "answers")
 
 
 def chosen_task(name: str | None, options: dict[str, Any]) -> Task:
@@ -101,10 +110,11 @@ def chosen_task(name: str | None, options: dict[str, Any]) -> Task:
     from attempt_cli.data.files import task_from_files
     from attempt_cli.data.task import load_task
 
-    train, validation, test, template, label, labels = (options.pop(field) for field in FILE_FIELDS)
+    train, validation, test, template, label, labels, answers = (options.pop(field) for field in FILE_FIELDS)
     text_format = options.pop("text_format")
     if train is None and validation is None and test is None:
-        unused = [f"--{f}" for f, v in (("input", template), ("label", label), ("labels", labels)) if v is not None]
+        given = {"input": template, "label": label, "labels": labels, "answers": answers}
+        unused = [f"--{name}" for name, value in given.items() if value is not None]
         if unused:
             raise click.UsageError(
                 f"{' and '.join(unused)} only go with --train-file, --validation-file or --test-file"
@@ -113,8 +123,8 @@ def chosen_task(name: str | None, options: dict[str, Any]) -> Task:
             raise click.UsageError("name a task, or give --train-file with --input and --label")
         task = load_task(name)
     else:
-        if template is None or label is None:
-            raise click.UsageError('rows from files need --input "{column} …" and --label COLUMN')
+        if template is None or (label is None) == (answers is None):
+            raise click.UsageError('rows from files need --input "{column} …" and --label COLUMN (or --answers COLUMN)')
         task = task_from_files(
             train=train,
             validation=validation,
@@ -122,6 +132,7 @@ def chosen_task(name: str | None, options: dict[str, Any]) -> Task:
             input=template,
             label=label,
             labels=labels,
+            answers=answers,
             name=name,
         )
     return task.with_format(text_format) if text_format else task
@@ -165,12 +176,16 @@ def backbone_name(options: dict[str, Any]) -> str | None:
     return find_backbone(name).name if name else None
 
 
-def chosen_sources(registry: Registry, names: str | None, backbone: str | None) -> tuple[Prompt, ...]:
+def chosen_sources(
+    registry: Registry, names: str | None, backbone: str | None, *, targets: Sequence[str] = ()
+) -> tuple[Prompt, ...]:
     """The source prompts of `--sources a,b,c` or `--sources all`.
 
     Args:
         names: as typed; `all` means the newest version of every source prompt of the backbone.
         backbone: the backbone's name; with None, `all` needs the sources to be of one backbone.
+        targets: the tasks that the sources are to help: a source prompt of one of them is not among `all`, because it
+            has seen that task's training rows.
 
     Raises:
         AttemptError: `all` finds none, or sources of several backbones.
@@ -181,12 +196,15 @@ def chosen_sources(registry: Registry, names: str | None, backbone: str | None) 
         return tuple(registry.prompt(name) for name in split_names(names))
     newest: dict[str, Prompt] = {}
     for prompt in registry.prompts(kind="source", backbone=backbone):
+        if prompt.task in targets:
+            continue
         if prompt.name not in newest or newest[prompt.name].version < prompt.version:
             newest[prompt.name] = prompt
     sources = tuple(newest[name] for name in sorted(newest))
     if not sources:
         where = f" of {backbone}" if backbone else ""
-        raise AttemptError(f"there is no source prompt{where} yet", "Train one: `attempt train-source sst2`.")
+        other = f" of another task than {', '.join(targets)}" if targets else ""
+        raise AttemptError(f"there is no source prompt{where}{other} yet", "Train one: `attempt train-source sst2`.")
     if len({prompt.fingerprint for prompt in sources}) > 1:
         found = ", ".join(sorted({prompt.backbone for prompt in sources}))
         raise AttemptError(f"the source prompts belong to several backbones: {found}", "Choose one with --backbone.")

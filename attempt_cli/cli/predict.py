@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import sys
 from pathlib import Path
@@ -10,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from attempt_cli.cli.eval import named
-from attempt_cli.cli.models import load_model, named_model, trained_task
-from attempt_cli.cli.options import backbone_options, chosen_backbone
+from attempt_cli.cli.models import alone_note, load_model, named_model, trained_task
+from attempt_cli.cli.options import backbone_options, chosen_backbone, max_tokens_option
 from attempt_cli.errors import AttemptError
-from registry.records import Composition
+from registry.records import Composition, Prompt
 
 if TYPE_CHECKING:
     from attempt_cli.cli.main import Settings
@@ -25,15 +27,24 @@ if TYPE_CHECKING:
 @click.argument("file", default="-", type=click.Path(dir_okay=False, allow_dash=True))
 @click.option("--task", "task_name", help="For a composition with several targets: whose prompt to use.")
 @click.option("--max-length", type=click.IntRange(min=4), help="Input tokens of a row. [default: as trained]")
+@max_tokens_option
 @backbone_options
 @click.pass_obj
 def command(
-    settings: Settings, /, name: str, file: str, task_name: str | None, max_length: int | None, **options: Any
+    settings: Settings,
+    /,
+    name: str,
+    file: str,
+    task_name: str | None,
+    max_length: int | None,
+    max_tokens: int,
+    **options: Any,
 ) -> None:
     """Predict with the composition or prompt NAME for the rows of FILE (standard input without one).
 
     FILE is JSONL, CSV, TSV, JSON or parquet with the columns of the task's input, or plain lines where the task reads a
-    single column. Every row gives one JSON line: label (or text), probabilities, attention.
+    single column; standard input is JSONL, CSV or TSV with a header, or plain lines. Every row gives one JSON line:
+    label (or text), probabilities, attention.
 
     \b
       attempt predict reviews new-reviews.csv > labels.jsonl
@@ -54,6 +65,8 @@ def command(
     task = trained_task(prompt.settings, prompt.task)
     rows = read_input(file, task)
     examples = [task.render_input(row, number, place=file) for number, row in enumerate(rows)]
+    if isinstance(model, Prompt) and model.method == "attempt":
+        settings.output.note(alone_note(model))
     backbone = chosen_backbone(registry, options, [model], settings.output.note)
     loaded = load_model(registry, backbone, model)
     training = prompt.settings.get("training") or {}
@@ -63,6 +76,7 @@ def command(
         examples,
         task_index=loaded.task_index(prompt.task),
         max_length=max_length or training.get("max_length"),
+        max_tokens=max_tokens,
     )
     sources = [*loaded.sources, "target"]
     for row in said.rows:
@@ -91,13 +105,19 @@ def read_input(file: str, task: Task) -> list[dict[str, Any]]:
         return read_rows(Path(file))
     if file != "-" and not Path(file).exists():
         raise AttemptError(f"no file '{file}'", "Check the path, or pipe rows in without one.")
-    text = sys.stdin.read() if file == "-" else Path(file).read_text("utf-8")
+    try:
+        text = sys.stdin.read() if file == "-" else Path(file).read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise AttemptError(f"the rows are not UTF-8 text ({error.reason})", "Save them as UTF-8.") from None
     lines = [line for line in text.splitlines() if line.strip()]
     if not lines:
         raise AttemptError(f"no rows in {'standard input' if file == '-' else file}", "Give one row a line.")
     if lines[0].lstrip().startswith("{"):
         return [_json_row(line, number) for number, line in enumerate(lines)]
     columns = task.input_columns()
+    for delimiter in (",", "\t"):
+        if set(columns) <= set(next(csv.reader(lines[:1], delimiter=delimiter))):
+            return list(csv.DictReader(io.StringIO(text), delimiter=delimiter))
     if len(columns) != 1:
         raise AttemptError(
             f"the task '{task.name}' reads the columns {', '.join(columns)}, plain lines have only one",

@@ -50,6 +50,9 @@ class TrainingProgress:
         if self._bar is not None:
             self._task = self._bar.add_task(self._title, total=total, completed=step, numbers="")
 
+    def note(self, text: str) -> None:
+        self._say(text)
+
     def step(self, step: int, loss: float, rows_per_second: float) -> None:
         # a running mean: the loss of a single small batch jumps too much to read
         self._loss = loss if self._loss is None else 0.9 * self._loss + 0.1 * loss

@@ -65,8 +65,11 @@ def command(settings: Settings, /, task: str | None, method: str, **options: Any
         raise click.UsageError(f"--sources only goes with --method attempt, not with {method}")
     if method == "prompt-tuning" and start is not None:
         raise click.UsageError("prompt tuning from another prompt is SPoT: --method spot --init-from NAME")
+    for option in ("attention_rank", "attention_learning_rate", "temperature"):
+        if method != "attempt" and options[option] is not None:
+            raise click.UsageError(f"--{option.replace('_', '-')} only goes with --method attempt, not with {method}")
     chosen = chosen_task(task, options)
-    sources = chosen_sources(registry, names, backbone_name(options))
+    sources = chosen_sources(registry, names, backbone_name(options), targets=[chosen.name])
     train_and_report(
         settings,
         registry,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +47,8 @@ def load_examples(
         split: train | validation | test.
         data_dir: a folder in the hub's layout, `<hub path>/<config>/<split>.parquet`; what is not there comes from the
             Hugging Face hub.
-        limit: take a random sample of so many rows, in their order; the split rule is applied before.
+        limit: take a random sample of so many rows, in their order; the split rule is applied before. Where rows belong
+            together (MultiRC's answers of a question), whole groups, up to just over the limit.
         seed: chooses the sample.
 
     Raises:
@@ -59,15 +61,33 @@ def load_examples(
     official = official_split(task.split_rule, task.splits, split)
     source = find_source(task, official, data_dir)
     part = split_part(task.split_rule, split, len(source.numbers))
-    chosen = _sample(part.numbers, limit, seed)
+    grouped = task.group is not None and limit is not None  # a question with half its answers would be scored wrongly
+    chosen = part.numbers if grouped else _sample(part.numbers, limit, seed)
     if not chosen:
         raise AttemptError(
             f"no rows for '{split}' of task '{task.name}': {source.place} has {len(source.numbers)} rows",
             "Give more rows, or a file of its own for this split.",
         )
-    sampled = "" if len(chosen) == len(part.numbers) else f", {len(chosen):,} of these by seed {seed}"
     examples = list(source.render(task, chosen))
+    if grouped:
+        examples = _whole_groups(examples, limit or 0, seed)
+    sampled = "" if len(examples) == len(part.numbers) else f", {len(examples):,} of these by seed {seed}"
     return Rows(examples, f"{source.place}: {part.words}{sampled}", examples_sha256(examples))
+
+
+def _whole_groups(examples: list[Example], limit: int, seed: int) -> list[Example]:
+    """Random groups, whole, until there are `limit` rows or just over it; in the rows' order."""
+    groups = list(dict.fromkeys(example.group for example in examples))
+    random.Random(seed).shuffle(groups)
+    sizes = Counter(example.group for example in examples)
+    taken: set[str | None] = set()
+    rows = 0
+    for group in groups:
+        if rows >= limit:
+            break
+        taken.add(group)
+        rows += sizes[group]
+    return [example for example in examples if example.group in taken]
 
 
 def examples_sha256(examples: Iterable[Example]) -> str:

@@ -12,6 +12,7 @@ from attempt_cli.data.prepare import PREPARATIONS
 from attempt_cli.data.template import (
     MissingColumnError,
     MissingValueError,
+    behind_longest,
     fill,
     lookup,
     template_columns,
@@ -34,6 +35,7 @@ class Example:
         references: every accepted answer of free text; empty for classification.
         group: what belongs together in a metric (the question of a MultiRC answer), else None.
         row: the row's number in its file, from 0.
+        tail: the end of the input, behind its longest column; a too long input is cut before it.
     """
 
     input: str
@@ -42,6 +44,7 @@ class Example:
     references: tuple[str, ...] = ()
     group: str | None = None
     row: int = 0
+    tail: str = ""
 
 
 class RowError(AttemptError):
@@ -182,16 +185,16 @@ class Task:
         place = place or f"task '{self.name}'"
         try:
             values = {**row, **PREPARATIONS[self.prepare].function(row)} if self.prepare else row
-            text = fill(self._template, values)
+            text, tail = fill(self._template, values), behind_longest(self._template, values)
             group = fill(self.group, values) if self.group else None
             if self.labels is not None:
                 label = self._label_index(values, number, place)
-                return Example(text, self.label_words[label], label, (), group, number)
+                return Example(text, self.label_words[label], label, (), group, number, tail)
             if self.answers is not None:
                 references = self._references(values)
-                return Example(text, references[0], None, references, group, number)
+                return Example(text, references[0], None, references, group, number, tail)
             target = fill(self.target or "", values)
-            return Example(text, target, None, (target,), group, number)
+            return Example(text, target, None, (target,), group, number, tail)
         except MissingValueError as error:
             raise RowError(
                 f"nothing in column '{error.column}'", number, place, "Fill it in or leave the row out."

@@ -55,6 +55,21 @@ def fill(template: str, row: Mapping[str, Any]) -> str:
     return _PIECE.sub(text_of, template)
 
 
+def behind_longest(template: str, row: Mapping[str, Any]) -> str:
+    """The text that stands behind the longest column's value: what a too long input must not lose (question, cue).
+
+    Raises:
+        MissingColumnError, MissingValueError: naming the column.
+    """
+    longest, behind = -1, ""
+    for found in _PIECE.finditer(template):
+        if found.group(1):
+            length = len(text_value(lookup(row, found.group(1)), found.group(1)))
+            if length > longest:
+                longest, behind = length, template[found.end() :]
+    return fill(behind, row)
+
+
 def lookup(row: Mapping[str, Any], path: str) -> Any:
     """The value of a column, or with dots of a field inside it: "idx.question" is row["idx"]["question"].
 

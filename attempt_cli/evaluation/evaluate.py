@@ -9,7 +9,7 @@ from typing import Any
 from attempt_cli.backbones.prompted import PromptedModel
 from attempt_cli.data.metrics import row_scores, score
 from attempt_cli.data.task import Example, Task
-from attempt_cli.evaluation.predict import Predictions, predict
+from attempt_cli.evaluation.predict import MAX_TOKENS, Predictions, predict
 from attempt_cli.evaluation.statistics import bootstrap_interval, proportion_interval
 
 
@@ -54,10 +54,19 @@ def evaluate(
     *,
     task_index: int = 0,
     max_length: int | None = None,
+    max_tokens: int = MAX_TOKENS,
     progress: Callable[[int], Any] | None = None,
 ) -> Evaluation:
     """Scores a model on rows; see `predict` for the arguments."""
-    said = predict(model, task, examples, task_index=task_index, max_length=max_length, progress=progress)
+    said = predict(
+        model,
+        task,
+        examples,
+        task_index=task_index,
+        max_length=max_length,
+        max_tokens=max_tokens,
+        progress=progress,
+    )
     metrics = score(task, said.texts, examples)
     return Evaluation(metrics, score_interval(task, said.texts, examples), len(examples), said)
 

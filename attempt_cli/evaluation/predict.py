@@ -64,7 +64,8 @@ def encode_examples(
         targets = [backbone.target_tokens(example.target, end=True) for example in examples]
     longest_target = max(map(len, targets), default=1)
     limit = model.longest_input(max_length or task.max_length, longest_target)
-    return backbone.encode([example.input for example in examples], targets, limit)
+    inputs, tails = [example.input for example in examples], [example.tail for example in examples]
+    return backbone.encode(inputs, targets, limit, tails)
 
 
 def predict(
@@ -120,7 +121,9 @@ def _batches(
             gold = [labels.index(row.target_ids) if row.target_ids in labels else None for row in rows]
             likelihoods = [None if g is None else float(scores[i, g]) for i, g in enumerate(gold)]
         else:
-            texts, weights = model.generate(rows, MAX_NEW_TOKENS, task_ids)
+            written, weights = model.generate(rows, MAX_NEW_TOKENS, task_ids)
+            # an answer is one line; a bare decoder-only model goes on with the next question
+            texts = [text.split("\n", 1)[0].strip() for text in written]
             probabilities = likelihoods = [None] * len(rows)
         attention = [None] * len(rows) if weights is None else weights.tolist()
         yield (

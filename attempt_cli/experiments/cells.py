@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 
-from attempt_cli.artefacts import bare, load_prompt
+from attempt_cli.artefacts import bare, load_prompt, versions
 from attempt_cli.backbones.base import FrozenBackbone
 from attempt_cli.backbones.prompted import PromptedModel
 from attempt_cli.data.rows import Rows
 from attempt_cli.data.task import Example, Task
-from attempt_cli.errors import AttemptError, unknown_name
-from attempt_cli.evaluation.evaluate import Evaluation, evaluate
+from attempt_cli.errors import unknown_name
+from attempt_cli.evaluation.evaluate import evaluate
 from attempt_cli.evaluation.predict import predict
 from attempt_cli.evaluation.statistics import mean_interval, paired_difference
 from attempt_cli.training.config import TrainingConfig
-from attempt_cli.training.loop import Listener
+from attempt_cli.training.loop import Listener, TrainingStoppedError
 from attempt_cli.training.recipes import Request, train_prompt
 from registry import Prompt, Registry
 
 # what a comparison can hold; the first two train nothing
 METHODS = ("none", "source", "prompt-tuning", "spot", "attempt")
+FROM_SOURCES = ("source", "spot", "attempt")
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,11 @@ class Cell:
 
 @dataclass(frozen=True)
 class Bench:
-    """What all cells of a task and seed share.
+    """What all cells of a task share.
 
     Args:
         registry, backbone: where prompts are kept, and what they are for.
         task: the task.
-        train: the training rows of this seed.
         test: the test rows.
         config: steps, batch, learning rates.
         sources: the source prompts.
@@ -64,59 +63,90 @@ class Bench:
         name: the stem of the prompts' names.
         command: as it was typed.
         tags: for the registry.
-        data_dir: rows in the hub's layout.
+        note: is told warnings of a training.
+        untrained: evaluations of what does not depend on a seed, kept so that they are made once.
     """
 
     registry: Registry
     backbone: FrozenBackbone
     task: Task
-    train: Rows
-    test: Sequence[Example]
+    test: Rows
     config: TrainingConfig
     sources: tuple[Prompt, ...]
     init_from: Prompt | None
     name: str
     command: str
     tags: tuple[str, ...] = ()
-    data_dir: Path | None = None
+    note: Callable[[str], None] = print
+    untrained: dict[str, Cell] = field(default_factory=dict)
 
-    def run(self, methods: Sequence[str], listener: Listener | None = None) -> list[Cell]:
-        """All methods on the same rows with the same steps."""
-        start = self.init_from
-        if start is None and self.sources and {"source", "spot", "attempt"} & set(methods):
-            start = best_source(self.registry, self.backbone, self.task, self.train.examples, self.sources, self.config)
-        return [self._cell(method, start, listener) for method in methods]
+    def run(self, methods: Sequence[str], train: Rows, seed: int, listener: Listener | None = None) -> list[Cell]:
+        """All methods on the same training rows with the same steps."""
+        best = None
+        if self.sources and ("source" in methods or (self.init_from is None and {"spot", "attempt"} & set(methods))):
+            best = best_source(self.registry, self.backbone, self.task, train.examples, self.sources, self.config)
+        return [self._cell(method, train, seed, best, listener) for method in methods]
 
-    def _cell(self, method: str, start: Prompt | None, listener: Listener | None) -> Cell:
-        if method == "none":
-            return self._scored(method, bare(self.backbone).model, "no prompt", 0)
-        if method == "source":
-            assert start is not None
-            return self._scored(method, load_prompt(self.registry, self.backbone, start).model, start.ref, 0)
+    def _cell(self, method: str, train: Rows, seed: int, best: Prompt | None, listener: Listener | None) -> Cell:
+        if method in ("none", "source"):
+            if best is None or method == "none":
+                loaded = bare(self.backbone)
+            else:
+                loaded = load_prompt(self.registry, self.backbone, best)
+            key = loaded.name
+            if key not in self.untrained:
+                self.untrained[key] = self._scored(method, seed, loaded.model, key, 0, train, loaded.inputs)
+            return replace(self.untrained[key], seed=seed)
         request = Request(
             task=self.task,
             kind="target",
             name=f"{self.name}-{method}",
-            config=self.config.model_copy(update={"method": method}),
+            config=self.config.model_copy(update={"method": method, "seed": seed}),
             sources=self.sources if method == "attempt" else (),
-            init_from=None if method == "prompt-tuning" else start,
-            train_rows=self.train,
-            data_dir=self.data_dir,
+            init_from=None if method == "prompt-tuning" else self.init_from or best,
+            train_rows=train,
             command=self.command,
             tags=self.tags,
         )
-        outcome = train_prompt(self.registry, self.backbone, request, listener=listener)
+        try:
+            outcome = train_prompt(self.registry, self.backbone, request, listener=listener)
+        except TrainingStoppedError as error:
+            raise TrainingStoppedError(
+                f"{error.message.split(';')[0]} of {request.name}", "What was finished is in the registry."
+            ) from None
         assert outcome is not None
-        return self._scored(method, outcome.model, outcome.composition or outcome.prompt, outcome.trained.state.step)
+        for warning in outcome.trained.warnings:
+            self.note(f"Warning: {request.name}, seed {seed}: {warning}")
+        made = [f"prompt:{outcome.prompt}", *([f"composition:{outcome.composition}"] if outcome.composition else [])]
+        name = outcome.composition or outcome.prompt
+        return self._scored(method, seed, outcome.model, name, outcome.trained.state.step, train, made)
 
-    def _scored(self, method: str, model: PromptedModel, name: str, steps: int) -> Cell:
-        result: Evaluation = evaluate(model, self.task, self.test, max_length=self.config.max_length)
+    def _scored(
+        self, method: str, seed: int, model: PromptedModel, name: str, steps: int, train: Rows, inputs: Sequence[str]
+    ) -> Cell:
+        """Scores a model on the test rows and keeps the result."""
+        result = evaluate(
+            model, self.task, self.test.examples, max_length=self.config.max_length, max_tokens=self.config.max_tokens
+        )
         weights = result.mean_attention
         names = [*(prompt.ref for prompt in self.sources), "target"]
         attention = None if weights is None else dict(zip(names, weights, strict=True))
-        return Cell(
-            self.task.name, method, self.config.seed, result.score, result.interval, result.n, name, steps, attention
+        cell = Cell(self.task.name, method, seed, result.score, result.interval, result.n, name, steps, attention)
+        self.registry.add_run(
+            command=self.command,
+            settings={"method": method, "training": self.config.model_dump(exclude_none=True)},
+            rows={
+                "train": {"origin": train.origin, "sha256": train.sha256, "rows": [e.row for e in train.examples]},
+                "test": {"origin": self.test.origin, "sha256": self.test.sha256, "n": result.n},
+            },
+            seed=seed,
+            budget={"steps": steps},
+            numbers={**asdict(cell), "metrics": result.metrics},
+            versions=versions(),
+            duration=result.predictions.seconds,
+            inputs=inputs,
         )
+        return cell
 
 
 def best_source(
@@ -145,8 +175,8 @@ def best_source(
     return max(sources, key=fit)
 
 
-def check_methods(methods: Sequence[str], sources: Sequence[Prompt]) -> None:
-    """Refuses unknown methods, and those that need sources where there are none.
+def check_methods(methods: Sequence[str]) -> None:
+    """Refuses unknown methods.
 
     Raises:
         AttemptError: naming the method.
@@ -154,12 +184,6 @@ def check_methods(methods: Sequence[str], sources: Sequence[Prompt]) -> None:
     for method in methods:
         if method not in METHODS:
             raise unknown_name("method", method, METHODS, "attempt fewshot --help")
-    needing = [method for method in methods if method in ("source", "spot", "attempt")]
-    if needing and not sources:
-        raise AttemptError(
-            f"{' and '.join(needing)} need source prompts, and there are none",
-            "Train one: `attempt train-source sst2`, or leave these methods out with --methods.",
-        )
 
 
 @dataclass(frozen=True)
@@ -167,7 +191,8 @@ class Row:
     """A method's result over seeds.
 
     Args:
-        mean, width: mean score and the half width of its 95 % interval (None for a single seed).
+        mean, width: mean score and the half width of its 95 % interval over seeds (None for a single seed, and where
+            nothing was trained: the same number many times is no interval).
         scores: by seed.
         difference, difference_width: against prompt tuning with the same seeds; None for itself or where it is missing.
     """
@@ -193,6 +218,8 @@ def summarise(cells: Sequence[Cell], against: str = "prompt-tuning") -> list[Row
         for method in dict.fromkeys(cell.method for cell in of_task):
             group = [cell for cell in of_task if cell.method == method]
             mean, width = mean_interval([cell.score for cell in group])
+            if len({cell.prompt for cell in group}) == 1:
+                width = None
             row = Row(
                 task, method, mean, width, [cell.score for cell in group], max(c.steps for c in group), group[0].n
             )

@@ -34,6 +34,8 @@ class Listener(Protocol):
 
     def start(self, step: int, total: int) -> None: ...
 
+    def note(self, text: str) -> None: ...
+
     def step(self, step: int, loss: float, rows_per_second: float) -> None: ...
 
     def evaluation(self, step: int, metrics: dict[str, float], best: bool) -> None: ...
@@ -136,6 +138,10 @@ def train(
     state = TrainingState()
     if resume and checkpoint.exists():
         state = load_checkpoint(checkpoint, key, mixture, optimizer)
+    elif resume:
+        listener.note("There is no checkpoint of this very training (command, rows, sources): it starts at step 0.")
+    elif checkpoint.exists():
+        listener.note("An unfinished training of the same command is there and is replaced; --resume would go on.")
     lengths = [len(row.input_ids) + len(row.target_ids) for row in rows]
     order = BatchOrder(lengths, config.rows_per_step(processes.count), config.seed)
     total = config.total_steps(len(rows), processes.count)
@@ -169,7 +175,8 @@ def train(
         if state.step == 0 and eval_every and not state.history:
             look()
         while state.step < total:
-            if config.patience is not None and state.stale >= config.patience:
+            # on a GPU two processes may score a hair apart: they leave together or not at all
+            if config.patience is not None and processes.any(state.stale >= config.patience):
                 break
             if processes.any(bool(stop)):
                 save()
@@ -219,7 +226,7 @@ def gradient_step(
     mine = rows[processes.index :: processes.count]
     loss = torch.zeros((), device=model.backbone.device)
     lengths = [len(row.input_ids) + len(row.target_ids) for row in mine]
-    for micro in by_length(lengths, model.prompt_length, config.max_tokens):
+    for micro in by_length(lengths, model.prompt_length, config.max_tokens, config.batch_size):
         share = -model.log_likelihood([mine[i] for i in micro]).sum() / tokens
         share.backward()  # type: ignore[no-untyped-call]
         loss += share.detach()

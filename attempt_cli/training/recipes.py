@@ -14,11 +14,11 @@ from torch import Tensor
 
 from attempt_cli.artefacts import prompt_in_units, remember_backbone, versions
 from attempt_cli.backbones.base import FrozenBackbone
-from attempt_cli.backbones.prompted import PromptedModel
+from attempt_cli.backbones.prompted import PromptedModel, by_length
 from attempt_cli.data.metrics import score
 from attempt_cli.data.rows import Rows, load_examples
 from attempt_cli.data.schema import task_fields
-from attempt_cli.data.task import Example, Task
+from attempt_cli.data.task import Example, RowError, Task
 from attempt_cli.errors import AttemptError
 from attempt_cli.evaluation.predict import encode_examples, predict
 from attempt_cli.method import PromptAttention, PromptMixture, paper_temperature, rms_temperature
@@ -27,6 +27,8 @@ from attempt_cli.training.initial import vocabulary_prompt
 from attempt_cli.training.loop import Listener, Trained, train
 from attempt_cli.training.processes import Processes
 from registry import Prompt, Registry
+from registry.add import checked_tags
+from registry.names import check_name
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,8 @@ class _Silent:
     """A listener that says nothing."""
 
     def start(self, step: int, total: int) -> None: ...
+
+    def note(self, text: str) -> None: ...
 
     def step(self, step: int, loss: float, rows_per_second: float) -> None: ...
 
@@ -165,7 +169,7 @@ def validation_rows(task: Task, request: Request) -> tuple[Rows | None, list[str
     try:
         rows = load_examples(task, "validation", data_dir=request.data_dir, limit=config.eval_rows, seed=config.seed)
     except AttemptError as error:
-        if config.eval_every is not None or task.files:
+        if config.eval_every is not None or task.files or isinstance(error, RowError):
             raise
         # a folder often holds the training rows only (MNLI's validation is a split of its own): train all the same
         return None, [f"no validation rows were found, the last step is kept ({error.message})"]
@@ -215,7 +219,13 @@ def validation_score(
     """The task's metrics, and the log-likelihood per row, which tells equal metrics apart."""
     said = predict(model, task, examples, max_length=config.max_length, max_tokens=config.max_tokens)
     likelihoods = [row.log_likelihood for row in said.rows if row.log_likelihood is not None]
-    return score(task, said.texts, examples), sum(likelihoods) / len(likelihoods) if likelihoods else 0.0
+    if not likelihoods:  # free text was generated, its own answer not yet scored
+        encoded = encode_examples(model, task, examples, config.max_length)
+        lengths = [len(row.input_ids) + len(row.target_ids) for row in encoded]
+        with torch.no_grad():
+            for indices in by_length(lengths, model.prompt_length, config.max_tokens):
+                likelihoods += model.log_likelihood([encoded[i] for i in indices]).tolist()
+    return score(task, said.texts, examples), sum(likelihoods) / len(likelihoods)
 
 
 def training_key(
@@ -244,10 +254,13 @@ def checkpoint_path(registry: Registry, key: str) -> Path:
 
 def _check(backbone: FrozenBackbone, request: Request) -> None:
     """Refuses requests whose parts do not fit, all problems at once."""
+    check_name(request.name)  # before the training, not after it
+    checked_tags(request.tags)
     problems = []
     config = request.config
     if config.method == "attempt" and not request.sources:
         problems.append("ATTEMPT needs source prompts: --sources a,b,c or --sources all")
+    backbone.label_tokens(request.task.label_words)  # refuses words that the backbone cannot tell apart
     if config.method == "spot" and request.init_from is None:
         problems.append("SPoT starts from a source prompt: --init-from NAME")
     for prompt in (*request.sources, *([request.init_from] if request.init_from else [])):
@@ -273,7 +286,7 @@ def _record(
     processes: Processes,
 ) -> Outcome:
     """Prompt, G, composition and run become visible together, or not at all."""
-    config, task = request.config, request.task
+    config, task = request.config, training_task(request.task, request.config)
     mixture = model.mixture
     assert mixture is not None
     sources = tuple(prompt.ref for prompt in request.sources)

@@ -22,7 +22,7 @@ INPUTS = [
     "",
     "two of 2:",
 ]
-MOST = 10
+MOST = 7
 
 
 def generate(
@@ -50,7 +50,7 @@ def expected(
     return [backbone.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in written]
 
 
-@pytest.mark.parametrize("length", [None, 0, 1, 4])
+@pytest.mark.parametrize("length", [None, 0, 4])
 def test_it_is_the_greedy_continuation(backbone: FrozenBackbone, folder: Path, length: int | None) -> None:
     rows = rows_of(backbone)
     prompts = None if length is None else prompts_of(backbone, len(rows), length)
@@ -105,10 +105,9 @@ def test_it_ends_at_the_end_token(folder: Path) -> None:
             head.weight.clone(), requires_grad=False
         )  # its own, where it was the input's too
         head.weight[backbone.end_id] *= 3.0
-    expected = [greedy(plain, row.input_ids, prompts[i], backbone.end_id, 30) for i, row in enumerate(rows)]
-    texts = generate(backbone, rows, prompts, 30)
+    expected = [greedy(plain, row.input_ids, prompts[i], backbone.end_id, 20) for i, row in enumerate(rows)]
+    texts = generate(backbone, rows, prompts, 20)
     assert texts == [backbone.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in expected]
-    print([len(ids) for ids in expected])
     assert min(map(len, expected)) < max(map(len, expected))
 
 

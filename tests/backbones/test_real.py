@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -65,9 +64,7 @@ def test_the_second_load_does_not_convert_again(smollm2: FrozenBackbone, monkeyp
         raise AssertionError("the GGUF file was read again")
 
     monkeypatch.setattr(transformers.GgufConfig, "__init__", converts)
-    start = time.perf_counter()
     again = load_backbone("smollm2-135m", device="cpu", dtype="float32")
-    assert time.perf_counter() - start < 15  # half a second on an idle machine
     assert again.fingerprint == smollm2.fingerprint
     assert again.embedding_rms == pytest.approx(smollm2.embedding_rms, rel=1e-3)
 

@@ -42,7 +42,9 @@ def gradients(
 def assert_equal(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
     assert list(ours) == list(theirs)
     for name, tensor in ours.items():
-        torch.testing.assert_close(tensor, theirs[name], rtol=1e-4, atol=1e-6, msg=lambda text, of=name: f"{of}: {text}")
+        torch.testing.assert_close(
+            tensor, theirs[name], rtol=1e-4, atol=1e-6, msg=lambda text, of=name: f"{of}: {text}"
+        )
 
 
 def test_the_loss_is_the_mean_over_target_tokens(backbone: FrozenBackbone, rows: list[EncodedRow]) -> None:

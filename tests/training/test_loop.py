@@ -68,9 +68,7 @@ def test_accumulated_batches_are_one_batch(backbone: FrozenBackbone, tmp_path: P
 def test_the_seed_chooses_the_order(backbone: FrozenBackbone, tmp_path: Path) -> None:
     def trained(seed: int) -> Tensor:
         model = tiny.model(backbone)
-        tiny.run(
-            model, tiny.encoded(backbone, 12), tmp_path / "state", steps=3, batch_size=2, eval_every=0, seed=seed
-        )
+        tiny.run(model, tiny.encoded(backbone, 12), tmp_path / "state", steps=3, batch_size=2, eval_every=0, seed=seed)
         return prompt_of(model)
 
     assert torch.equal(trained(1), trained(1))

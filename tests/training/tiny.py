@@ -55,6 +55,7 @@ class Recorder:
     interrupt_at: int | None = None
     began: tuple[int, int] = (0, 0)
     steps: list[int] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     evaluations: list[tuple[int, bool]] = field(default_factory=list)
 
     def start(self, step: int, total: int) -> None:
@@ -64,6 +65,9 @@ class Recorder:
         self.steps.append(step)
         if step == self.interrupt_at:
             os.kill(os.getpid(), signal.SIGINT)
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
 
     def evaluation(self, step: int, metrics: dict[str, float], best: bool) -> None:
         self.evaluations.append((step, best))
