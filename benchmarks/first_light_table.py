@@ -22,7 +22,9 @@ def read(folder: Path) -> dict[str, dict[str, list[dict[str, Any]]]]:
     for path in sorted(folder.glob("*.json")):
         task, name = path.stem.split(".", 1)
         way = name.rsplit("-s", 1)[0] if name.startswith(TRAINED) else name
-        found.setdefault(task, {}).setdefault(way, []).append(json.loads(path.read_text())["evaluations"][0])
+        evaluation = json.loads(path.read_text("utf-8"))["evaluations"][0]
+        del evaluation["rows"]  # a path on the machine that ran it
+        found.setdefault(task, {}).setdefault(way, []).append(evaluation)
     return found
 
 

@@ -15,6 +15,7 @@ from attempt_cli.backbones.decoder_only import DecoderOnlyBackbone
 from attempt_cli.backbones.encoder_decoder import EncoderDecoderBackbone
 from attempt_cli.backbones.names import Place, find_backbone, install_hint
 from attempt_cli.errors import AttemptError
+from attempt_cli.hub import first_line, why_the_hub_is_silent
 
 DTYPES = {"bfloat16": torch.bfloat16, "bf16": torch.bfloat16, "float32": torch.float32, "fp32": torch.float32}
 
@@ -43,7 +44,7 @@ def load_from(place: Place, device: torch.device, dtype: torch.dtype) -> FrozenB
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
     location = str(_unpacked_gguf(Path(place.location))) if place.kind == "gguf" else place.location
-    silence = _why_the_hub_is_silent(location) if place.kind == "hub" else None
+    silence = why_the_hub_is_silent(location, "config.json") if place.kind == "hub" else None
     only_cached = {"local_files_only": silence is not None}
     try:
         config = AutoConfig.from_pretrained(location, **only_cached)
@@ -183,31 +184,8 @@ def _unpacked_gguf(file: Path) -> Path:
     return folder
 
 
-def _why_the_hub_is_silent(repository: str) -> str | None:
-    """Why the hub cannot be asked for a model, or None where it answers.
-
-    Asked once, briefly. Left to itself the library asks six times for each of several files: half a minute until the
-    error, and a full minute even where everything is in its cache.
-    """
-    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
-    from huggingface_hub.errors import HfHubHTTPError
-
-    try:
-        get_hf_file_metadata(hf_hub_url(repository, "config.json"))
-    except HfHubHTTPError as error:
-        status = error.response.status_code
-        return f"{constants.ENDPOINT} answers with status {status}" if status >= 500 else None
-    except Exception as error:  # of httpx, requests or the library's own offline switch, as its versions go
-        return f"no answer from {constants.ENDPOINT} ({_first_line(error)})"
-    return None
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-
-
 def _loading_error(place: Place, error: Exception, silence: str | None) -> AttemptError:
-    reason = silence or _first_line(error)
+    reason = silence or first_line(error)
     if place.kind != "hub":
         return AttemptError(
             f"the backbone at {place.location} cannot be loaded: {reason}",

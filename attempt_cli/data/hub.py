@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from attempt_cli.data.task import HubRows
 from attempt_cli.errors import AttemptError
+from attempt_cli.hub import why_the_hub_is_silent
 
 if TYPE_CHECKING:
     import pyarrow
@@ -47,7 +48,11 @@ def load_hub_table(task_name: str, hub: HubRows, official: str, sought: str = ""
 
 def _load(hub: HubRows, official: str) -> pyarrow.Table:
     """The split from the repository itself, else from the hub's parquet copy of it."""
-    from datasets import load_dataset
+    from datasets import config, load_dataset
+    from huggingface_hub import constants
+
+    if why_the_hub_is_silent(hub.path, "README.md", "dataset"):  # then only the cache is asked
+        config.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE = True
 
     try:
         return load_dataset(hub.path, hub.config, split=official).with_format("arrow")[:]

@@ -35,7 +35,7 @@ def stsb_score(row: Row) -> dict[str, Any]:
 
 
 def wsc_marks(row: Row) -> dict[str, Any]:
-    """The text with the noun between asterisks and the pronoun between hashes: "* Mark * told Pete ... # He # should"."""
+    """The text with the noun between asterisks and the pronoun between hashes: "* Mark * told Pete # He # ..."."""
     spans = sorted(
         [(row["span1_index"], row["span1_text"], "*"), (row["span2_index"], row["span2_text"], "#")],
         key=lambda span: span[0],

@@ -60,10 +60,12 @@ def encode_examples(
     if task.is_classification:
         words = backbone.label_tokens(task.label_words)
         targets = [[] if example.label is None else words[example.label] for example in examples]
+        room = max(map(len, words))
     else:
         targets = [backbone.target_tokens(example.target, end=True) for example in examples]
-    longest_target = max(map(len, targets), default=1)
-    limit = model.longest_input(max_length or task.max_length, longest_target)
+        room = max([MAX_NEW_TOKENS, *map(len, targets)])
+    # room for any answer, also where the row's own is short or not known: a row is cut alike whatever is asked of it
+    limit = model.longest_input(max_length or task.max_length, room)
     inputs, tails = [example.input for example in examples], [example.tail for example in examples]
     return backbone.encode(inputs, targets, limit, tails)
 

@@ -266,6 +266,8 @@ def _check(backbone: FrozenBackbone, request: Request) -> None:
     for prompt in (*request.sources, *([request.init_from] if request.init_from else [])):
         if prompt.length != config.prompt_length:
             problems.append(f"'{prompt.ref}' has {prompt.length} tokens, --prompt-length is {config.prompt_length}")
+    named = [prompt.ref for prompt in request.sources]
+    problems += [f"'{ref}' is named twice in --sources" for ref in dict.fromkeys(named) if named.count(ref) > 1]
     if config.attention_rank is not None and config.attention_rank >= backbone.width:
         problems.append(f"--attention-rank {config.attention_rank} is not below the width {backbone.width}")
     positions = backbone.max_positions
