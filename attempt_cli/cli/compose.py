@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from attempt_cli.cli.models import alone_note
-from attempt_cli.cli.options import backbone_name, chosen_sources, split_names
+from attempt_cli.cli.options import backbone_name, check_lengths, chosen_sources, split_names
 from attempt_cli.errors import AttemptError
 
 if TYPE_CHECKING:
@@ -54,10 +54,7 @@ def command(
     for prompt in target_prompts:
         if mixer is None and prompt.method == "attempt":
             settings.output.note(alone_note(prompt))
-    lengths = {prompt.length for prompt in (*chosen, *target_prompts)}
-    if len(lengths) > 1:
-        found = ", ".join(f"{prompt.ref} {prompt.length}" for prompt in (*chosen, *target_prompts))
-        raise AttemptError(f"the prompts differ in length: {found}", "A mixture needs prompts of one length.")
+    check_lengths([*chosen, *target_prompts])
     if len(set(tasks)) < len(tasks):
         raise AttemptError(f"two target prompts are for one task: {', '.join(tasks)}", "Name one target a task.")
     scale = mixer.settings.get("embedding_scale", 1.0) if mixer else target_prompts[0].embedding_scale

@@ -11,6 +11,7 @@ from attempt_cli.cli.options import (
     FILE_FIELDS,
     backbone_name,
     backbone_options,
+    check_lengths,
     chosen_backbone,
     chosen_sources,
     chosen_task,
@@ -98,7 +99,10 @@ def command(
             chosen_sources(registry, sources, backbone_name(options), targets=[task.name]) if needed else ()
         )
     used = [*(prompt for prompts in helped.values() for prompt in prompts), *([start] if start else [])]
-    length = options.pop("prompt_length") or (used[0].length if used else None)
+    length = options.pop("prompt_length")
+    if {"spot", "attempt"} & set(names):
+        check_lengths(used, length)
+    length = length or (used[0].length if used else None)
     training = {key: options.pop(key) for key in list(options) if key not in ("backbone", "device", "dtype")}
     config = make_config(None, steps=steps, prompt_length=length, eval_every=0, **training)
     draws, tests = {}, {}  # drawn before the backbone is loaded: too few rows are said at once

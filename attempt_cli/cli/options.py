@@ -211,6 +211,30 @@ def chosen_sources(
     return sources
 
 
+def check_lengths(prompts: Sequence[Prompt], length: int | None = None) -> None:
+    """Refuses prompts that cannot be mixed.
+
+    Args:
+        prompts: sources, targets and starts of one mixture.
+        length: the length that is asked for, where it is.
+
+    Raises:
+        AttemptError: naming every prompt with its length.
+    """
+    lengths = {prompt.length for prompt in prompts}
+    if len(lengths) > 1:
+        found = ", ".join(f"{prompt.ref} {prompt.length}" for prompt in dict.fromkeys(prompts))
+        raise AttemptError(
+            f"the prompts differ in length: {found}",
+            "A mixture needs prompts of one length: choose others with --sources.",
+        )
+    if lengths and length is not None and length not in lengths:
+        raise AttemptError(
+            f"--prompt-length {length} is not the length of the prompts it is to start from ({lengths.pop()})",
+            "Leave --prompt-length out, or choose other prompts.",
+        )
+
+
 def split_names(text: str) -> list[str]:
     """The names of a comma list."""
     names = [name.strip() for name in text.split(",") if name.strip()]

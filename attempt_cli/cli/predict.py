@@ -109,11 +109,13 @@ def read_input(file: str, task: Task) -> list[dict[str, Any]]:
         text = sys.stdin.read() if file == "-" else Path(file).read_text("utf-8")
     except UnicodeDecodeError as error:
         raise AttemptError(f"the rows are not UTF-8 text ({error.reason})", "Save them as UTF-8.") from None
-    lines = [line for line in text.splitlines() if line.strip()]
+    # not splitlines(): a text may hold a form feed or a line separator, and is one row all the same
+    numbered = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+    lines = [line for _, line in numbered]
     if not lines:
         raise AttemptError(f"no rows in {'standard input' if file == '-' else file}", "Give one row a line.")
     if lines[0].lstrip().startswith("{"):
-        return [_json_row(line, number) for number, line in enumerate(lines)]
+        return [_json_row(line, number) for number, line in numbered]
     columns = task.input_columns()
     for delimiter in (",", "\t"):
         if set(columns) <= set(next(csv.reader(lines[:1], delimiter=delimiter))):
@@ -130,7 +132,7 @@ def _json_row(line: str, number: int) -> dict[str, Any]:
     try:
         row = json.loads(line)
     except ValueError as error:
-        raise AttemptError(f"line {number + 1} is not JSON: {error}", "Give one JSON object a line.") from None
+        raise AttemptError(f"line {number} is not JSON: {error}", "Give one JSON object a line.") from None
     if not isinstance(row, dict):
-        raise AttemptError(f"line {number + 1} is not a JSON object", "Give one JSON object a line.")
+        raise AttemptError(f"line {number} is not a JSON object", "Give one JSON object a line.")
     return row

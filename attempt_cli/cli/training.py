@@ -5,8 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-from attempt_cli.cli.options import chosen_backbone, typed_command
-from attempt_cli.errors import AttemptError
+from attempt_cli.cli.options import check_lengths, chosen_backbone, typed_command
 
 if TYPE_CHECKING:
     from attempt_cli.cli.main import Settings
@@ -43,12 +42,7 @@ def train_and_report(
     from attempt_cli.training.recipes import Request, train_prompt
 
     used = [*sources, *([init_from] if init_from else [])]
-    if len({prompt.length for prompt in used}) > 1:
-        found = ", ".join(f"{prompt.ref} {prompt.length}" for prompt in dict.fromkeys(used))
-        raise AttemptError(
-            f"the prompts differ in length: {found}",
-            "A mixture needs prompts of one length: choose others with --sources.",
-        )
+    check_lengths(used, options["prompt_length"])
     if options["prompt_length"] is None and used:
         options["prompt_length"] = used[0].length
     record = {key: options.pop(key) for key in ("name", "note", "tags", "resume", "train_limit")}

@@ -268,8 +268,9 @@ def _check(backbone: FrozenBackbone, request: Request) -> None:
             problems.append(f"'{prompt.ref}' has {prompt.length} tokens, --prompt-length is {config.prompt_length}")
     named = [prompt.ref for prompt in request.sources]
     problems += [f"'{ref}' is named twice in --sources" for ref in dict.fromkeys(named) if named.count(ref) > 1]
-    if config.attention_rank is not None and config.attention_rank >= backbone.width:
-        problems.append(f"--attention-rank {config.attention_rank} is not below the width {backbone.width}")
+    rank = config.attention_rank if config.method == "attempt" else None  # others have no G
+    if rank is not None and rank >= backbone.width:
+        problems.append(f"--attention-rank {rank} is not below the width {backbone.width}")
     positions = backbone.max_positions
     if positions is not None and config.prompt_length >= positions - 8:
         problems.append(f"--prompt-length {config.prompt_length} leaves no room in {positions} positions")

@@ -56,6 +56,12 @@ def test_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert find_backbone("~/mine") == place
 
 
+def test_an_alias_is_not_taken_for_a_folder_that_happens_to_stand_here(tmp_path: Path) -> None:
+    model_in(Path("t5-base"))  # the results of a run, say
+    assert find_backbone("t5-base").kind == "hub"
+    assert find_backbone("./t5-base").kind == "folder"
+
+
 def test_a_gguf_file_and_a_folder_of_one(tmp_path: Path) -> None:
     file = tmp_path / "weights" / "Some-Model.Q4_1.gguf"
     file.parent.mkdir()

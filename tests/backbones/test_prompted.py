@@ -143,15 +143,20 @@ def test_the_longest_input_leaves_room_for_prompt_and_target(backbones: dict[str
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(st.integers(1, 60), max_size=30), st.integers(0, 20), st.integers(1, 300))
-def test_batches_hold_every_row_once_and_keep_the_budget(lengths: list[int], overhead: int, most: int) -> None:
-    groups = list(by_length(lengths, overhead, most))
+@given(
+    st.lists(st.integers(1, 60), max_size=30), st.integers(0, 20), st.integers(1, 300), st.none() | st.integers(1, 5)
+)
+def test_batches_hold_every_row_once_and_keep_the_budget(
+    lengths: list[int], overhead: int, most: int, rows: int | None
+) -> None:
+    groups = list(by_length(lengths, overhead, most, rows))
     assert sorted(index for group in groups for index in group) == list(range(len(lengths)))
     sizes = [max(lengths[index] for index in group) + overhead for group in groups]
     for group, size in zip(groups, sizes, strict=True):
         assert len(group) == 1 or size * len(group) <= most
+        assert rows is None or len(group) <= rows
     assert sizes == sorted(sizes, reverse=True)  # longest first
     for group, following in pairwise(groups):  # and no batch is closed too early
         width = lengths[group[0]] + overhead
-        assert width * (len(group) + 1) > most
+        assert width * (len(group) + 1) > most or len(group) == rows
         assert min(lengths[i] for i in group) >= max(lengths[i] for i in following)

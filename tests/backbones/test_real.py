@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -27,15 +25,6 @@ REVIEWS = [
     "text: it is dull, and far too long for what little it has to say about its characters. sentiment:",
     "text: fine. sentiment:",
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def all_threads() -> Iterator[None]:
-    """Real weights want every core."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(os.cpu_count() or 1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from attempt_cli.backbones.base import CUE_TOKENS, EncodedRow, FrozenBackbone
 from attempt_cli.backbones.decoder_only import DecoderOnlyBackbone
 from attempt_cli.backbones.load import load_backbone
+from attempt_cli.errors import AttemptError
 from tests.models import save_gpt2, save_llama
 
 LONG = "text: " + "it was the one " * 30 + "label:"
@@ -28,6 +29,24 @@ def test_a_long_input_keeps_its_head_and_its_cue(backbone: FrozenBackbone) -> No
     text = backbone.tokenizer.decode(row.input_ids, skip_special_tokens=True)
     assert text.startswith("text: it was")
     assert text.endswith("label:")
+
+
+def test_the_end_that_a_cut_must_leave_whole(backbone: FrozenBackbone) -> None:
+    # a question behind a passage is longer than the cue
+    passage, question = "text: " + "it was the one " * 60, "question: is one good and two bad? label:"
+    needed = len(backbone.encode([question], None, 1000)[0].input_ids)
+    assert needed > CUE_TOKENS
+    limit = needed * 2
+    row, plain = (backbone.encode([passage + question], None, limit, tails)[0] for tails in ([question], None))
+    assert len(row.input_ids) == len(plain.input_ids) == limit
+    assert row.truncated == plain.truncated
+    text = backbone.tokenizer.decode(row.input_ids, skip_special_tokens=True)
+    assert text.startswith("text: it was")
+    assert text.endswith(question)
+    # an end that leaves no room for the rest gives way: a quarter stays the head's
+    row = backbone.encode([passage + question], None, 20, [question])[0]
+    whole = backbone.encode([passage + question], None, 1000)[0]
+    assert row.input_ids == whole.input_ids[:5] + whole.input_ids[-15:]
 
 
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -134,6 +153,17 @@ def test_label_words_end_only_where_one_begins_another(backbone: FrozenBackbone)
     assert nothing[: len(no)] == no
     end = backbone.end_id
     assert backbone.label_tokens(["no", "nothing", "yes"]) == [[*no, end], [*nothing, end], [*yes, end]]
+
+
+def test_label_words_of_the_same_tokens_are_refused(backbones: dict[str, FrozenBackbone]) -> None:
+    # T5's vocabulary lacks many letters: both words are the unknown token, and the first would always win
+    with pytest.raises(AttemptError, match="the label word '坏' has the same tokens in t5 as '好'") as caught:
+        backbones["t5"].label_tokens(["好", "坏"])
+    assert caught.value.hint
+    assert len(backbones["llama"].label_tokens(["好", "坏"])) == 2  # bytes know every letter
+    for backbone in backbones.values():
+        with pytest.raises(AttemptError, match="the label word 'yes' has the same tokens"):
+            backbone.label_tokens(["yes", "no", "yes"])
 
 
 def test_generated_text_has_no_special_tokens_and_no_spaces_around(backbone: FrozenBackbone) -> None:

@@ -23,7 +23,8 @@ def test_the_paper_s_settings() -> None:
     assert config.temperature is None  # d·e in raw units
     assert (config.learning_rate, config.attention_learning_rate) == (0.3, 0.3)
     assert config.weight_decay == 1e-5
-    assert config.warmup_steps == 500
+    assert config.learning_rate_factor(499, 20_000) == 1 > config.learning_rate_factor(498, 20_000)  # 500 steps
+    assert config.learning_rate_factor(16, 160) == 1  # and fewer where 500 would outlast the training (CB)
     assert config.rows_per_step() == 32
     assert (config.epochs, config.steps) == (10, None)
 
