@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -48,7 +49,11 @@ _FIELDS = ("step", "losses", "history", "best_step", "best_score", "stale", "sec
 def save_checkpoint(
     path: Path, key: str, state: TrainingState, mixture: PromptMixture, optimizer: torch.optim.Optimizer
 ) -> None:
-    """Writes the state whole or not at all: to a temporary name, synced, renamed."""
+    """Writes the state whole or not at all: to a temporary name, synced, renamed.
+
+    Raises:
+        AttemptError: the disk is full or the folder cannot be written to; the checkpoint before is kept.
+    """
     from safetensors.torch import save
 
     tensors = {f"mixture.{name}": tensor for name, tensor in mixture.state_dict().items()}
@@ -58,16 +63,23 @@ def save_checkpoint(
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     numbers = json.dumps({name: getattr(state, name) for name in _FIELDS})
     metadata = {"key": key, "state": numbers, "sha256": _digest(numbers, tensors)}
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".{os.getpid()}.partial")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as file:
             file.write(save(tensors, metadata))
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
+    except OSError as error:
+        kept = "; the one before it is kept" if path.exists() else ""
+        raise AttemptError(
+            f"the checkpoint {path} cannot be written: {error.strerror or error}{kept}",
+            "Free some space or check the folder's permissions, then go on with the same command and --resume.",
+        ) from error
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 def load_checkpoint(path: Path, key: str, mixture: PromptMixture, optimizer: torch.optim.Optimizer) -> TrainingState:

@@ -218,7 +218,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(
 
     monkeypatch.setattr("attempt_cli.training.checkpoint.os.fsync", full)
     optimizer = torch.optim.AdamW(model.mixture.parameters())
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(AttemptError, match=r"state cannot be written: No space left on device; the one before it is"):
         save_checkpoint(tmp_path / "state", "key", whole.state, model.mixture, optimizer)
     assert (tmp_path / "state").read_bytes() == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["state"]
