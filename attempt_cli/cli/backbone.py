@@ -14,7 +14,12 @@ if TYPE_CHECKING:
 
 @click.group("backbone")
 def command() -> None:
-    """The frozen language models that prompts belong to."""
+    """The frozen language models that prompts belong to.
+
+    \b
+      attempt backbone list
+      attempt backbone show smollm2-135m
+    """
 
 
 @command.command("list")

@@ -42,7 +42,13 @@ COLUMNS = ("task", "model", "metric", "score", "interval", "n", "rows_per_second
 @task_options
 @click.option("--prompt", "prompts", multiple=True, help="A prompt, or `none` for the bare model; may be repeated.")
 @click.option("--composition", "compositions", multiple=True, help="A composition; may be repeated.")
-@click.option("--split", type=click.Choice(["train", "validation", "test"]), default="test", show_default=True)
+@click.option(
+    "--split",
+    type=click.Choice(["train", "validation", "test"]),
+    default="test",
+    show_default=True,
+    help="The rows to score, by the task's split rule.",
+)
 @click.option("--limit", type=click.IntRange(min=1), help="A random sample of so many rows.")
 @click.option("--max-length", type=click.IntRange(min=4), help="Input tokens of a row. [default: as trained]")
 @max_tokens_option

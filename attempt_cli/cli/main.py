@@ -130,7 +130,8 @@ def main() -> None:
     """Runs the command line; exit 0 for success, 1 for a failure, 2 for wrong usage, 130 for Ctrl-C."""
     try:
         code = attempt(standalone_mode=False)  # what a command gave to ctx.exit, else None
-        sys.exit(code if isinstance(code, int) else 0)
+        if isinstance(code, int) and code:
+            sys.exit(code)
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
     except click.ClickException as error:

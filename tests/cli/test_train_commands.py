@@ -6,9 +6,11 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from registry import Registry
+from tests.models import SAVERS
 from tests.training.commands import Attempt
 from tests.training.toy import READ, toy_rows, write_csv, write_jsonl
 
@@ -239,6 +241,25 @@ def test_all_sources_are_the_newest_of_each_name_but_none_of_the_target_s_own_ta
     registry = opened(attempt)
     assert registry.composition("toy-attempt").sources == ("one@2", "two@1")
     assert registry.prompt("toy-attempt").settings["init_from"] == "one@2"
+
+
+@pytest.mark.parametrize("kind", ["t5", "gpt2", "llama"])
+def test_the_whole_way_on_every_architecture(attempt: Attempt, kind: str) -> None:
+    """In the dtype that the processor likes best, from the first source to a prediction."""
+    model = SAVERS[kind](attempt.folder / kind)
+    here = Attempt(attempt.folder, model)
+    quick = f"{FILES} --steps 4 --batch-size 8 --eval-rows 6"
+    for name in ("one", "two"):
+        here.succeed(f"train-source {name} {quick} --prompt-length 4")
+    here.succeed(f"train-target aim {quick} --sources all")
+    evaluations = here.json("eval --test-file test.csv --prompt none --prompt one --composition aim-attempt")
+    assert [row["model"] for row in evaluations["evaluations"]] == ["no prompt", "one@1", "aim-attempt@1"]
+    for line in here.succeed("predict aim-attempt", input="it was good\n").lines:
+        assert sum(line["probabilities"].values()) == pytest.approx(1, abs=1e-4)
+        assert sum(line["attention"].values()) == pytest.approx(1, abs=1e-4)
+    prompt = opened(here).prompt("aim-attempt")
+    assert prompt.backbone == kind
+    assert np.isfinite(opened(here).prompt_tensor(prompt)).all()
 
 
 # --- compose
