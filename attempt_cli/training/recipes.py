@@ -153,7 +153,8 @@ def train_prompt(
         return None
     trained.warnings.extend(missing)
     outcome = _record(registry, backbone, request, model, trained, rows, validation, processes)
-    checkpoint_path(registry, key).unlink(missing_ok=True)
+    for file in checkpoint_path(registry, key).parent.glob(f"{key}.*"):  # and what a kill left of writing it
+        file.unlink(missing_ok=True)
     return replace(outcome, truncated=sum(row.truncated > 0 for row in encoded))
 
 

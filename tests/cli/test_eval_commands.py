@@ -129,7 +129,11 @@ def test_without_a_name_a_task_is_served_by_what_was_trained_for_it_last(attempt
     # the times of records are in seconds
     names = {prompt.name: prompt.created for prompt in opened(attempt).prompts(task="aim")}
     later = names["aim-spot"] > names["aim-attempt"]
-    assert served() == ("aim-spot@1" if later else "aim-attempt@1")
+    last = "aim-spot@1" if later else "aim-attempt@1"
+    assert served() == last
+    few = "--sources other --seeds 1 --steps 1 --methods prompt-tuning,attempt"
+    attempt.succeed(f"fewshot -k 4 --tasks aim.yaml {few} {FLOAT}")
+    assert served() == last  # an experiment serves nothing
 
 
 @pytest.mark.parametrize("model", ["--prompt one", "--composition aim-attempt", "--prompt none --prompt aim-spot"])

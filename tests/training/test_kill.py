@@ -14,27 +14,41 @@ from typing import Any
 import pytest
 
 from registry import Prompt, Registry
-from tests.training.commands import LONGEST, Attempt, Running
+from tests.training.commands import LONGEST, Attempt
 from tests.training.toy import READ
 
 FILES = f"--train-file train.csv --validation-file validation.csv {READ}"
 COMMON = f"{FILES} --dtype float32 --batch-size 8 --learning-rate 0.1 --seed 3"
-SOURCE = f"train-source toy {COMMON} --prompt-length 4 --steps 60 --eval-every 20"
+SOURCE = f"train-source toy {COMMON} --prompt-length 4 --steps 90 --eval-every 30"
 
 
-def checkpoint_every_step() -> None:
-    import attempt_cli.training.loop
+def slow_with_a_checkpoint_every_step() -> None:
+    """Slow enough to be killed in the middle even where the one who kills is kept waiting."""
+    import attempt_cli.training.loop as loop
 
-    attempt_cli.training.loop.SECONDS_BETWEEN_CHECKPOINTS = 0.0
+    loop.SECONDS_BETWEEN_CHECKPOINTS = 0.0
+    save = loop.save_checkpoint
+
+    def slowly(*arguments: Any) -> None:
+        save(*arguments)
+        time.sleep(0.02)
+
+    loop.save_checkpoint = slowly
 
 
 def checkpoints(attempt: Attempt) -> list[Path]:
     return list((attempt.folder / attempt.registry / "checkpoints").glob("*.safetensors"))
 
 
-def kill_somewhere(attempt: Attempt, running: Running, randomness: random.Random) -> None:
-    """SIGKILL at some moment after the first checkpoint, most likely before the end."""
-    running.until(lambda: bool(checkpoints(attempt)))
+def kill_somewhere(attempt: Attempt, command: str, randomness: random.Random) -> None:
+    """Starts a training and kills it at some moment after the first checkpoint of its own."""
+
+    def states() -> list[tuple[str, int]]:
+        return [(path.name, path.stat().st_mtime_ns) for path in checkpoints(attempt)]
+
+    before = states()
+    running = attempt.start(command, prepare=slow_with_a_checkpoint_every_step)
+    running.until(lambda: states() != before)
     time.sleep(randomness.uniform(0, 0.15))
     assert running.process.pid is not None
     os.kill(running.process.pid, signal.SIGKILL)
@@ -61,7 +75,7 @@ def test_killed_at_any_moment_a_source_goes_on_to_the_same_prompt(attempt: Attem
     whole.succeed(SOURCE)
     randomness = random.Random()  # another moment in every run of the tests
     for _ in range(3):
-        kill_somewhere(attempt, attempt.start(f"{SOURCE} --resume", prepare=checkpoint_every_step), randomness)
+        kill_somewhere(attempt, f"{SOURCE} --resume", randomness)
         assert opened(attempt).prompts() == []
     resumed = attempt.succeed(f"{SOURCE} --resume")
     assert "going on from step" in resumed.err
@@ -78,7 +92,7 @@ def test_killed_at_any_moment_attempt_goes_on_to_the_same_mixture(attempt: Attem
         for name in ("one", "two"):
             some.succeed(f"train-source {name} {COMMON} --prompt-length 4 --steps 2 --eval-every 0")
     whole.succeed(target)
-    kill_somewhere(attempt, attempt.start(target, prepare=checkpoint_every_step), random.Random())
+    kill_somewhere(attempt, target, random.Random())
     attempt.succeed(f"{target} --resume")
     one, other = opened(attempt), opened(whole)
     assert facts(one.prompt("aim-attempt")) == facts(other.prompt("aim-attempt"))
@@ -119,7 +133,7 @@ def test_a_signal_leaves_a_checkpoint_and_says_how_to_go_on(attempt: Attempt, nu
     assert out == ""
     last = err.splitlines()[-2:]
     assert last[0].startswith("stopped at step ")
-    assert last[0].endswith(" of 60; nothing is lost")
+    assert last[0].endswith(" of 90; nothing is lost")
     assert last[1] == "Go on with the same command and --resume."
     assert len(checkpoints(attempt)) == 1
     assert opened(attempt).prompts() == []
@@ -128,8 +142,7 @@ def test_a_signal_leaves_a_checkpoint_and_says_how_to_go_on(attempt: Attempt, nu
 
 
 def test_a_damaged_checkpoint_of_a_command(attempt: Attempt) -> None:
-    running = attempt.start(SOURCE, prepare=checkpoint_every_step)
-    kill_somewhere(attempt, running, random.Random(0))
+    kill_somewhere(attempt, SOURCE, random.Random(0))
     (checkpoint,) = checkpoints(attempt)
     checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
     failed = attempt(f"{SOURCE} --resume")
@@ -141,7 +154,7 @@ def test_a_damaged_checkpoint_of_a_command(attempt: Attempt) -> None:
 
 
 def test_another_command_does_not_take_up_the_checkpoint(attempt: Attempt) -> None:
-    kill_somewhere(attempt, attempt.start(SOURCE, prepare=checkpoint_every_step), random.Random(0))
-    other = attempt.succeed(SOURCE.replace("--steps 60", "--steps 3") + " --resume")
+    kill_somewhere(attempt, SOURCE, random.Random(0))
+    other = attempt.succeed(SOURCE.replace("--steps 90", "--steps 3") + " --resume")
     assert "going on" not in other.err
     assert len(checkpoints(attempt)) == 1  # the killed one can still go on

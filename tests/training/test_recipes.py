@@ -263,6 +263,20 @@ def test_a_record_that_fails_leaves_nothing_half_done(
     assert steps == []
 
 
+def test_when_it_is_done_nothing_is_left_of_its_checkpoints(
+    registry: Registry, backbone: FrozenBackbone, task: Task
+) -> None:
+    config = TrainingConfig(**QUICK, eval_every=1)
+    asked = Request(task=task, kind="source", name="a", config=config)
+    key = training_key(asked, backbone, load_examples(task, "train"), load_examples(task, "validation"), 1)
+    folder = registry.folder / "checkpoints"
+    folder.mkdir(parents=True)
+    (folder / f"{key}.4711.partial").write_bytes(b"a process was killed while it wrote this")
+    (folder / "of-another-training.safetensors").write_bytes(b"")
+    made(registry, backbone, asked)
+    assert [file.name for file in folder.iterdir()] == ["of-another-training.safetensors"]
+
+
 # --- rows
 
 
