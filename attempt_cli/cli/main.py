@@ -109,7 +109,14 @@ class AttemptGroup(click.Group):
     envvar="ATTEMPT_DATA",
     help="A folder of rows in the hub's layout; what is not there comes from the Hugging Face hub.",
 )
-@click.option("--format", "format_", type=click.Choice(["table", "json", "quiet"]), default="table", show_default=True)
+@click.option(
+    "--format",
+    "format_",
+    type=click.Choice(["table", "json", "quiet"]),
+    default="table",
+    show_default=True,
+    help="For people, for programs, or names alone.",
+)
 @click.option("--debug", is_flag=True, envvar="ATTEMPT_DEBUG", help="Show the traceback of a failure.")
 @click.pass_context
 def attempt(ctx: click.Context, registry_path: Path | None, data_dir: Path | None, format_: str, debug: bool) -> None:

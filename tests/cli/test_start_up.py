@@ -100,16 +100,7 @@ def test_every_command_has_a_sentence_and_an_example_of_itself(path: Path_) -> N
     assert any(" ".join(path[1:]) in example for example in examples)
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        pytest.param(path, marks=pytest.mark.xfail(reason="--format in cli/main.py says nothing yet"))
-        if path == ("attempt",)
-        else path
-        for path in ALL
-    ],
-    ids=" ".join,
-)
+@pytest.mark.parametrize("path", ALL, ids=" ".join)
 def test_every_option_is_explained(path: Path_) -> None:
     options = [option for option in ALL[path].params if isinstance(option, click.Option)]
     assert [option.opts for option in options if not option.help] == []
