@@ -1,7 +1,39 @@
-"""ATTEMPT as the paper states it: soft prompts, the attention module G, and their mixture (equations 1 to 4)."""
+"""Soft prompts and nothing else: ATTEMPT as its paper states it, in all its variants, and two rival parametrisations.
+
+`PromptMixture` is prompt tuning and ATTEMPT (equations 1 to 5), `SharedPrompt` is multitask prompt tuning,
+`DecomposedPrompt` is decomposed prompt tuning. A `PromptModule` is any of them: `length`, `target_prompts`, `attention`
+(None where nothing reads the input), `speed_groups()`, and task ids and pooled inputs to prompts and weights.
+"""
 
 from attempt_cli.method.attention import PromptAttention, paper_temperature, rms_temperature
-from attempt_cli.method.mixture import PromptMixture
+from attempt_cli.method.decomposed import DecomposedPrompt, decomposed_shape
+from attempt_cli.method.mixture import Level, PromptMixture, constant_weights
+from attempt_cli.method.parameters import (
+    attempt_parameters,
+    dept_parameters,
+    mpt_parameters,
+    prompt_tuning_parameters,
+)
 from attempt_cli.method.pooling import pool_input, pool_prompts
+from attempt_cli.method.shared import SharedPrompt
 
-__all__ = ["PromptAttention", "PromptMixture", "paper_temperature", "pool_input", "pool_prompts", "rms_temperature"]
+PromptModule = PromptMixture | SharedPrompt | DecomposedPrompt
+
+__all__ = [
+    "DecomposedPrompt",
+    "Level",
+    "PromptAttention",
+    "PromptMixture",
+    "PromptModule",
+    "SharedPrompt",
+    "attempt_parameters",
+    "constant_weights",
+    "decomposed_shape",
+    "dept_parameters",
+    "mpt_parameters",
+    "paper_temperature",
+    "pool_input",
+    "pool_prompts",
+    "prompt_tuning_parameters",
+    "rms_temperature",
+]

@@ -1,4 +1,4 @@
-"""The attention module G and its scores (equation 3)."""
+"""The attention module G and its scores (equations 3 and 5)."""
 
 from __future__ import annotations
 
@@ -32,13 +32,25 @@ class PromptAttention(nn.Module):
         width: d, the width of the backbone's embeddings.
         rank: r, the bottleneck's width; r < d.
         temperature: T.
+        learned_temperature: T is trained too, from that value; the parameter is log T, so T stays positive. Only then
+            does the state have an entry `log_temperature`.
         generator: draws W_down and W_up from N(0, 0.01²); the global generator without one.
 
     Raises:
         ValueError: the rank is not between 1 and d - 1, or the temperature is not positive.
     """
 
-    def __init__(self, width: int, rank: int, temperature: float, *, generator: torch.Generator | None = None) -> None:
+    log_temperature: nn.Parameter | None
+
+    def __init__(
+        self,
+        width: int,
+        rank: int,
+        temperature: float,
+        *,
+        learned_temperature: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> None:
         if not 1 <= rank < width:
             raise ValueError(f"the rank of G is {rank}; it lies between 1 and the width less one ({width - 1})")
         if not temperature > 0:
@@ -46,31 +58,58 @@ class PromptAttention(nn.Module):
         super().__init__()
         self.width = width
         self.rank = rank
-        self.temperature = temperature
         self.down = nn.Linear(width, rank, bias=False)
         self.up = nn.Linear(rank, width, bias=False)
         self.norm = nn.LayerNorm(width, eps=1e-5)
         for linear in (self.down, self.up):
             nn.init.normal_(linear.weight, std=0.01, generator=generator)
+        self._temperature = temperature
+        self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature))) if learned_temperature else None
+
+    @property
+    def temperature(self) -> float:
+        """T, as it is now; reading a learned one waits for the device."""
+        return self._temperature if self.log_temperature is None else math.exp(self.log_temperature.item())
+
+    @temperature.setter
+    def temperature(self, value: float) -> None:
+        if self.log_temperature is None:
+            self._temperature = value
+        else:
+            nn.init.constant_(self.log_temperature, math.log(value))
 
     def query(self, pooled_input: Tensor) -> Tensor:
         """h, [b, d], of x̂, [b, d]."""
         h: Tensor = self.norm(self.up(nn.functional.silu(self.down(pooled_input))))
         return h
 
-    def forward(self, pooled_input: Tensor, source_keys: Tensor, target_keys: Tensor) -> Tensor:
-        """The weights of the mixture, equation 3.
+    def forward(self, pooled_input: Tensor, source_keys: Tensor, target_keys: Tensor | None) -> Tensor:
+        """The weights of the mixture: of whole prompts (equation 3) or of their m rows, each for itself (equation 5).
 
         Args:
             pooled_input: x̂, [b, d].
-            source_keys: p̂_1 .. p̂_t, [t, d], shared by all rows.
-            target_keys: p̂_{t+1} of each row's own target prompt, [b, d].
+            source_keys: p̂_1 .. p̂_t, [t, d], shared by all rows of the batch; for equation 5 P_1 .. P_t, [t, m, d].
+            target_keys: p̂_{t+1} of each row's own target prompt, [b, d]; for equation 5 P_{t+1}, [b, m, d]; None
+                leaves the target out of the softmax.
 
         Returns:
-            a, [b, t + 1], each row sums to 1; the target is the last.
+            a, [b, t + 1], or [b, t + 1, m] for equation 5; the target is the last of the t + 1, which sum to 1.
+            A target that is left out has the weight 0.
         """
         query = self.query(pooled_input)  # [b, d]
-        source_scores = query @ source_keys.T  # [b, t]
-        target_scores = (query * target_keys).sum(dim=-1, keepdim=True)  # [b, 1]
-        scores = torch.cat([source_scores, target_scores], dim=-1) / self.temperature  # [b, t + 1], eq. 3
-        return scores.softmax(dim=-1)
+        by_key = query @ source_keys.flatten(0, -2).T  # [b, t] or [b, t·m]
+        source_scores = by_key.view(len(query), *source_keys.shape[:-1])  # [b, t] or [b, t, m]
+        if target_keys is None:
+            target_scores = torch.full_like(source_scores[:, :1], -math.inf)  # softmax makes it a nought
+        else:
+            target_scores = _own_scores(query, target_keys).unsqueeze(1)  # [b, 1] or [b, 1, m]
+        divisor = self._temperature if self.log_temperature is None else self.log_temperature.exp()
+        scores = torch.cat([source_scores, target_scores], dim=1) / divisor  # [b, t + 1] or [b, t + 1, m], eq. 3, 5
+        return scores.softmax(dim=1)
+
+
+def _own_scores(query: Tensor, keys: Tensor) -> Tensor:
+    """The dot product of each row's query, [b, d], with its own key, [b, d], or its own keys, [b, m, d]."""
+    if keys.dim() == 2:
+        return (query * keys).sum(dim=-1)  # [b]
+    return (keys @ query.unsqueeze(2)).squeeze(2)  # [b, m]; a product of size [b, m, d] is not made

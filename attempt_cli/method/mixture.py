@@ -1,12 +1,28 @@
-"""The mixture of source prompts and target prompt that stands before an input (equations 1, 2 and 4)."""
+"""The mixture of source prompts and target prompt that stands before an input (equations 1, 2, 4 and 5)."""
 
 from __future__ import annotations
+
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from attempt_cli.method.attention import PromptAttention
 from attempt_cli.method.pooling import pool_prompts
+from attempt_cli.method.speeds import trained_groups
+
+Level = Literal["instance", "token"]
+
+
+def constant_weights(sources: int) -> Tensor:
+    """The paper's "no attention": 1/t for each of t sources and 0 for the target, [t + 1].
+
+    Raises:
+        ValueError: there is no source.
+    """
+    if sources < 1:
+        raise ValueError("constant weights are shared by at least one source")
+    return torch.tensor([1 / sources] * sources + [0.0])
 
 
 class PromptMixture(nn.Module):
@@ -16,70 +32,154 @@ class PromptMixture(nn.Module):
     (equation 4): P_instance = P_target + Σ_{j=1..t+1} a_j P_j, where the target is one of the t + 1 and is added once
     more. Everything is in one unit: prompts, sources and pooled inputs alike.
 
+    The paper's variants are settings of it: `level="token"` weighs each of the m rows for itself (equation 5);
+    `with_target=False` is Σ_{j≤t} a_j P_j, a softmax over the sources alone ("no target"), where the target prompts
+    are neither used nor trained; `fixed_weights` puts given numbers in the place of a ("no attention", with
+    `constant_weights`; or what a user forces); `attention` may have a learned temperature; one source is t = 1.
+
     Args:
         target_prompts: initial values, one a task, [n, m, d]; trained.
         source_prompts: [t, m, d]; frozen.
-        attention: G; given with the sources, and only then; trained.
+        attention: G; trained. Sources come with it or with fixed weights.
+        level: what has a weight of its own: a prompt ("instance") or each row of it ("token").
+        with_target: whether the target prompt takes part.
+        fixed_weights: a, the same for every row of every batch, [t + 1], the target's last.
 
     Raises:
-        ValueError: shapes do not agree, or only one of sources and attention is given.
+        ValueError: shapes do not agree, sources have no weights or weights no sources, or a setting says nothing
+            here (a level without attention, a weight for a target that takes no part, nothing left to mix).
     """
 
     source_prompts: Tensor | None
     source_keys: Tensor | None
+    fixed_weights: Tensor | None
 
     def __init__(
         self,
         target_prompts: Tensor,
         source_prompts: Tensor | None = None,
         attention: PromptAttention | None = None,
+        *,
+        level: Level = "instance",
+        with_target: bool = True,
+        fixed_weights: Tensor | None = None,
     ) -> None:
         super().__init__()
-        if target_prompts.dim() != 3:
-            raise ValueError(f"target prompts are [n, m, d], not {list(target_prompts.shape)}")
-        if (source_prompts is None) != (attention is None):
-            raise ValueError("source prompts and the attention module come together")
-        if source_prompts is not None and source_prompts.shape[1:] != target_prompts.shape[1:]:
-            raise ValueError(
-                f"sources [t, m, d] {list(source_prompts.shape)} and targets [n, m, d] {list(target_prompts.shape)} "
-                "differ in length m or width d"
-            )
-        if attention is not None and attention.width != target_prompts.shape[2]:
-            raise ValueError(
-                f"the attention module is for width {attention.width}, the prompts have width {target_prompts.shape[2]}"
-            )
-        if attention is not None and target_prompts.shape[1] == 0:
-            raise ValueError("prompts that are attended to have at least one row; these have length m = 0")
+        _check_shapes(target_prompts, source_prompts, attention, fixed_weights)
+        _check_settings(source_prompts, attention, level, with_target, fixed_weights)
+        self.level = level
+        self.with_target = with_target
         # prompts and G stay in fp32; the mixture is cast once, where it meets X
-        self.target_prompts = nn.Parameter(target_prompts.detach().clone().float())
+        self.target_prompts = nn.Parameter(target_prompts.detach().clone().float(), requires_grad=with_target)
         self.attention = attention
         frozen = None if source_prompts is None else source_prompts.detach().clone().float()
-        self.register_buffer("source_prompts", frozen, persistent=False)
-        # the sources never change, so neither do their keys
-        self.register_buffer("source_keys", None if frozen is None else pool_prompts(frozen), persistent=False)
+        # the sources never change, so neither do their keys; at the token level the sources are their own keys
+        keys = None if frozen is None or attention is None or level == "token" else pool_prompts(frozen)
+        fixed = None if fixed_weights is None else fixed_weights.detach().clone().float()
+        for name, tensor in (("source_prompts", frozen), ("source_keys", keys), ("fixed_weights", fixed)):
+            self.register_buffer(name, tensor, persistent=False)
 
     @property
     def length(self) -> int:
         """m, the number of prompt tokens."""
         return self.target_prompts.shape[1]
 
+    def speed_groups(self) -> dict[str, list[nn.Parameter]]:
+        """The trained tensors by learning rate: target prompts under `prompts`, all of G under `attention`."""
+        return trained_groups([self.target_prompts], [] if self.attention is None else self.attention.parameters())
+
     def forward(self, task_ids: Tensor, pooled_input: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """The prompts of a batch whose rows may be of several tasks.
 
         Args:
             task_ids: which target prompt each row has, [b].
-            pooled_input: x̂, [b, d]; needed with sources.
+            pooled_input: x̂, [b, d]; needed with an attention module.
 
         Returns:
-            P_instance, [b, m, d], and the weights a, [b, t + 1] (None without sources).
+            P_instance, [b, m, d], and the weights a, [b, t + 1] (None without sources). At the token level these are
+            the means over the m rows.
+
+        Raises:
+            ValueError: there is an attention module and no pooled input.
         """
-        targets = self.target_prompts[task_ids]  # [b, m, d]
-        if self.attention is None:
-            return targets, None
-        if pooled_input is None or self.source_prompts is None or self.source_keys is None:
+        if self.source_prompts is None:
+            return self.target_prompts[task_ids], None
+        targets = self.target_prompts[task_ids] if self.with_target else None  # [b, m, d]
+        weights = self._weights(task_ids, targets, pooled_input)  # [b, t + 1], at the token level [b, t + 1, m]
+        # Σ_j a_j P_j over the sources is one matrix product (one for each of the m rows at the token level);
+        # a [b, t, m, d] tensor is never made
+        equation = "bt,tmd->bmd" if weights.dim() == 2 else "btm,tmd->bmd"
+        prompts = torch.einsum(equation, weights[:, :-1], self.source_prompts)
+        if targets is not None:
+            prompts = (1 + weights[:, -1]).view(len(targets), -1, 1) * targets + prompts  # eq. 4
+        return prompts, weights if weights.dim() == 2 else weights.mean(dim=2)
+
+    def _weights(self, task_ids: Tensor, targets: Tensor | None, pooled_input: Tensor | None) -> Tensor:
+        """The weights that are mixed with, [b, t + 1] or [b, t + 1, m]."""
+        if self.fixed_weights is not None:
+            return self.fixed_weights.expand(len(task_ids), -1)
+        if pooled_input is None or self.attention is None or self.source_prompts is None:
             raise ValueError("a mixture of sources needs the pooled input")
-        target_keys = pool_prompts(self.target_prompts)[task_ids]  # [b, d]
-        weights = self.attention(pooled_input, self.source_keys, target_keys)  # [b, t + 1], eq. 3
-        # Σ_j a_j P_j over the sources is one matrix product; a [b, t, m, d] tensor is never made
-        from_sources = torch.einsum("bt,tmd->bmd", weights[:, :-1], self.source_prompts)
-        return (1 + weights[:, -1, None, None]) * targets + from_sources, weights  # eq. 4
+        weights: Tensor
+        if self.source_keys is None:  # eq. 5
+            weights = self.attention(pooled_input, self.source_prompts, targets)
+            return weights
+        if targets is None:
+            target_keys = None
+        elif len(self.target_prompts) <= len(targets):  # pool the fewer: the tasks or the batch's rows
+            target_keys = pool_prompts(self.target_prompts)[task_ids]
+        else:
+            target_keys = pool_prompts(targets)
+        weights = self.attention(pooled_input, self.source_keys, target_keys)  # eq. 3
+        return weights
+
+
+def _check_shapes(
+    target_prompts: Tensor,
+    source_prompts: Tensor | None,
+    attention: PromptAttention | None,
+    fixed_weights: Tensor | None,
+) -> None:
+    """Raises ValueError where tensors do not fit each other."""
+    if target_prompts.dim() != 3:
+        raise ValueError(f"target prompts are [n, m, d], not {list(target_prompts.shape)}")
+    if source_prompts is not None and source_prompts.shape[1:] != target_prompts.shape[1:]:
+        raise ValueError(
+            f"sources [t, m, d] {list(source_prompts.shape)} and targets [n, m, d] {list(target_prompts.shape)} "
+            "differ in length m or width d"
+        )
+    if attention is not None and attention.width != target_prompts.shape[2]:
+        raise ValueError(
+            f"the attention module is for width {attention.width}, the prompts have width {target_prompts.shape[2]}"
+        )
+    if attention is not None and target_prompts.shape[1] == 0:
+        raise ValueError("prompts that are attended to have at least one row; these have length m = 0")
+    if source_prompts is not None and fixed_weights is not None:
+        needed = len(source_prompts) + 1
+        if fixed_weights.shape != (needed,) or not fixed_weights.isfinite().all():
+            raise ValueError(
+                f"fixed weights are {needed} finite numbers, one a source and the target's last, "
+                f"not {fixed_weights.tolist()}"
+            )
+
+
+def _check_settings(
+    source_prompts: Tensor | None,
+    attention: PromptAttention | None,
+    level: Level,
+    with_target: bool,
+    fixed_weights: Tensor | None,
+) -> None:
+    """Raises ValueError for settings that cannot be meant together."""
+    if attention is not None and fixed_weights is not None:
+        raise ValueError("weights are fixed or come from the attention module, not both")
+    if (source_prompts is None) != (attention is None and fixed_weights is None):
+        raise ValueError("source prompts and the attention module (or fixed weights) come together")
+    if level not in get_args(Level):
+        raise ValueError(f"the level is {level!r}; it is one of {', '.join(get_args(Level))}")
+    if level == "token" and attention is None:
+        raise ValueError("the token level is the attention module's; here there is none")
+    if not with_target and (source_prompts is None or len(source_prompts) == 0):
+        raise ValueError("without the target there is at least one source to mix")
+    if not with_target and fixed_weights is not None and fixed_weights[-1] != 0:
+        raise ValueError(f"the target takes no part, and its fixed weight is {fixed_weights[-1].item():g}; it is 0")

@@ -1,0 +1,105 @@
+"""Decomposed prompt tuning (DePT; Shi and Lipani, ICLR 2024): a short prompt and low-rank offsets on the input."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from attempt_cli.method.speeds import trained_groups
+
+
+class DecomposedPrompt(nn.Module):
+    """Gives every row its task's short prompt and what is added to its input: [P_k ; X + A_k B_k].
+
+    A is drawn and B is nought, so training starts from the input as it is. A from N(0, 1/r) makes the first step of B
+    move an offset by about the learning rate, whatever the rank.
+
+    Args:
+        target_prompts: initial short prompts, one a task, [n, m', d]; trained.
+        positions: s, how many input tokens have an offset, counted from the first.
+        rank: r of the offsets.
+        generator: draws A; the global generator without one.
+
+    Raises:
+        ValueError: the prompts are not [n, m', d], no position has an offset, or the rank is not between 1 and
+            min(s, d).
+    """
+
+    attention = None  # the face of a mixture: no input is read
+
+    def __init__(
+        self, target_prompts: Tensor, positions: int, rank: int, *, generator: torch.Generator | None = None
+    ) -> None:
+        super().__init__()
+        if target_prompts.dim() != 3:
+            raise ValueError(f"short prompts are [n, m', d], not {list(target_prompts.shape)}")
+        if positions < 1:
+            raise ValueError(f"at least one input position has an offset, not {positions}")
+        tasks, _, width = target_prompts.shape
+        if not 1 <= rank <= min(positions, width):
+            raise ValueError(f"the rank of the offsets is {rank}; it lies between 1 and {min(positions, width)}")
+        self.target_prompts = nn.Parameter(target_prompts.detach().clone().float())
+        left = torch.empty(tasks, positions, rank).normal_(std=1 / math.sqrt(rank), generator=generator)
+        self.left_factors = nn.Parameter(left)  # A, [n, s, r]
+        self.right_factors = nn.Parameter(torch.zeros(tasks, rank, width))  # B, [n, r, d]
+
+    @property
+    def length(self) -> int:
+        """m', the number of prompt tokens."""
+        return self.target_prompts.shape[1]
+
+    def speed_groups(self) -> dict[str, list[nn.Parameter]]:
+        """The trained tensors by learning rate: short prompts under `prompts`, A and B under `attention`."""
+        return trained_groups([self.target_prompts], [self.left_factors, self.right_factors])
+
+    def forward(self, task_ids: Tensor, pooled_input: Tensor | None = None) -> tuple[Tensor, None]:
+        """The short prompts of a batch whose rows may be of several tasks.
+
+        Args:
+            task_ids: which task each row is of, [b].
+            pooled_input: not read; here because a mixture has it.
+
+        Returns:
+            [b, m', d], and None: nothing is mixed.
+        """
+        return self.target_prompts[task_ids], None
+
+    def offsets(self, task_ids: Tensor, length: int) -> Tensor:
+        """What is added to the rows' input embeddings, in the unit of the prompts.
+
+        Args:
+            task_ids: which task each row is of, [b].
+            length: l, the batch's input length.
+
+        Returns:
+            [b, l, d]; noughts beyond the first s positions.
+        """
+        offsets = self.left_factors[task_ids, :length] @ self.right_factors[task_ids]  # [b, min(l, s), d]
+        return nn.functional.pad(offsets, (0, 0, 0, length - offsets.shape[1]))
+
+
+def decomposed_shape(width: int, length: int, positions: int, *, short_length: int | None = None) -> tuple[int, int]:
+    """How DePT spends the budget of a plain prompt: m'·d + (s + d)·r ≤ m·d, with the largest such r.
+
+    Args:
+        width: d.
+        length: m of the plain prompt whose m·d parameters are the budget.
+        positions: s.
+        short_length: m'; two fifths of m unless given (the paper's 40 of 100).
+
+    Returns:
+        m' and r. (d = 768, m = 100, s = 256: 40 and 45, which spend it to the last parameter.)
+
+    Raises:
+        ValueError: the budget leaves no rank for the offsets.
+    """
+    if short_length is None:
+        short_length = 2 * length // 5
+    rank = min((length - short_length) * width // (positions + width), positions, width)
+    if rank < 1:
+        raise ValueError(
+            f"a short prompt of {short_length} tokens out of {length} leaves nothing for offsets of {positions} positions"
+        )
+    return short_length, rank
