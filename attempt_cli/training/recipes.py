@@ -43,6 +43,7 @@ class Request:
         sources: ATTEMPT's source prompts, in order.
         init_from: the prompt that the new one starts from; None samples the vocabulary.
         train_rows: these rows instead of the task's own (few-shot).
+        validation_rows: with `train_rows`: what chooses the checkpoint; None keeps the last step.
         train_limit: a random sample of so many training rows.
         data_dir: rows in the hub's layout.
         command: as it was typed, for the record.
@@ -56,6 +57,7 @@ class Request:
     sources: tuple[Prompt, ...] = ()
     init_from: Prompt | None = None
     train_rows: Rows | None = None
+    validation_rows: Rows | None = None
     train_limit: int | None = None
     data_dir: Path | None = None
     command: str = ""
@@ -166,7 +168,7 @@ def validation_rows(task: Task, request: Request) -> tuple[Rows | None, list[str
     """
     config = request.config
     if config.eval_every == 0 or request.train_rows is not None:
-        return None, []
+        return request.validation_rows if config.eval_every != 0 else None, []
     try:
         rows = load_examples(task, "validation", data_dir=request.data_dir, limit=config.eval_rows, seed=config.seed)
     except AttemptError as error:
