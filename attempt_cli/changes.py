@@ -1,0 +1,133 @@
+"""A composition with other sources or with forced weights, without training: G scores prompts by a dot product."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from attempt_cli.errors import AttemptError, unknown_name
+from registry import Composition, Prompt, Registry
+from registry.names import parse
+
+TARGET = "target"  # the target prompt's name among weights
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What is to be another in a composition.
+
+    Args:
+        add: prompts that become sources, at the end.
+        drop: sources that go.
+        only: the sources that stay; empty keeps all.
+        weights: a of equation 4, forced: a source's name, or "target" -> its weight; who is not named gets 0. Empty
+            leaves the weights to the attention.
+    """
+
+    add: Sequence[str] = ()
+    drop: Sequence[str] = ()
+    only: Sequence[str] = ()
+    weights: Mapping[str, float] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.add or self.drop or self.only or self.weights)
+
+    def __str__(self) -> str:
+        parts = [f"{verb} {','.join(names)}" for verb in ("add", "drop", "only") if (names := getattr(self, verb))]
+        if self.weights:
+            parts.append("weights " + ",".join(f"{name}={weight:g}" for name, weight in self.weights.items()))
+        return " ".join(parts)
+
+
+def changed(registry: Registry, composition: Composition, changes: Changes) -> Composition:
+    """The composition as it would be: a record for `load_composition`, not kept in the registry.
+
+    Args:
+        composition: what is changed; its name stays, forced weights stand in its settings under "weights".
+        changes: `add` comes first, then `only` and `drop`, then `weights`.
+
+    Raises:
+        AttemptError: a name that is not among the sources, one that is there already, a prompt of another backbone,
+            length or placement, no source left, a weight that is negative or no number.
+        RegistryError: `add` names no prompt.
+    """
+    sources = list(composition.sources)
+    if not sources and not changes.add:
+        raise AttemptError(
+            f"the composition '{composition.ref}' has no sources to change",
+            "Give it some with --add, or name another composition: `attempt registry list --what compositions`.",
+        )
+    for name in changes.add:
+        prompt = registry.prompt(name)
+        if prompt.ref in sources:
+            raise AttemptError(f"'{prompt.ref}' is a source of '{composition.ref}' already", "Leave it out of --add.")
+        _check_fits(registry, composition, prompt)
+        sources.append(prompt.ref)
+    if changes.only:
+        stay = [source_named(name, sources, composition.ref) for name in changes.only]
+        sources = [ref for ref in sources if ref in stay]
+    gone = {source_named(name, sources, composition.ref) for name in changes.drop}
+    sources = [ref for ref in sources if ref not in gone]
+    if not sources:
+        raise AttemptError(
+            f"no source of '{composition.ref}' would be left to mix",
+            f"Keep one; a target prompt alone is `--prompt {composition.targets[0]}`."
+            if composition.targets
+            else "Keep one.",
+        )
+    settings = dict(composition.settings)
+    forced = dict(settings.pop("weights", {}))
+    if changes.weights:
+        forced = {}
+        for name, weight in changes.weights.items():
+            ref = name if name == TARGET else source_named(name, sources, composition.ref)
+            if not (math.isfinite(weight) and weight >= 0):
+                raise AttemptError(
+                    f"the weight of '{name}' is {weight:g}", "A weight is a number from 0 on, as in mnli=.5,target=.5."
+                )
+            if ref in forced:
+                raise AttemptError(f"'{ref}' has two weights", "Name each source once in --weights.")
+            forced[ref] = weight
+    if forced:
+        settings["weights"] = {ref: forced.get(ref, 0.0) for ref in (*sources, TARGET)}
+    elif composition.attention is None:
+        raise AttemptError(
+            f"the composition '{composition.ref}' has no attention to mix its sources",
+            "Force their weights: `--weights a=.5,target=.5`.",
+        )
+    return replace(composition, sources=tuple(sources), settings=settings)
+
+
+def source_named(name: str, sources: Sequence[str], composition: str) -> str:
+    """The full name of the source that is meant, "mnli@2" for "mnli".
+
+    Raises:
+        AttemptError: there is none of that name, with the nearest; or several versions of it.
+    """
+    found = [ref for ref in sources if name in (ref, parse(ref).name)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise AttemptError(f"'{name}' is several sources of '{composition}': {', '.join(found)}", "Name the version.")
+    short = [parse(ref).name for ref in sources]
+    raise unknown_name(f"source of '{composition}'", name, short, f"attempt registry show composition:{composition}")
+
+
+def _check_fits(registry: Registry, composition: Composition, prompt: Prompt) -> None:
+    """Refuses a prompt that cannot be mixed with the composition's own."""
+    own = registry.prompt((*composition.targets, *composition.sources)[0])
+    ours = (composition.fingerprint, own.length, composition.placement)
+    theirs = (prompt.fingerprint, prompt.length, prompt.placement)
+    if ours != theirs:
+        texts = [
+            f"{name}: {backbone} ({fingerprint}), {length} tokens, {placement} the input"
+            for name, backbone, (fingerprint, length, placement) in (
+                (prompt.ref, prompt.backbone, theirs),
+                (composition.ref, composition.backbone, ours),
+            )
+        ]
+        raise AttemptError(
+            f"'{prompt.ref}' does not fit the composition '{composition.ref}'; {'; '.join(texts)}",
+            f"`attempt registry list --backbone {composition.backbone}` shows what there is.",
+        )

@@ -1,0 +1,158 @@
+"""Two evaluations on the same rows: what a run keeps of every row, and the paired test of two runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from attempt_cli.data.metrics import METRICS
+from attempt_cli.data.task import Example, Task
+from attempt_cli.errors import unknown_name
+from attempt_cli.evaluation.statistics import PairedTest, mcnemar, paired_bootstrap
+
+if TYPE_CHECKING:
+    from attempt_cli.data.rows import Rows
+
+
+@dataclass(frozen=True)
+class PerRow:
+    """What an evaluation says of each of its rows, as far as its metrics need it.
+
+    Args:
+        scores: of every metric that is a mean over rows, each row's value.
+        texts, targets: what was said and what was right, where a metric is no mean (F1, correlations); else empty.
+        groups: which rows belong together, where the task has groups; else empty.
+    """
+
+    scores: Mapping[str, Sequence[float]]
+    texts: Sequence[str] = ()
+    targets: Sequence[str] = ()
+    groups: Sequence[str | None] = ()
+
+    def record(self) -> dict[str, Any]:
+        """As a run keeps it; `PerRow(**record)` reads it back."""
+        scores = {
+            name: [int(v) if v in (0, 1) else round(v, 6) for v in values] for name, values in self.scores.items()
+        }
+        others = {"texts": self.texts, "targets": self.targets, "groups": self.groups}
+        return {"scores": scores, **{name: list(values) for name, values in others.items() if values}}
+
+
+def per_row(task: Task, texts: Sequence[str], examples: Sequence[Example]) -> PerRow:
+    """What is to be kept of an evaluation, so that it can be compared later without the model and the rows.
+
+    Args:
+        task: names the metrics.
+        texts: what the model said, one text a row.
+        examples: the rows, in the same order.
+    """
+    metrics = {name: METRICS[name].per_row for name in task.metrics}
+    scores = {name: rows(texts, examples, task) for name, rows in metrics.items() if rows is not None}
+    if len(scores) == len(metrics):
+        return PerRow(scores)
+    groups = [example.group for example in examples]
+    targets = [example.target for example in examples]
+    return PerRow(scores, [text.strip() for text in texts], targets, groups if any(groups) else ())
+
+
+def rows_record(rows: Rows) -> dict[str, Any]:
+    """Which rows a run is of: their place, their digest and their numbers in the file."""
+    numbers = [example.row for example in rows.examples]
+    return {"origin": rows.origin, "sha256": rows.sha256, "n": len(numbers), "rows": numbers}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two models on the same rows.
+
+    Args:
+        metric: what is compared.
+        scores: the first's and the second's.
+        n: rows.
+        test: the difference (first less second), its interval, and whether it may be chance.
+        counts: rows by who does better: `first`, `second`, `both` and `neither` where a row is right or wrong, `first`,
+            `second` and `equal` for other row scores, `different` and `equal` predictions where rows have no score.
+    """
+
+    metric: str
+    scores: tuple[float, float]
+    n: int
+    test: PairedTest
+    counts: dict[str, int]
+
+
+def compare(task: Task, first: PerRow, second: PerRow, metric: str | None = None) -> Comparison:
+    """The paired test of two evaluations of a task on the same rows, in the same order.
+
+    McNemar's test where a row is right or wrong, a paired bootstrap for everything else. Rows of one group are drawn
+    together: they are not independent.
+
+    Args:
+        task: names the metrics and the label words.
+        first, second: what the runs kept.
+        metric: one of the task's; the first without it.
+
+    Raises:
+        AttemptError: the task has no such metric.
+    """
+    metric = metric or task.metrics[0]
+    if metric not in task.metrics:
+        raise unknown_name(f"metric of the task '{task.name}'", metric, task.metrics, f"attempt tasks show {task.name}")
+    if metric in first.scores:
+        return _by_row_scores(metric, first.scores[metric], second.scores[metric], first.groups)
+    return _by_texts(task, metric, first, second)
+
+
+def _by_row_scores(
+    metric: str, first: Sequence[float], second: Sequence[float], groups: Sequence[str | None]
+) -> Comparison:
+    pairs = list(zip(first, second, strict=True))
+    n = len(pairs)
+    counts = {"first": sum(a > b for a, b in pairs), "second": sum(a < b for a, b in pairs)}
+    if set(first) | set(second) <= {0, 1}:
+        counts |= {"both": sum(a == b == 1 for a, b in pairs), "neither": sum(a == b == 0 for a, b in pairs)}
+    else:
+        counts["equal"] = n - sum(counts.values())
+    if "both" in counts and not groups:
+        test = mcnemar(counts["first"], counts["second"], n)
+    else:
+        gaps = [a - b for a, b in pairs]
+        units = _units(groups, n)
+
+        def gap(drawn: list[int]) -> float:
+            rows = [row for unit in drawn for row in units[unit]]
+            return sum(gaps[row] for row in rows) / len(rows)
+
+        test = paired_bootstrap(gap, len(units))
+    return Comparison(metric, (sum(first) / n, sum(second) / n), n, test, counts)
+
+
+def _by_texts(task: Task, metric: str, first: PerRow, second: PerRow) -> Comparison:
+    groups = first.groups or [None] * len(first.targets)
+    examples = [Example("", target, group=group) for target, group in zip(first.targets, groups, strict=True)]
+    units = _units(first.groups, len(examples))
+
+    def score(texts: Sequence[str], drawn: Sequence[int]) -> float:
+        rows = [row for unit in drawn for row in units[unit]]
+        return METRICS[metric]([texts[row] for row in rows], [examples[row] for row in rows], task)
+
+    everything = range(len(units))
+    different = sum(a != b for a, b in zip(first.texts, second.texts, strict=True))
+    return Comparison(
+        metric,
+        (score(first.texts, everything), score(second.texts, everything)),
+        len(examples),
+        paired_bootstrap(lambda drawn: score(first.texts, drawn) - score(second.texts, drawn), len(units)),
+        {"different": different, "equal": len(examples) - different},
+    )
+
+
+def _units(groups: Sequence[str | None], n: int) -> list[list[int]]:
+    """The rows that are drawn together: each alone, or those of a group."""
+    if not groups:
+        return [[row] for row in range(n)]
+    units: dict[str | None, list[int]] = {}
+    for row, group in enumerate(groups):
+        units.setdefault(group, []).append(row)
+    return list(units.values())
