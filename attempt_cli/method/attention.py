@@ -99,11 +99,11 @@ class PromptAttention(nn.Module):
         query = self.query(pooled_input)  # [b, d]
         by_key = query @ source_keys.flatten(0, -2).T  # [b, t] or [b, t·m]
         source_scores = by_key.view(len(query), *source_keys.shape[:-1])  # [b, t] or [b, t, m]
-        if target_keys is None:
-            target_scores = torch.full_like(source_scores[:, :1], -math.inf)  # softmax makes it a nought
-        else:
-            target_scores = _own_scores(query, target_keys).unsqueeze(1)  # [b, 1] or [b, 1, m]
         divisor = self._temperature if self.log_temperature is None else self.log_temperature.exp()
+        if target_keys is None:
+            weights = (source_scores / divisor).softmax(dim=1)
+            return torch.cat([weights, torch.zeros_like(weights[:, :1])], dim=1)
+        target_scores = _own_scores(query, target_keys).unsqueeze(1)  # [b, 1] or [b, 1, m]
         scores = torch.cat([source_scores, target_scores], dim=1) / divisor  # [b, t + 1] or [b, t + 1, m], eq. 3, 5
         return scores.softmax(dim=1)
 

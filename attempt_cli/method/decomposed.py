@@ -100,6 +100,6 @@ def decomposed_shape(width: int, length: int, positions: int, *, short_length: i
     rank = min((length - short_length) * width // (positions + width), positions, width)
     if rank < 1:
         raise ValueError(
-            f"a short prompt of {short_length} tokens out of {length} leaves nothing for offsets of {positions} positions"
+            f"a short prompt of {short_length} tokens leaves nothing of {length} for offsets on {positions} positions"
         )
     return short_length, rank

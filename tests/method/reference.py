@@ -94,6 +94,61 @@ def instance_prompts(
     return np.stack(prompts), np.stack(weights)
 
 
+@dataclass
+class Variant:
+    """One of the paper's variants; the defaults are equations 3 and 4.
+
+    Args:
+        token: every row of a prompt has its own weights (equation 5).
+        with_target: the target is in the softmax and in the mixture; without it, it is in neither.
+    """
+
+    token: bool = False
+    with_target: bool = True
+
+
+@dataclass
+class LearnedTemperature(Parameters):
+    """Trained parameters with log T, [1], among them."""
+
+    log_temperature: Array
+
+
+def softmax_scores(h: Array, keys: Sequence[Array], temperature: float) -> list[float]:
+    exponentials = [math.exp(float(sum(a * b for a, b in zip(key, h, strict=True))) / temperature) for key in keys]
+    return [e / sum(exponentials) for e in exponentials]
+
+
+def variant_prompts(
+    inputs: Sequence[Array],
+    task_ids: Sequence[int],
+    sources: Array,
+    p: Parameters,
+    temperature: float,
+    variant: Variant,
+) -> tuple[Array, Array]:
+    """The prompts of a batch, [b, m, d], and the weights as they are reported, [b, t + 1]: means over the m rows.
+
+    Equation 5 has for row l of the prompt: a_jl = softmax_j(p_jl · h / T), P_instance,l = P_target,l + Σ_j a_jl p_jl.
+    """
+    if isinstance(p, LearnedTemperature):
+        temperature = math.exp(p.log_temperature[0])
+    m, d = p.targets.shape[1:]
+    prompts, reported = np.zeros((len(inputs), m, d)), np.zeros((len(inputs), len(sources) + 1))
+    for i, (row, task) in enumerate(zip(inputs, task_ids, strict=True)):
+        h = query(pool(row), p)
+        mixed = [*sources, p.targets[task]] if variant.with_target else [*sources]
+        for place in range(m):
+            keys = [prompt[place] if variant.token else pool(prompt) for prompt in mixed]
+            for j, weight in enumerate(softmax_scores(h, keys, temperature)):
+                reported[i, j] += weight / m
+                for k in range(d):
+                    prompts[i, place, k] += weight * mixed[j][place, k]
+            if variant.with_target:
+                prompts[i, place] += p.targets[task][place]
+    return prompts, reported
+
+
 def numeric_gradients(loss: Callable[[Parameters], float], p: Parameters, step: float = 1e-5) -> dict[str, Array]:
     """Fourth-order central differences of a loss in every trained number: errors of about 1e-11 at this step."""
     gradients = {}
