@@ -13,6 +13,7 @@ from attempt_cli import __version__
 from attempt_cli.backbones.base import FrozenBackbone
 from attempt_cli.backbones.load import describe
 from attempt_cli.backbones.prompted import PromptedModel
+from attempt_cli.changes import TARGET
 from attempt_cli.errors import AttemptError
 from attempt_cli.method import PromptAttention, PromptMixture
 from registry import Attention, Backbone, Composition, Prompt, Registry
@@ -69,7 +70,7 @@ def load_prompt(registry: Registry, backbone: FrozenBackbone, prompt: Prompt) ->
     """A prompt as it stands before the input."""
     mixture = PromptMixture(prompt_in_units(registry, backbone, prompt, 1.0)[None])
     return Loaded(
-        PromptedModel(backbone, mixture.to(backbone.device).requires_grad_(False), 1.0),
+        PromptedModel(backbone, mixture.to(backbone.device).requires_grad_(False), 1.0, _place(backbone, prompt)),
         "prompt",
         prompt.ref,
         targets={prompt.task: 0},
@@ -81,8 +82,14 @@ def load_prompt(registry: Registry, backbone: FrozenBackbone, prompt: Prompt) ->
 def load_composition(registry: Registry, backbone: FrozenBackbone, composition: Composition) -> Loaded:
     """A composition: sources, G and target prompts, in the units that G was trained in.
 
+    Of its settings three say how it mixes: `embedding_scale`; `weights`, by full name and with "target", which stand in
+    the place of G's; and `with_target`, false where the target takes no part in the mixture.
+
+    Args:
+        composition: a record of the registry, or what `changes.changed` made of one.
+
     Raises:
-        AttemptError: it has no target prompt, or it belongs to another backbone.
+        AttemptError: it has no target prompt, nothing mixes its sources, or it belongs to another backbone.
     """
     if not composition.targets:
         raise AttemptError(
@@ -91,23 +98,35 @@ def load_composition(registry: Registry, backbone: FrozenBackbone, composition: 
         )
     scale = float(composition.settings.get("embedding_scale", 1.0))
     targets = [registry.prompt(ref) for ref in composition.targets]
-    target_tensors = torch.stack([prompt_in_units(registry, backbone, prompt, scale) for prompt in targets])
     sources = [registry.prompt(ref) for ref in composition.sources]
-    source_tensors, attention = None, None
-    if sources and composition.attention is not None:
-        source_tensors = torch.stack([prompt_in_units(registry, backbone, prompt, scale) for prompt in sources])
-        attention = load_attention(registry, registry.attention(composition.attention))
-    elif sources:
+    forced = composition.settings.get("weights")
+    mixer = None if composition.attention is None or forced else registry.attention(composition.attention)
+    if sources and mixer is None and not forced:
         raise AttemptError(
             f"the composition '{composition.ref}' has sources but no attention to mix them",
             "Name a trained one: `attempt compose NAME --sources … --target … --attention …`.",
         )
-    mixture = PromptMixture(target_tensors, source_tensors, attention).to(backbone.device).requires_grad_(False)
+
+    def tensors(prompts: list[Prompt]) -> Tensor:
+        return torch.stack([prompt_in_units(registry, backbone, prompt, scale) for prompt in prompts])
+
+    mixture = PromptMixture(tensors(targets))
+    if sources:
+        mixture = PromptMixture(
+            tensors(targets),
+            tensors(sources),
+            None if mixer is None else load_attention(registry, mixer),
+            level="token" if mixer is not None and mixer.level == "token" else "instance",
+            with_target=composition.settings.get("with_target", True),
+            fixed_weights=torch.tensor([forced[ref] for ref in (*composition.sources, TARGET)]) if forced else None,
+        )
     inputs = [f"composition:{composition.ref}", *(f"prompt:{ref}" for ref in composition.targets + composition.sources)]
-    if composition.attention:
-        inputs.append(f"attention:{composition.attention}")
+    if mixer is not None:
+        inputs.append(f"attention:{mixer.ref}")
     return Loaded(
-        PromptedModel(backbone, mixture, scale),
+        PromptedModel(
+            backbone, mixture.to(backbone.device).requires_grad_(False), scale, _place(backbone, composition)
+        ),
         "composition",
         composition.ref,
         sources=composition.sources,
@@ -117,10 +136,16 @@ def load_composition(registry: Registry, backbone: FrozenBackbone, composition: 
     )
 
 
+def _place(backbone: FrozenBackbone, record: Prompt | Composition) -> str:
+    """Where a record's prompts stand, checked against what the backbone can have."""
+    return backbone.check_placement(record.placement)
+
+
 def load_attention(registry: Registry, attention: Attention) -> PromptAttention:
-    """G with its trained weights."""
-    module = PromptAttention(attention.width, attention.rank, attention.temperature)
+    """G with its trained weights, and its temperature where that was trained, too."""
     tensors = registry.attention_tensors(attention)
+    learned = "log_temperature" in tensors
+    module = PromptAttention(attention.width, attention.rank, attention.temperature, learned_temperature=learned)
     module.load_state_dict({name: torch.from_numpy(np.array(tensor)) for name, tensor in tensors.items()})
     return module
 

@@ -68,6 +68,7 @@ class Adder(Finder):
         settings: Mapping[str, Any],
         numbers: Mapping[str, Any],
         seed: int | None,
+        placement: str = "before",
         note: str = "",
         tags: Sequence[str] = (),
         parents: Sequence[str] = (),
@@ -77,6 +78,7 @@ class Adder(Finder):
         Args:
             tensor: float [length, width]; stored as float32.
             embedding_scale: the prompt that enters the model is tensor * embedding_scale.
+            placement: "before" or "after" the input.
             parents: prompts it grew from; a name without a version means the newest now.
 
         Raises:
@@ -93,6 +95,7 @@ class Adder(Finder):
             )
         if kind not in ("source", "target"):
             raise RegistryError(f"'{kind}' is no kind of prompt", "A prompt is a source or a target.")
+        _check_placement(placement)
         if not np.isfinite(embedding_scale) or embedding_scale <= 0:
             raise RegistryError(f"the embedding scale {embedding_scale} is not a positive number", "Leave it at 1.0.")
         data, sha256 = to_safetensors({"prompt": tensor})
@@ -107,6 +110,7 @@ class Adder(Finder):
             "width": tensor.shape[1],
             "dtype": "float32",
             "embedding_scale": float(embedding_scale),
+            "placement": placement,
             "sha256": sha256,
             "settings": json_text(settings, "the settings"),
             "numbers": json_text(numbers, "the numbers"),
@@ -129,6 +133,7 @@ class Adder(Finder):
         width: int,
         settings: Mapping[str, Any],
         seed: int | None,
+        placement: str = "before",
         note: str = "",
         parents: Sequence[str] = (),
     ) -> Attention:
@@ -137,6 +142,7 @@ class Adder(Finder):
         Args:
             tensors: its weights by name, stored as float32.
             level: "instance" or "token".
+            placement: where the prompts stand that it mixes.
             parents: the prompts it was trained over, and with the prefix `attention:` the attention it grew from.
 
         Raises:
@@ -144,6 +150,7 @@ class Adder(Finder):
         """
         if level not in ("instance", "token"):
             raise RegistryError(f"'{level}' is no level of attention", "An attention is of level instance or token.")
+        _check_placement(placement)
         if not tensors:
             raise RegistryError(f"the attention '{name}' has no tensors", "Pass its weights by name.")
         data, sha256 = to_safetensors(tensors)
@@ -154,6 +161,7 @@ class Adder(Finder):
             "level": level,
             "temperature": float(temperature),
             "width": int(width),
+            "placement": placement,
             "sha256": sha256,
             "settings": json_text(settings, "the settings"),
             "seed": None if seed is None else int(seed),
@@ -179,7 +187,8 @@ class Adder(Finder):
             sources, targets: prompts; a name without a version means the newest now.
 
         Raises:
-            RegistryError: when a part is unknown, of another backbone or width, or named twice.
+            RegistryError: when a part is unknown, named twice, or of another backbone, width or
+                placement than the rest.
         """
         if not sources and not targets:
             raise RegistryError(f"the composition '{name}' would be empty", "Name sources or targets.")
@@ -196,6 +205,7 @@ class Adder(Finder):
                         f"not to {backbone} ({fingerprint[:12]}, width {parts[0].width})",
                         f"`attempt registry list --backbone {backbone}` shows what fits.",
                     )
+            check_one_placement(parts)
             for refs in ([prompt.ref for prompt in source_prompts], [prompt.ref for prompt in target_prompts]):
                 if len(set(refs)) < len(refs):
                     raise RegistryError(f"a prompt is named twice in {', '.join(refs)}", "Name each once.")
@@ -205,6 +215,7 @@ class Adder(Finder):
                 "sources": json_text([prompt.ref for prompt in source_prompts], "the sources"),
                 "attention": mixer.ref if mixer else None,
                 "targets": json_text([prompt.ref for prompt in target_prompts], "the targets"),
+                "placement": parts[0].placement,
                 "settings": json_text(settings or {}, "the settings"),
                 "note": note,
             }
@@ -269,6 +280,25 @@ class Adder(Finder):
             ((version,),) = self._database.rows("SELECT version FROM names WHERE kind = ? AND name = ?", (kind, name))
             self._database.insert(f"{kind}s", {"name": name, "version": version, **record, "created": now()})
         return f"{name}@{version}"
+
+
+def _check_placement(placement: str) -> None:
+    if placement not in ("before", "after"):
+        raise RegistryError(f"'{placement}' is no placement", "A prompt stands before or after the input.")
+
+
+def check_one_placement(parts: Sequence[Prompt | Attention]) -> None:
+    """Refuses prompts that were trained in different places: what mixes stands in one place.
+
+    Raises:
+        RegistryError: naming every part with its placement.
+    """
+    if len({part.placement for part in parts}) > 1:
+        found = ", ".join(f"{part.ref} {part.placement}" for part in dict.fromkeys(parts))
+        raise RegistryError(
+            f"the prompts were trained in different places of the row: {found}",
+            "Mix prompts of one placement (`attempt registry list` shows it), or train one in the other: --placement.",
+        )
 
 
 def checked_tags(tags: Sequence[str]) -> list[str]:

@@ -21,7 +21,7 @@ FILE_NAME = "registry.db"
 BUSY_SECONDS = 30.0
 # What `registry.schema` defines, repeated here so that a database in good order is opened without importing it.
 MIGRATION_SET = "registry"
-MIGRATIONS = ("0001_first_tables",)
+MIGRATIONS = ("0001_first_tables", "0002_placement")
 
 
 class Database:

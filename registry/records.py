@@ -41,6 +41,7 @@ class Prompt:
         method: "prompt-tuning", "spot", "attempt" or "imported".
         backbone, fingerprint: the one model it works on.
         task, task_version: what it was trained for; the version is None when nobody recorded it.
+        placement: "before" the input or "after" it; a prompt means nothing in the other place.
         sha256: of its safetensors file, which is also the file's name.
         parents: the prompts it grew from, e.g. ("sst2@1", "qnli@3").
     """
@@ -57,6 +58,7 @@ class Prompt:
     width: int
     dtype: str
     embedding_scale: float
+    placement: str
     sha256: str
     settings: dict[str, Any] = field(hash=False)
     numbers: dict[str, Any] = field(hash=False)
@@ -81,6 +83,7 @@ class Attention:
         rank: r of W_down [r, d] and W_up [d, r].
         level: "instance" (one weight a prompt) or "token" (one weight a row of a prompt).
         temperature: T, which divides the scores.
+        placement: where the prompts stand that it was trained to mix.
     """
 
     name: str
@@ -91,6 +94,7 @@ class Attention:
     level: str
     temperature: float
     width: int
+    placement: str
     sha256: str
     settings: dict[str, Any] = field(hash=False)
     seed: int | None
@@ -113,6 +117,7 @@ class Composition:
         sources: source prompts in the order of the attention, e.g. ("sst2@1", "qnli@3").
         attention: the attention's full name, or None.
         targets: target prompts, one a task.
+        placement: where all of its prompts stand.
     """
 
     name: str
@@ -122,6 +127,7 @@ class Composition:
     sources: tuple[str, ...]
     attention: str | None
     targets: tuple[str, ...]
+    placement: str
     settings: dict[str, Any] = field(hash=False)
     created: str
     note: str

@@ -107,3 +107,10 @@ def first_tables(db: Database) -> None:
         pk="id",
         not_null={"command", "artefacts", "inputs"},
     )
+
+
+@migrations(name="0002_placement")
+def placement(db: Database) -> None:
+    """Where a prompt stands; before there was a choice, all stood before the input."""
+    for table in ("prompts", "attentions", "compositions"):
+        db.table(table).add_column("placement", str, not_null_default="before")

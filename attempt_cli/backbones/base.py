@@ -8,16 +8,24 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from attempt_cli.errors import AttemptError
+
+if TYPE_CHECKING:
+    from attempt_cli.backbones.attention import Past
+    from attempt_cli.backbones.input_cache import InputCache
 
 # When a row is too long, its middle goes. At least so many of its last tokens stay: they are the template's cue
 # ("sentiment:"), without which the model does not know what is asked.
 CUE_TOKENS = 16
+
+# Positions whose logits over the vocabulary stand in memory together (256 × 49,152 logits in fp32 take 48 MiB).
+PROJECTED_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
@@ -28,11 +36,13 @@ class EncodedRow:
         input_ids: the input's tokens, at least one.
         target_ids: the target's tokens; empty where a row is only to be predicted.
         truncated: how many input tokens did not fit.
+        task: which of a mixture's target prompts is the row's.
     """
 
     input_ids: list[int]
     target_ids: list[int]
     truncated: int = 0
+    task: int = 0
 
 
 @dataclass(frozen=True)
@@ -44,12 +54,14 @@ class Batch:
         input_lengths: real tokens of each input, [b].
         target_ids: [b, c].
         target_lengths: real tokens of each target, [b].
+        task_ids: the rows' tasks, [b].
     """
 
     input_ids: Tensor
     input_lengths: Tensor
     target_ids: Tensor
     target_lengths: Tensor
+    task_ids: Tensor
 
     @property
     def input_mask(self) -> Tensor:
@@ -68,6 +80,8 @@ class FrozenBackbone(ABC):
     """
 
     architecture: str
+    # keys and values of inputs that are read again and again; shared by all trainings on this backbone
+    input_cache: InputCache | None = None
 
     def __init__(self, model: Any, tokenizer: Any, *, name: str, source: str) -> None:
         self.model: Any = model.eval().requires_grad_(False)
@@ -139,6 +153,42 @@ class FrozenBackbone(ABC):
     def max_positions(self) -> int | None:
         """How many positions the model can see, prompt and target included; None where there is no bound."""
 
+    # prompts
+
+    @property
+    def placements(self) -> tuple[str, ...]:
+        """Where a prompt can stand, the default first: "before" is the paper's [P ; X], "after" is [X ; P]."""
+        return ("before",)
+
+    def check_placement(self, placement: str | None) -> str:
+        """The placement that is asked for, or the default.
+
+        Raises:
+            AttemptError: this backbone cannot have it.
+        """
+        if placement is None:
+            return self.placements[0]
+        if placement not in self.placements:
+            why = (
+                "an encoder reads prompt and input as one"
+                if self.architecture == "encoder-decoder"
+                else ("its attention cannot go on from keys that were computed before")
+            )
+            raise AttemptError(
+                f"{self.name} cannot have the prompt {placement} the input: {why}",
+                f"Train with --placement {self.placements[0]}, or leave it out.",
+            )
+        return placement
+
+    @property
+    def cache_bytes_per_token(self) -> int:
+        """What keys and values of one input token take over all layers; 0 where inputs cannot be read once."""
+        return 0
+
+    def read(self, rows: Sequence[EncodedRow]) -> Past | None:
+        """Keys and values of the rows' inputs, for prompts that are placed after them."""
+        return None
+
     # tokens
 
     def encode(
@@ -202,17 +252,58 @@ class FrozenBackbone(ABC):
 
         def padded(sequences: list[list[int]]) -> Tensor:
             longest = max(map(len, sequences))
-            return torch.tensor([ids + [self.pad_id] * (longest - len(ids)) for ids in sequences], dtype=torch.long)
+            return on_device([ids + [self.pad_id] * (longest - len(ids)) for ids in sequences])
+
+        def on_device(numbers: list[Any]) -> Tensor:
+            tensor = torch.tensor(numbers, dtype=torch.long)
+            # from pinned memory a GPU copies while it still computes the batch before
+            return (
+                tensor.pin_memory().to(self.device, non_blocking=True)
+                if self.device.type == "cuda"
+                else tensor.to(self.device)
+            )
 
         inputs, targets = [row.input_ids for row in rows], [row.target_ids for row in rows]
         return Batch(
-            padded(inputs).to(self.device),
-            torch.tensor([len(ids) for ids in inputs]).to(self.device),
-            padded(targets).to(self.device),
-            torch.tensor([len(ids) for ids in targets]).to(self.device),
+            padded(inputs),
+            on_device([len(ids) for ids in inputs]),
+            padded(targets),
+            on_device([len(ids) for ids in targets]),
+            on_device([row.task for row in rows]),
         )
 
     # the model
+
+    def checkpoint_gradients(self, on: bool) -> None:
+        """Whether layers are computed a second time for their gradient, rather than kept: less memory, more time.
+
+        Raises:
+            AttemptError: the architecture has no such layers.
+        """
+        if not on:
+            self.model.gradient_checkpointing_disable()
+            return
+        try:
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        except ValueError as error:
+            raise AttemptError(f"{self.name}: {error}", "Train without --gradient-checkpointing.") from error
+        for module in self.model.modules():
+            if getattr(module, "gradient_checkpointing", False) and hasattr(module, "_gradient_checkpointing_func"):
+                # the library asks the layer whether it trains; what is in it (dropout) stays in evaluation mode
+                module.training = True
+
+    def compile_layers(self) -> None:
+        """Sends every layer through torch.compile, once; layers are alike, so one compilation serves them all.
+
+        Raises:
+            AttemptError: there is no compiler, or no list of layers.
+        """
+        stacks = [m for m in self.model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) > 1]
+        if not stacks:
+            raise AttemptError(f"{self.name} has no stack of layers to compile", "Train without --compile.")
+        for layer in stacks[0] if len(stacks) == 1 else [layer for stack in stacks for layer in stack]:
+            if layer._compiled_call_impl is None:
+                layer.compile(dynamic=True)
 
     def embed(self, ids: Tensor) -> Tensor:
         """X, the embeddings of tokens as they enter the first layer, [..., d] in the backbone's dtype."""
@@ -220,8 +311,10 @@ class FrozenBackbone(ABC):
         return embeddings
 
     @abstractmethod
-    def target_log_likelihood(self, batch: Batch, embeddings: Tensor, prompts: Tensor | None) -> Tensor:
-        """log p(y | [P ; X]) of each row's target, differentiable in the prompts.
+    def target_log_likelihood(
+        self, batch: Batch, embeddings: Tensor, prompts: Tensor | None, past: Past | None = None
+    ) -> Tensor:
+        """log p(y | [P ; X]) of each row's target, differentiable in the prompts; with `past`, log p(y | [X ; P]).
 
         The vocabulary projection runs at the targets' positions only.
 
@@ -229,6 +322,7 @@ class FrozenBackbone(ABC):
             batch: rows with targets.
             embeddings: X of the batch, [b, l, d].
             prompts: P of each row, [b, m, d]; None for the bare model.
+            past: what `read` gave for these rows: the prompts stand after the input.
 
         Returns:
             Sums over each target's tokens, [b], float32.
@@ -236,23 +330,36 @@ class FrozenBackbone(ABC):
 
     @abstractmethod
     def label_log_likelihoods(
-        self, batch: Batch, embeddings: Tensor, prompts: Tensor | None, labels: Sequence[Sequence[int]]
+        self,
+        batch: Batch,
+        embeddings: Tensor,
+        prompts: Tensor | None,
+        labels: Sequence[Sequence[int]],
+        past: Past | None = None,
     ) -> Tensor:
         """log p of every label word for every row, in one pass: [P ; X] is computed once, not once a word.
 
         Args:
             batch: rows (targets are not looked at).
             embeddings: X, [b, l, d].
-            prompts: [b, m, d] or None.
+            prompts: [b, m, d] or None; with `past` of several tails a row, [b · tails, m, d].
             labels: tokens of each of c label words.
+            past: what `read` gave for these rows: the prompts stand after the input.
 
         Returns:
-            [b, c], float32.
+            [b, c] or [b · tails, c], float32.
         """
 
     @abstractmethod
-    def generate(self, batch: Batch, embeddings: Tensor, prompts: Tensor | None, max_new_tokens: int) -> list[str]:
-        """The model's own continuation of [P ; X], greedily, one text a row."""
+    def generate(
+        self,
+        batch: Batch,
+        embeddings: Tensor,
+        prompts: Tensor | None,
+        max_new_tokens: int,
+        placement: str = "before",
+    ) -> list[str]:
+        """The model's own continuation of [P ; X] or [X ; P], greedily, one text a row."""
 
     def _forget_generation_habits(self) -> None:
         """Generation is greedy on every backbone.
@@ -278,8 +385,18 @@ class FrozenBackbone(ABC):
         own = torch.einsum("nd,nkd->nk", hidden.float(), self._head.weight[tokens].float())
         if getattr(self._head, "bias", None) is not None:
             own = own + self._head.bias[tokens].float()
+        if len(hidden) <= PROJECTED_AT_ONCE:
+            return own - self._normaliser(hidden)
+        # long targets: the logits of a part are thrown away after it, and computed again for its gradient
+        parts = [
+            checkpoint(self._normaliser, part, use_reentrant=False) for part in torch.split(hidden, PROJECTED_AT_ONCE)
+        ]
+        return own - torch.cat(parts)
+
+    def _normaliser(self, hidden: Tensor) -> Tensor:
+        """log Σ exp of the logits over the vocabulary, [n, 1], float32, of hidden states [n, d]."""
         normaliser: Tensor = self._head(hidden).float().logsumexp(dim=-1, keepdim=True)
-        return own - normaliser
+        return normaliser
 
     def _before_head(self, hidden: Tensor) -> Tensor:
         """What an architecture does to hidden states between its last layer and the vocabulary projection."""

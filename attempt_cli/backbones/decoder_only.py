@@ -4,21 +4,45 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from attempt_cli.backbones.base import Batch, FrozenBackbone, with_prompts
+from attempt_cli.backbones import attention
+from attempt_cli.backbones.attention import Past, causal_mask, choose_kernel
+from attempt_cli.backbones.base import Batch, EncodedRow, FrozenBackbone, with_prompts
+from attempt_cli.backbones.input_cache import Group
+from attempt_cli.errors import AttemptError
 
 
 class DecoderOnlyBackbone(FrozenBackbone):
-    """A causal language model; a row is [P ; X ; y] without a gap, pads come after it.
+    """A causal language model; a row is [P ; X ; y] or, with the prompt placed after the input, [X ; P ; y].
 
-    With pads only on the right of a row, causal attention alone keeps real tokens from seeing them: positions and
-    scores of a row are the same alone and in any batch, and no mask is needed.
+    Rows have no gap, pads come behind them. With pads only on the right of a row, causal attention alone keeps real
+    tokens from seeing them: positions and scores of a row are the same alone and in any batch, and no mask is needed.
+
+    In [X ; P ; y] nothing that is trained enters X's own pass: its keys and values are computed once, without gradient
+    (`read`), and only P and y are trained through.
     """
 
     architecture = "decoder-only"
+    # whether the model runs with our attention (`use_own_attention`), without which nothing can stand behind `read`
+    own_attention = False
+
+    @property
+    def placements(self) -> tuple[str, ...]:
+        return ("after", "before") if self.own_attention else ("before",)
+
+    def use_own_attention(self, on: bool) -> None:
+        """Switches the model to our attention or back to the one it was loaded with."""
+        if on and not self.own_attention:
+            attention.register()
+            self._loaded_attention = self.model.config._attn_implementation
+            self.model.set_attn_implementation(attention.NAME)
+        elif self.own_attention and not on:
+            self.model.set_attn_implementation(self._loaded_attention)
+        self.own_attention = on
 
     @property
     def max_positions(self) -> int | None:
@@ -36,8 +60,99 @@ class DecoderOnlyBackbone(FrozenBackbone):
         ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
 
-    def target_log_likelihood(self, batch: Batch, embeddings: Tensor, prompts: Tensor | None) -> Tensor:
+    # the input's own pass
+
+    @property
+    def cache_bytes_per_token(self) -> int:
+        layers, key_heads, width = self._key_shape
+        return 2 * layers * key_heads * width * self.dtype.itemsize
+
+    @property
+    def _key_shape(self) -> tuple[int, int, int]:
+        """Layers, key heads, and the width of one."""
+        config = self.model.config
+        heads = config.num_attention_heads
+        key_heads = getattr(config, "num_key_value_heads", None) or heads
+        width = getattr(config, "head_dim", None) or config.hidden_size // heads
+        return config.num_hidden_layers, key_heads, width
+
+    @torch.no_grad()
+    def read(self, rows: Sequence[EncodedRow]) -> Past:
+        """Keys and values of the rows' inputs, from the input cache where they are planned to be there."""
+        layers, key_heads, width = self._key_shape
+        lengths = [len(row.input_ids) for row in rows]
+        shape = (layers, 2, len(rows), key_heads, max(lengths), width)
+        both = torch.zeros(shape, dtype=self.dtype, device=self.device)
+        uncached: list[int] = []
+        for place, row in enumerate(rows):
+            planned = self.input_cache.group_of(row.input_ids) if self.input_cache is not None else None
+            if planned is None or self.input_cache is None:
+                uncached.append(place)
+                continue
+            group, index = planned
+            length = len(row.input_ids)
+            kept = self.input_cache.get(group, self._read_group)[index, ..., :length, :]
+            both[:, :, place, :, :length].copy_(kept, non_blocking=True)
+        if uncached:
+            ids = [tuple(rows[place].input_ids) for place in uncached]
+            fresh = self._read_group(Group("", tuple(ids)))
+            both[:, :, uncached, :, : fresh.shape[4]] = fresh.permute(1, 2, 0, 3, 4, 5)
+        padded = min(lengths) < max(lengths)
+        return Past(both[:, 0], both[:, 1], torch.tensor(lengths).to(self.device), padded)
+
+    def _read_group(self, group: Group) -> Tensor:
+        """Keys and values of a group's rows, [rows, layers, 2, g, l, e]."""
+        batch = self.collate([EncodedRow(list(ids), []) for ids in group.rows])
+        keep: list[tuple[Tensor, Tensor]] = []
+        self._hidden(self.embed(batch.input_ids), keep=keep)
+        return torch.stack([torch.stack(layer, dim=1) for layer in keep], dim=1)
+
+    def _hidden_behind(
+        self, past: Past, tail: Tensor, mask: Tensor | None = None, steps: Tensor | None = None
+    ) -> Tensor:
+        """Hidden states of a tail that stands behind inputs that were read, [n, s, d].
+
+        Args:
+            tail: embeddings, [n, s, d]; n = rows · tails.
+            mask: between the tail's own positions, [1, 1, s, s]; causal without it.
+            steps: each position's distance from the input's end, [s]; in order without it.
+
+        Raises:
+            AttemptError: the model's layers cannot look back so far.
+        """
+        s = tail.shape[1]
+        lengths = past.lengths.repeat_interleave(past.tails)
+        self._check_window(past.keys.shape[3] + s)
+        positions = lengths[:, None] + (torch.arange(s, device=tail.device) if steps is None else steps)
+        mask = causal_mask(s, tail.dtype, tail.device) if mask is None else mask
+        return self._hidden(
+            tail, attention_mask=mask, position_ids=positions, past=past, past_mask=past.mask(tail.dtype)
+        )
+
+    def _check_window(self, positions: int) -> None:
+        window = getattr(self.model.config, "sliding_window", None)
+        if window and positions > window:
+            raise AttemptError(
+                f"a row of {positions} positions is longer than the sliding window of {self.name} ({window}), "
+                "and its layers would have to forget a part of an input that was read whole",
+                "Give a shorter --max-length, or train with --placement before.",
+            )
+
+    # scores
+
+    def target_log_likelihood(
+        self, batch: Batch, embeddings: Tensor, prompts: Tensor | None, past: Past | None = None
+    ) -> Tensor:
         b, longest = batch.target_ids.shape
+        if past is not None and prompts is not None:
+            tail = prompts.to(embeddings.dtype)
+            if longest > 1:
+                tail = torch.cat([tail, self.embed(batch.target_ids[:, :-1])], dim=1)
+            hidden = self._hidden_behind(past, tail)  # [b, m + c - 1, d]
+            rows, steps = self._target_positions(batch.target_lengths)
+            at = hidden[rows, prompts.shape[1] - 1 + steps]
+            scores = self._token_log_likelihoods(at, batch.target_ids[rows, steps, None])[:, 0]
+            return torch.zeros(b, device=scores.device).index_add(0, rows, scores)
         length = prompts.shape[1] if prompts is not None else 0
         sequence = embeddings
         if longest > 1:  # every token of the target but the last is read before the next is predicted
@@ -52,47 +167,58 @@ class DecoderOnlyBackbone(FrozenBackbone):
         return torch.zeros(b, device=scores.device).index_add(0, rows, scores)
 
     def label_log_likelihoods(
-        self, batch: Batch, embeddings: Tensor, prompts: Tensor | None, labels: Sequence[Sequence[int]]
+        self,
+        batch: Batch,
+        embeddings: Tensor,
+        prompts: Tensor | None,
+        labels: Sequence[Sequence[int]],
+        past: Past | None = None,
     ) -> Tensor:
-        device = embeddings.device
-        b = embeddings.shape[0]
+        device, b = embeddings.device, embeddings.shape[0]
+        # the words' tokens but their last stand behind the row, side by side: branches of one tree
+        tree = _Branches(labels, device)
+        if past is not None and prompts is not None:
+            m = prompts.shape[1]
+            tail = prompts.to(embeddings.dtype)
+            if tree.count:
+                tail = torch.cat([tail, self.embed(tree.ids).expand(len(tail), -1, -1)], dim=1)
+            steps = torch.cat([torch.arange(m, device=device), m + tree.steps])
+            hidden = self._hidden_behind(past, tail, _additive(tree.allowed(m), tail.dtype), steps)
+            return self._branch_scores(hidden, hidden[:, m - 1], labels, tree)
         length = prompts.shape[1] if prompts is not None else 0
-        # the words' tokens but their last stand behind the input, side by side: branches of one tree
-        branch_of = torch.tensor(
-            [j for j, word in enumerate(labels) for _ in word[:-1]], device=device, dtype=torch.long
-        )
-        step_of = torch.tensor([k for word in labels for k in range(len(word) - 1)], device=device, dtype=torch.long)
-        branch_ids = torch.tensor([token for word in labels for token in word[:-1]], device=device, dtype=torch.long)
         window = getattr(self.model.config, "sliding_window", None)
-        if len(branch_ids) and window and length + embeddings.shape[1] + max(map(len, labels)) > window:
+        if tree.count and window and length + embeddings.shape[1] + max(map(len, labels)) > window:
             # our mask of branches would let layers with a sliding window (Mistral, Gemma 3) see beyond it
             return self._label_by_label(batch, embeddings, prompts, labels)
         ends = length + batch.input_lengths  # [b], where a row's prefix ends
         prefix = with_prompts(embeddings, prompts)
-        if len(branch_ids) == 0:
+        every_row = torch.arange(b, device=device)
+        if not tree.count:
             hidden = self._hidden(prefix)
         else:
-            sequence = torch.cat([prefix, self.embed(branch_ids).expand(b, -1, -1)], dim=1)
-            width, branches = prefix.shape[1], len(branch_ids)
+            sequence = torch.cat([prefix, self.embed(tree.ids).expand(b, -1, -1)], dim=1)
+            width = prefix.shape[1]
             positions = torch.arange(width, device=device).expand(b, -1)
-            positions = torch.cat([positions, ends[:, None] + step_of], dim=1)
-            prefix_index = torch.arange(width, device=device)
-            allowed = torch.zeros(b, width + branches, width + branches, dtype=torch.bool, device=device)
-            allowed[:, :width, :width] = prefix_index[:, None] >= prefix_index
-            allowed[:, width:, :width] = (prefix_index < ends[:, None])[:, None, :]
-            allowed[:, width:, width:] = (branch_of[:, None] == branch_of) & (step_of[:, None] >= step_of)
-            mask = torch.zeros(allowed.shape, dtype=sequence.dtype, device=device)
-            mask = mask.masked_fill(~allowed, torch.finfo(sequence.dtype).min)[:, None]
-            hidden = self._hidden(sequence, attention_mask=mask, position_ids=positions)
-        # log p(first token) comes from the prefix's end, that of every later one from the branch
-        every_row = torch.arange(b, device=device)
-        first_ids = torch.tensor([word[0] for word in labels], device=device).expand(b, -1)
-        scores = self._token_log_likelihoods(hidden[every_row, ends - 1], first_ids)  # [b, c]
-        if len(branch_ids):
-            next_ids = torch.tensor([token for word in labels for token in word[1:]], device=device)
-            after = hidden[:, -len(branch_ids) :].reshape(b * len(branch_ids), -1)
-            later = self._token_log_likelihoods(after, next_ids.repeat(b)[:, None]).view(b, -1)
-            scores = scores.index_add(1, branch_of, later)
+            positions = torch.cat([positions, ends[:, None] + tree.steps], dim=1)
+            allowed = tree.allowed(width).repeat(b, 1, 1)
+            allowed[:, width:, :width] = (torch.arange(width, device=device) < ends[:, None])[:, None, :]
+            hidden = self._hidden(sequence, attention_mask=_additive(allowed, sequence.dtype), position_ids=positions)
+        return self._branch_scores(hidden, hidden[every_row, ends - 1], labels, tree)
+
+    def _branch_scores(self, hidden: Tensor, ends: Tensor, labels: Sequence[Sequence[int]], tree: _Branches) -> Tensor:
+        """log p of every word, [n, c]: of its first token from the prefix's end [n, d], of later ones from its branch.
+
+        Args:
+            hidden: [n, s, d]; its last positions are the branches.
+        """
+        n = len(hidden)
+        first_ids = torch.tensor([word[0] for word in labels], device=hidden.device).expand(n, -1)
+        scores = self._token_log_likelihoods(ends, first_ids)  # [n, c]
+        if tree.count:
+            next_ids = torch.tensor([token for word in labels for token in word[1:]], device=hidden.device)
+            after = hidden[:, -tree.count :].reshape(n * tree.count, -1)
+            later = self._token_log_likelihoods(after, next_ids.repeat(n)[:, None]).view(n, -1)
+            scores = scores.index_add(1, tree.word_of, later)
         return scores
 
     def _label_by_label(
@@ -105,14 +231,25 @@ class DecoderOnlyBackbone(FrozenBackbone):
             columns.append(self.target_log_likelihood(as_target, embeddings, prompts))
         return torch.stack(columns, dim=1)
 
-    def generate(self, batch: Batch, embeddings: Tensor, prompts: Tensor | None, max_new_tokens: int) -> list[str]:
-        # the library's generation wants pads on the left: [pads ; P ; X], nothing between prompt and text
-        sequence = with_prompts(embeddings, prompts)
-        length = sequence.shape[1]
-        shift = length - (batch.input_lengths + length - embeddings.shape[1])  # pads of each row
-        index = (torch.arange(length, device=sequence.device) - shift[:, None]) % length
-        sequence = sequence.gather(1, index[..., None].expand_as(sequence))
-        mask = (torch.arange(length, device=sequence.device) >= shift[:, None]).long()
+    def generate(
+        self,
+        batch: Batch,
+        embeddings: Tensor,
+        prompts: Tensor | None,
+        max_new_tokens: int,
+        placement: str = "before",
+    ) -> list[str]:
+        # the library's generation wants pads on the left: [pads ; P ; X] or [pads ; X ; P], nothing between the two
+        shift = embeddings.shape[1] - batch.input_lengths  # pads of each row
+        index = (torch.arange(embeddings.shape[1], device=embeddings.device) - shift[:, None]) % embeddings.shape[1]
+        sequence = embeddings.gather(1, index[..., None].expand_as(embeddings))
+        if prompts is not None and placement == "after":
+            sequence = torch.cat([sequence, prompts.to(sequence.dtype)], dim=1)
+        elif prompts is not None:  # the pads before X move before P
+            sequence = with_prompts(embeddings, prompts)
+            index = (torch.arange(sequence.shape[1], device=sequence.device) - shift[:, None]) % sequence.shape[1]
+            sequence = sequence.gather(1, index[..., None].expand_as(sequence))
+        mask = (torch.arange(sequence.shape[1], device=sequence.device) >= shift[:, None]).long()
         written = self.model.generate(
             inputs_embeds=sequence,
             attention_mask=mask,
@@ -124,7 +261,16 @@ class DecoderOnlyBackbone(FrozenBackbone):
         texts: list[str] = self.tokenizer.batch_decode(written, skip_special_tokens=True)
         return [text.strip() for text in texts]
 
-    def _hidden(self, sequence: Tensor, **arguments: Tensor) -> Tensor:
+    def _hidden(self, sequence: Tensor, past: Past | None = None, **arguments: Any) -> Tensor:
+        if self.own_attention:
+            config = self.model.config
+            _, key_heads, width = self._key_shape
+            keys = sequence.shape[1] + (past.keys.shape[3] if past is not None else 0)
+            arguments["kernel"] = choose_kernel(
+                self.device, self.dtype, config.num_attention_heads, key_heads, width, keys
+            )
+            if past is not None:
+                arguments["past"] = past
         hidden: Tensor = self.model.base_model(inputs_embeds=sequence, use_cache=False, **arguments).last_hidden_state
         return hidden
 
@@ -135,3 +281,37 @@ class DecoderOnlyBackbone(FrozenBackbone):
             as_tuple=True
         )
         return rows, steps
+
+
+class _Branches:
+    """Label words as branches behind one prefix: every token of a word but its last.
+
+    Attributes:
+        ids, word_of, steps: of each branch token, [k]: itself, its word, its place in the word from 0.
+    """
+
+    def __init__(self, labels: Sequence[Sequence[int]], device: torch.device) -> None:
+        tokens = [(token, j, k) for j, word in enumerate(labels) for k, token in enumerate(word[:-1])]
+        table = torch.tensor(tokens, dtype=torch.long, device=device).view(-1, 3)
+        self.ids, self.word_of, self.steps = table.unbind(dim=1)
+
+    @property
+    def count(self) -> int:
+        """k, the number of branch tokens."""
+        return len(self.ids)
+
+    def allowed(self, prefix: int) -> Tensor:
+        """Which position may see which, behind a prefix that all branches see whole, [1, prefix + k, prefix + k]."""
+        size = prefix + self.count
+        allowed = torch.zeros(1, size, size, dtype=torch.bool, device=self.ids.device)
+        index = torch.arange(prefix, device=self.ids.device)
+        allowed[:, :prefix, :prefix] = index[:, None] >= index
+        allowed[:, prefix:, :prefix] = True
+        allowed[:, prefix:, prefix:] = (self.word_of[:, None] == self.word_of) & (self.steps[:, None] >= self.steps)
+        return allowed
+
+
+def _additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
+    """A mask to be added to scores, [b, 1, s, s], of one that says what may be seen, [b, s, s]."""
+    mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
+    return mask.masked_fill(~allowed, torch.finfo(dtype).min)[:, None]

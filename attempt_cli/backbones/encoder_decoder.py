@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from attempt_cli.backbones.attention import Past
 from attempt_cli.backbones.base import Batch, FrozenBackbone, with_prompts
 
 
@@ -24,7 +25,9 @@ class EncoderDecoderBackbone(FrozenBackbone):
         ids: list[int] = self.tokenizer(text_target=text.strip(), add_special_tokens=False)["input_ids"]
         return [*ids, self.end_id]
 
-    def target_log_likelihood(self, batch: Batch, embeddings: Tensor, prompts: Tensor | None) -> Tensor:
+    def target_log_likelihood(
+        self, batch: Batch, embeddings: Tensor, prompts: Tensor | None, past: Past | None = None
+    ) -> Tensor:
         states, mask = self._encode(batch, embeddings, prompts)
         hidden = self._decode(batch.target_ids, states, mask)
         real = torch.arange(batch.target_ids.shape[1], device=mask.device) < batch.target_lengths[:, None]
@@ -33,7 +36,12 @@ class EncoderDecoderBackbone(FrozenBackbone):
         return torch.zeros(len(states), device=scores.device).index_add(0, rows, scores)
 
     def label_log_likelihoods(
-        self, batch: Batch, embeddings: Tensor, prompts: Tensor | None, labels: Sequence[Sequence[int]]
+        self,
+        batch: Batch,
+        embeddings: Tensor,
+        prompts: Tensor | None,
+        labels: Sequence[Sequence[int]],
+        past: Past | None = None,
     ) -> Tensor:
         states, mask = self._encode(batch, embeddings, prompts)
         b, c = len(states), len(labels)
@@ -48,7 +56,14 @@ class EncoderDecoderBackbone(FrozenBackbone):
         scores = self._token_log_likelihoods(hidden[at], ids.repeat(b, 1)[at][:, None])[:, 0]
         return torch.zeros(b * c, device=scores.device).index_add(0, at.nonzero()[:, 0], scores).view(b, c)
 
-    def generate(self, batch: Batch, embeddings: Tensor, prompts: Tensor | None, max_new_tokens: int) -> list[str]:
+    def generate(
+        self,
+        batch: Batch,
+        embeddings: Tensor,
+        prompts: Tensor | None,
+        max_new_tokens: int,
+        placement: str = "before",
+    ) -> list[str]:
         from transformers.modeling_outputs import BaseModelOutput
 
         states, mask = self._encode(batch, embeddings, prompts)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from attempt_cli.backbones.attention import cache_folder
 from attempt_cli.backbones.base import EncodedRow, FrozenBackbone
 from attempt_cli.backbones.decoder_only import DecoderOnlyBackbone
 from attempt_cli.backbones.encoder_decoder import EncoderDecoderBackbone
@@ -49,8 +50,9 @@ def load_from(place: Place, device: torch.device, dtype: torch.dtype) -> FrozenB
     try:
         config = AutoConfig.from_pretrained(location, **only_cached)
         auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-        # measured on two x86 cores: in bf16 the backward of scaled-dot-product attention is 1.2 to 1.3 times slower
-        # than plain matrix products for rows of 70 to 220 tokens; in fp32 the two are equal
+        # what an encoder-decoder keeps, and a decoder-only model that our own attention does not fit. Measured on two
+        # x86 cores: in bf16 the backward of scaled-dot-product attention is 1.2 to 1.3 times slower than plain matrix
+        # products for rows of 70 to 220 tokens; in fp32 the two are equal
         eager = device.type == "cpu" and dtype == torch.bfloat16
         attention = {"attn_implementation": "eager"} if eager else {}
         loaded: Any = auto.from_pretrained(location, dtype=dtype, output_loading_info=True, **attention, **only_cached)
@@ -113,25 +115,60 @@ def check_projection(backbone: FrozenBackbone) -> None:
     inputs = [row.input_ids for row in backbone.encode(["one two three", "four"], None, 8)]
     targets = [backbone.target_tokens(text, end=True) for text in ("five six", "seven")]
     rows = [EncodedRow(ids, target) for ids, target in zip(inputs, targets, strict=True)]
-    kind = backbone.model.config.model_type
-    hint = "Use a backbone of the T5 or Llama families."
     with torch.no_grad():
         theirs = torch.stack([_plain_log_likelihood(backbone, row) for row in rows])
-        batch = backbone.collate(rows)
-        embeddings = backbone.embed(batch.input_ids)
-        try:
-            ours = backbone.target_log_likelihood(batch, embeddings, None)
-            labels = backbone.label_log_likelihoods(batch, embeddings, None, targets).diagonal()
-        except (TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
-            raise AttemptError(
-                f"the architecture {kind} does not take our masks and positions: {error}", hint
-            ) from error
+        if isinstance(backbone, DecoderOnlyBackbone):
+            backbone.use_own_attention(True)
+            if _differences(backbone, rows, theirs) is None and _reads_once(backbone, rows, theirs):
+                return
+            backbone.use_own_attention(False)
+        problem = _differences(backbone, rows, theirs)
+    if problem is not None:
+        raise AttemptError(
+            f"the architecture {backbone.model.config.model_type} {problem}",
+            "Use a backbone of the T5 or Llama families.",
+        )
+
+
+def _differences(backbone: FrozenBackbone, rows: list[EncodedRow], theirs: torch.Tensor) -> str | None:
+    """What our scores of the rows' targets say against those of plain forward passes; None where they agree."""
+    batch = backbone.collate(rows)
+    embeddings = backbone.embed(batch.input_ids)
+    targets = [row.target_ids for row in rows]
+    try:
+        ours = backbone.target_log_likelihood(batch, embeddings, None)
+        labels = backbone.label_log_likelihoods(batch, embeddings, None, targets).diagonal()
+    except _FOREIGN_ARCHITECTURE as error:
+        return f"does not take our masks and positions: {error}"
+    if not _close(backbone, ours, theirs):
+        return "changes its logits after the output layer, or looks ahead"
+    return None if _close(backbone, labels, theirs) else "does not follow our masks and positions"
+
+
+def _reads_once(backbone: FrozenBackbone, rows: list[EncodedRow], theirs: torch.Tensor) -> bool:
+    """Whether the end of a row, in the place of a prompt, can stand behind the keys and values of the rest."""
+    longer = [row for row in rows if len(row.input_ids) > 1]
+    try:
+        for row in longer:
+            cut = len(row.input_ids) - 1
+            rest = [EncodedRow(row.input_ids[:cut], row.target_ids), EncodedRow(row.input_ids[:1], row.target_ids)]
+            batch = backbone.collate(rest)  # the second row only pads the first
+            prompts = backbone.embed(torch.tensor([row.input_ids[cut:]] * 2, device=backbone.device))
+            ours = backbone.target_log_likelihood(batch, backbone.embed(batch.input_ids), prompts, backbone.read(rest))
+            if not _close(backbone, ours[:1], theirs[rows.index(row)][None]):
+                return False
+    except _FOREIGN_ARCHITECTURE:
+        return False
+    return bool(longer)
+
+
+_FOREIGN_ARCHITECTURE = (TypeError, ValueError, IndexError, AttributeError, RuntimeError, AssertionError)
+
+
+def _close(backbone: FrozenBackbone, ours: torch.Tensor, theirs: torch.Tensor) -> bool:
     # fp32 differs in the order of sums alone; in bf16 a log-likelihood of some tens is good to a few tenths
     relative, absolute = (0.002, 0.005) if backbone.dtype == torch.float32 else (0.02, 0.2)
-    if not torch.allclose(ours, theirs, rtol=relative, atol=absolute):
-        raise AttemptError(f"the architecture {kind} changes its logits after the output layer, or looks ahead", hint)
-    if not torch.allclose(labels, theirs, rtol=relative, atol=absolute):
-        raise AttemptError(f"the architecture {kind} does not follow our masks and positions", hint)
+    return torch.allclose(ours, theirs, rtol=relative, atol=absolute)
 
 
 def _plain_log_likelihood(backbone: FrozenBackbone, row: EncodedRow) -> torch.Tensor:
@@ -148,11 +185,9 @@ def _plain_log_likelihood(backbone: FrozenBackbone, row: EncodedRow) -> torch.Te
 
 def _unpacked_gguf(file: Path) -> Path:
     """A bf16 safetensors copy of a GGUF file in the cache, written at the first load: later loads take seconds."""
-    from platformdirs import user_cache_path
-
     stat = file.stat()
     key = hashlib.sha256(f"{file.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()[:12]
-    cache = Path(os.environ.get("ATTEMPT_CACHE") or user_cache_path("attempt")) / "gguf"
+    cache = cache_folder() / "gguf"
     folder = cache / f"{file.stem}-{key}"
     if (folder / "config.json").exists():
         return folder

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from attempt_cli.backbones.attention import Past
 from attempt_cli.backbones.base import Batch, EncodedRow, FrozenBackbone
 from attempt_cli.method import PromptMixture, pool_input
 
@@ -21,11 +22,13 @@ class PromptedModel:
         mixture: gives each row its prompt; None is the bare model.
         scale: what a prompt is multiplied with to enter the model: the backbone's embedding RMS when prompts are kept
             in its units, 1 when they are kept as they are (the paper).
+        placement: "before" the input, [P ; X], or "after" it, [X ; P]. What X is mixed by is the same in both.
     """
 
     backbone: FrozenBackbone
     mixture: PromptMixture | None = None
     scale: float = 1.0
+    placement: str = "before"
 
     @property
     def prompt_length(self) -> int:
@@ -37,7 +40,7 @@ class PromptedModel:
         if self.mixture is None:
             return None, None
         if task_ids is None:
-            task_ids = torch.zeros(len(embeddings), dtype=torch.long, device=embeddings.device)
+            task_ids = batch.task_ids
         pooled = None
         if self.mixture.attention is not None:
             pooled = pool_input(embeddings.float() / self.scale, batch.input_mask)
@@ -48,7 +51,7 @@ class PromptedModel:
         """log p of each row's own target, [b], differentiable in the mixture."""
         batch, embeddings = self._enter(rows)
         prompts, _ = self.prompts(batch, embeddings, task_ids)
-        return self.backbone.target_log_likelihood(batch, embeddings, prompts)
+        return self.backbone.target_log_likelihood(batch, embeddings, prompts, self._read(rows))
 
     @torch.no_grad()
     def score_labels(
@@ -57,7 +60,7 @@ class PromptedModel:
         """log p of every label word for every row, [b, c], and the mixture's weights, [b, t + 1]."""
         batch, embeddings = self._enter(rows)
         prompts, weights = self.prompts(batch, embeddings, task_ids)
-        return self.backbone.label_log_likelihoods(batch, embeddings, prompts, labels), weights
+        return self.backbone.label_log_likelihoods(batch, embeddings, prompts, labels, self._read(rows)), weights
 
     @torch.no_grad()
     def generate(
@@ -66,7 +69,11 @@ class PromptedModel:
         """The model's continuation of every row, and the mixture's weights."""
         batch, embeddings = self._enter(rows)
         prompts, weights = self.prompts(batch, embeddings, task_ids)
-        return self.backbone.generate(batch, embeddings, prompts, max_new_tokens), weights
+        return self.backbone.generate(batch, embeddings, prompts, max_new_tokens, self.placement), weights
+
+    def _read(self, rows: Sequence[EncodedRow]) -> Past | None:
+        after = self.placement == "after" and self.mixture is not None
+        return self.backbone.read(rows) if after else None
 
     def _enter(self, rows: Sequence[EncodedRow]) -> tuple[Batch, Tensor]:
         batch = self.backbone.collate(rows)
@@ -79,6 +86,62 @@ class PromptedModel:
         if bound is None:
             return max_length
         return max(1, min(max_length, bound - self.prompt_length - target_tokens))
+
+
+@torch.no_grad()
+def score_many(
+    models: Sequence[PromptedModel],
+    rows: Sequence[EncodedRow],
+    labels: Sequence[Sequence[Sequence[int]]],
+    max_tokens: int = 8192,
+    task_ids: Sequence[int] | None = None,
+) -> list[tuple[Tensor, Tensor | None]]:
+    """Scores every row's label words under several prompts; inputs are read once for all prompts placed after them.
+
+    Args:
+        models: of one backbone.
+        rows: the rows.
+        labels: each model's label words, as tokens.
+        max_tokens: positions of tails computed at once.
+        task_ids: which of its target prompts each model uses; the first without it.
+
+    Returns:
+        For each model what `PromptedModel.score_labels` gives.
+    """
+    task_ids = task_ids or [0] * len(models)
+    results: dict[int, tuple[Tensor, Tensor | None]] = {}
+    together: dict[tuple[int, object], list[int]] = {}
+    for i, (model, words) in enumerate(zip(models, labels, strict=True)):
+        if model.placement == "after" and model.mixture is not None:
+            # words of one token need no branches, and any of them can be looked up behind any tail
+            branches = None if all(len(word) == 1 for word in words) else tuple(map(tuple, words))
+            together.setdefault((model.prompt_length, branches), []).append(i)
+        else:
+            results[i] = model.score_labels(rows, words, _repeated(task_ids[i], rows, model))
+    if together:
+        backbone = models[0].backbone
+        batch, embeddings = models[0]._enter(rows)
+        past = backbone.read(rows)
+    for (length, _), members in together.items():
+        union = list(dict.fromkeys(tuple(word) for i in members for word in labels[i]))
+        width = length + sum(len(word) - 1 for word in union)
+        at_once = max(1, max_tokens // (width * len(rows)))
+        for start in range(0, len(members), at_once):
+            part = members[start : start + at_once]
+            mixed = [models[i].prompts(batch, embeddings, _repeated(task_ids[i], rows, models[i])) for i in part]
+            prompts = torch.stack([prompts for prompts, _ in mixed if prompts is not None], dim=1)  # [b, n, m, d]
+            assert past is not None
+            shared = replace(past, tails=len(part))
+            scores = backbone.label_log_likelihoods(batch, embeddings, prompts.flatten(0, 1), union, shared)
+            scores = scores.view(len(rows), len(part), -1)
+            for j, i in enumerate(part):
+                own = [union.index(tuple(word)) for word in labels[i]]
+                results[i] = scores[:, j, own], mixed[j][1]
+    return [results[i] for i in range(len(models))]
+
+
+def _repeated(task_id: int, rows: Sequence[EncodedRow], model: PromptedModel) -> Tensor:
+    return torch.full((len(rows),), task_id, device=model.backbone.device)
 
 
 def by_length(

@@ -14,6 +14,7 @@ from attempt_cli.errors import AttemptError
 
 if TYPE_CHECKING:
     from attempt_cli.backbones.base import FrozenBackbone
+    from attempt_cli.changes import Changes
     from attempt_cli.data.task import Task
     from registry import Prompt, Registry
 
@@ -58,11 +59,31 @@ task_options = stacked(
     ),
 )
 
+input_cache_list = (
+    click.option(
+        "--input-cache",
+        help="With prompts after the input: memory for inputs that were read, kept across epochs, e.g. 4GiB; 0 for "
+        "none. [default: a quarter of the memory]",
+    ),
+    click.option(
+        "--input-cache-dir",
+        type=click.Path(file_okay=False, path_type=Path),
+        help="Keep them in files here instead; later trainings on the same rows find them.",
+    ),
+)
+input_cache_options = stacked(*input_cache_list)
+
 training_options = stacked(
     click.option("--steps", type=int, help="Optimiser steps. [default: 500]"),
     click.option("--epochs", type=float, help="Passes over the training rows, instead of --steps."),
     click.option("--prompt-length", type=int, help="m, the prompt's tokens. [default: 20, or the sources' own]"),
-    click.option("--batch-size", type=int, help="Rows of a batch, per process. [default: 16]"),
+    click.option(
+        "--placement",
+        type=click.Choice(["before", "after"]),
+        help="The prompt before the input (the paper), or after it: then an input is read once, without gradient. "
+        "[default: the sources' own, else after on decoder-only backbones, before on encoder-decoders]",
+    ),
+    click.option("--batch-size", help="Rows of a batch, per process; `auto`: as many as fit. [default: 16]"),
     click.option("--accumulate", type=int, help="Batches of an optimiser step. [default: 1]"),
     click.option("--learning-rate", type=float, help="Of prompts. [default: 0.03]"),
     click.option("--weight-decay", type=float, help="[default: 1e-5]"),
@@ -75,6 +96,16 @@ training_options = stacked(
     ),
     click.option("--max-length", type=int, help="Input tokens of a row. [default: the task's]"),
     click.option("--max-tokens", type=int, help="Positions computed at once, pads included. [default: 8192]"),
+    click.option(
+        "--gradient-checkpointing",
+        is_flag=True,
+        default=None,
+        help="Compute layers twice rather than keep them: long inputs in little memory.",
+    ),
+    click.option(
+        "--compile", is_flag=True, default=None, help="Layers through torch.compile: minutes at first, then faster."
+    ),
+    *input_cache_list,
     click.option("--train-limit", type=int, help="Train on a random sample of so many rows."),
     click.option("--eval-every", type=int, help="Steps between evaluations, 0 for none. [default: ten in all]"),
     click.option("--eval-rows", type=int, help="Validation rows looked at in training. [default: 200]"),
@@ -96,6 +127,16 @@ max_tokens_option = click.option(
     default=8192,
     show_default=True,
     help="Positions computed at once, pads included; lower where memory is short.",
+)
+
+mixture_options = stacked(
+    click.option("--add", help="Source prompts that the compositions mix, too, comma separated."),
+    click.option("--drop", help="Sources that they mix no longer."),
+    click.option("--only", help="The sources that they mix; all others go."),
+    click.option(
+        "--weights",
+        help="Forced weights instead of the attention's, e.g. mnli=.5,target=.5; who is not named gets 0.",
+    ),
 )
 
 FILE_FIELDS = ("train_file", "validation_file", "test_file", "input_template", "label", "labels", "answers")
@@ -157,6 +198,22 @@ def chosen_backbone(
     from attempt_cli.backbones.load import load_backbone
 
     return load_backbone(name, device=device, dtype=dtype)
+
+
+def attach_input_cache(backbone: FrozenBackbone, options: dict[str, Any]) -> None:
+    """Gives the backbone its store of inputs; takes --input-cache and --input-cache-dir out of `options`.
+
+    Raises:
+        AttemptError: the size is no size.
+    """
+    from attempt_cli.backbones.input_cache import InputCache, parse_size
+    from attempt_cli.training.memory import total_memory
+
+    size, folder = options.pop("input_cache"), options.pop("input_cache_dir")
+    # of all memory, not of what is free now: which rows are kept should not hang on what else is running
+    budget = parse_size(size) if size is not None else total_memory() // 4
+    if budget:
+        backbone.input_cache = InputCache(budget, folder=folder, pin=backbone.device.type == "cuda")
 
 
 def where_from(registry: Registry, record: Any) -> str:
@@ -233,6 +290,28 @@ def check_lengths(prompts: Sequence[Prompt], length: int | None = None) -> None:
             f"--prompt-length {length} is not the length of the prompts it is to start from ({lengths.pop()})",
             "Leave --prompt-length out, or choose other prompts.",
         )
+
+
+def chosen_changes(options: dict[str, Any]) -> Changes:
+    """What `mixture_options` ask for; takes them out of `options`.
+
+    Raises:
+        click.UsageError: a weight without a name or without a number.
+    """
+    from attempt_cli.changes import Changes
+
+    add, drop, only, weights = (options.pop(name) for name in ("add", "drop", "only", "weights"))
+    forced: dict[str, float] = {}
+    for part in split_names(weights) if weights is not None else ():
+        name, _, number = (text.strip() for text in part.partition("="))
+        if name in forced:
+            raise click.UsageError(f"--weights: '{name}' has two weights")
+        try:
+            forced[name] = float(number)
+        except ValueError:
+            raise click.UsageError(f"--weights: '{part}' is not a name and a number, as in mnli=.5") from None
+    added, dropped, kept = (tuple(split_names(text)) if text is not None else () for text in (add, drop, only))
+    return Changes(added, dropped, kept, forced)
 
 
 def split_names(text: str) -> list[str]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 KIND_OF = {"prompts": "prompt", "attentions": "attention", "compositions": "composition"}
 COLUMNS = {
-    "prompts": ("ref", "kind", "task", "method", "backbone", "length", "tags", "created"),
+    "prompts": ("ref", "kind", "task", "method", "backbone", "length", "placement", "tags", "created"),
     "attentions": ("ref", "level", "rank", "backbone", "parents", "created"),
     "compositions": ("ref", "sources", "attention", "targets", "backbone", "created"),
     "runs": ("id", "command", "inputs", "artefacts", "seed", "duration", "created"),
@@ -203,6 +203,13 @@ def _run_summary(settings: Settings, run: Run) -> Any:
     show_default=True,
     help="The prompt that enters the model is the tensor times this; 1 for raw embeddings.",
 )
+@click.option(
+    "--placement",
+    type=click.Choice(["before", "after"]),
+    default="before",
+    show_default=True,
+    help="Where it was trained to stand: before the input (the paper), or after it.",
+)
 @click.option("--note", default="", help="A remark to keep with it.")
 @click.option("--tag", "tags", multiple=True, help="A tag; may be given several times.")
 @click.pass_obj
@@ -215,6 +222,7 @@ def add(
     kind: str,
     tensor: str | None,
     scale: float,
+    placement: str,
     note: str,
     tags: tuple[str, ...],
 ) -> None:
@@ -256,12 +264,16 @@ def add(
         settings={"file": file.name, "tensor": tensor} if tensor else {"file": file.name},
         numbers={},
         seed=None,
+        placement=placement,
         note=note,
         tags=tags,
     )
     row = _row(prompt) | {"file": str(registry.tensor_path(prompt))}
     if settings.output.format != "json":
-        columns = ("ref", "kind", "task", "backbone", "length", "width", "embedding_scale", "tags", "note", "file")
+        columns = (
+            *("ref", "kind", "task", "backbone", "length", "width", "embedding_scale", "placement", "tags"),
+            *("note", "file"),
+        )
         row = {key: row[key] for key in columns}
     settings.output.record("prompt", row, name="ref")
 

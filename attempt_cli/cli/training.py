@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-from attempt_cli.cli.options import check_lengths, chosen_backbone, typed_command
+from attempt_cli.cli.options import attach_input_cache, check_lengths, chosen_backbone, typed_command
 
 if TYPE_CHECKING:
     from attempt_cli.cli.main import Settings
@@ -47,8 +47,13 @@ def train_and_report(
         options["prompt_length"] = used[0].length
     record = {key: options.pop(key) for key in ("name", "note", "tags", "resume", "train_limit")}
     where = {key: options.pop(key) for key in ("backbone", "device", "dtype")}
+    cache = {key: options.pop(key) for key in ("input_cache", "input_cache_dir")}
+    largest = options["batch_size"] == "auto"
+    if largest:
+        options["batch_size"] = None
     config = make_config(options.pop("preset"), method=method, **options)
     backbone = chosen_backbone(registry, where, used, settings.output.note)
+    attach_input_cache(backbone, cache)
     request = Request(
         task=task,
         kind=kind,
@@ -61,6 +66,7 @@ def train_and_report(
         command=typed_command(),
         note=record["note"],
         tags=record["tags"],
+        largest_batch=largest,
     )
     processes = Processes.here()
     silent = settings.output.format == "quiet" or not processes.is_main

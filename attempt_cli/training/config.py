@@ -17,6 +17,7 @@ else:
     import tomli as tomllib
 
 Method = Literal["prompt-tuning", "spot", "attempt"]
+Placement = Literal["before", "after"]
 
 
 class TrainingConfig(BaseModel):
@@ -30,6 +31,7 @@ class TrainingConfig(BaseModel):
 
     method: Method = "prompt-tuning"
     prompt_length: int = Field(20, ge=1, le=2000)  # m
+    placement: Placement | None = None  # of the prompt, before or after the input; None: the backbone's default
     steps: int | None = Field(None, ge=1)
     epochs: float | None = Field(None, gt=0)
     batch_size: int = Field(16, ge=1)  # rows of a micro-step, per process
@@ -47,6 +49,8 @@ class TrainingConfig(BaseModel):
     temperature: float | None = Field(None, gt=0)  # None: e·√d in RMS units, the paper's e·d in raw ones
     max_length: int | None = Field(None, ge=4)  # input tokens; None: the task's own limit
     max_tokens: int = Field(8192, ge=1)  # positions computed at once, pads included
+    gradient_checkpointing: bool = False  # compute layers twice rather than keep what their gradient needs
+    compile: bool = False  # layers through torch.compile
     eval_every: int | None = Field(None, ge=0)  # steps; None: ten times a training; 0: never
     eval_rows: int = Field(200, ge=1)  # validation rows looked at during training
     patience: int | None = Field(None, ge=1)  # evaluations without improvement before stopping

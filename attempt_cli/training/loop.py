@@ -20,10 +20,13 @@ from attempt_cli.errors import AttemptError
 from attempt_cli.method import PromptMixture
 from attempt_cli.training.checkpoint import TrainingState, load_checkpoint, save_checkpoint
 from attempt_cli.training.config import TrainingConfig
+from attempt_cli.training.memory import PeakMemory
 from attempt_cli.training.order import BatchOrder
 from attempt_cli.training.processes import Processes
 
 SECONDS_BETWEEN_CHECKPOINTS = 15.0
+# a GPU computes ahead of us; it is waited for only so often, to look at its losses
+STEPS_BETWEEN_LOOKS = 16
 
 # Evaluates the model as it is: the metrics by name, the one that chooses first, and the log-likelihood per row.
 Evaluate = Callable[[PromptedModel], tuple[dict[str, float], float]]
@@ -59,11 +62,15 @@ class Trained:
         state: steps, losses, evaluations and the best step.
         total: the steps that were planned.
         warnings: what the user should know.
+        positions: computed positions of this run's steps, pads included, and those among them that hold a token.
+        peak_memory: bytes, of the GPU or of this process.
     """
 
     state: TrainingState
     total: int
     warnings: list[str]
+    positions: tuple[int, int] = (0, 0)
+    peak_memory: int = 0
 
     @property
     def numbers(self) -> dict[str, Any]:
@@ -74,7 +81,10 @@ class Trained:
             "first_loss": round(_mean(losses[: _tenth(losses)]), 4),
             "last_loss": round(_mean(losses[-_tenth(losses) :]), 4),
             "seconds": round(self.state.seconds, 1),
+            "peak_memory": self.peak_memory,
         }
+        if self.positions[1]:
+            numbers["padding"] = round(self.positions[0] / self.positions[1], 3)  # computed positions a real one
         best = next((entry for entry in self.state.history if entry["step"] == self.state.best_step), None)
         if best:
             numbers["best_step"] = best["step"]
@@ -84,17 +94,10 @@ class Trained:
 
 def make_optimizer(mixture: PromptMixture, config: TrainingConfig) -> torch.optim.AdamW:
     """AdamW with two speeds: one group holds the target prompts, the other all of G."""
-    groups: list[dict[str, Any]] = [
-        {"name": "prompts", "params": [mixture.target_prompts], "peak": config.learning_rate}
+    peaks = {"prompts": config.learning_rate, "attention": config.attention_learning_rate}
+    groups = [
+        {"name": name, "params": tensors, "peak": peaks[name]} for name, tensors in mixture.speed_groups().items()
     ]
-    if mixture.attention is not None:
-        groups.append(
-            {
-                "name": "attention",
-                "params": list(mixture.attention.parameters()),
-                "peak": config.attention_learning_rate,
-            }
-        )
     return torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=config.weight_decay)
 
 
@@ -170,6 +173,20 @@ def train(
         state.history.append({"step": state.step, "metrics": metrics})
         listener.evaluation(state.step, metrics, better)
 
+    pending: list[Tensor] = []  # loss and gradient norm of steps whose numbers nobody has looked at yet
+    look_every = STEPS_BETWEEN_LOOKS if model.backbone.device.type == "cuda" else 1
+
+    def read_pending() -> None:
+        """Takes the losses over; what is not a number is found before anything is kept of it."""
+        for loss, norm in torch.stack(pending).tolist() if pending else []:
+            # a finite loss may have a gradient that is not: the prompt would be lost, and the checkpoint after it
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                raise _not_finite(len(state.losses) + 1, checkpoint, config)
+            state.losses.append(loss)
+        pending.clear()
+
+    positions = Positions()
+    memory = PeakMemory(model.backbone.device)
     listener.start(state.step, total)
     with caught_signals() as stop:
         if state.step == 0 and eval_every and not state.history:
@@ -179,6 +196,7 @@ def train(
             if config.patience is not None and processes.any(state.stale >= config.patience):
                 break
             if processes.any(bool(stop)):
+                read_pending()
                 save()
                 raise TrainingStoppedError(
                     f"stopped at step {state.step} of {total}; nothing is lost",
@@ -189,54 +207,83 @@ def train(
             factor = config.learning_rate_factor(state.step, total)
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * factor
-            loss = gradient_step(model, [rows[i] for i in indices], config, processes)
-            norm = torch.nn.utils.clip_grad_norm_(mixture.parameters(), config.clip_norm)
-            # a finite loss may have a gradient that is not: the prompt would be lost, and the checkpoint after it
-            if not (math.isfinite(loss) and math.isfinite(norm)):
-                raise _not_finite(state, checkpoint, config)
+            loss = gradient_step(model, [rows[i] for i in indices], config, processes, positions)
+            norm = torch.nn.utils.clip_grad_norm_(trained_tensors(mixture), config.clip_norm)
+            pending.append(torch.stack([loss, norm.to(loss.device)]))
+            if len(pending) >= look_every:
+                read_pending()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             state.step += 1
-            state.losses.append(loss)
-            listener.step(state.step, loss, len(indices) / (time.monotonic() - started))
+            if not pending:
+                listener.step(state.step, state.losses[-1], look_every * len(indices) / (time.monotonic() - started))
             if eval_every and (state.step % eval_every == 0 or state.step == total):
+                read_pending()
                 look()
                 save()
                 saved_at = time.monotonic()
             elif time.monotonic() - saved_at > SECONDS_BETWEEN_CHECKPOINTS:
+                read_pending()
                 save()
                 saved_at = time.monotonic()
+    read_pending()
     save()
     warnings = _warnings(state, initial, mixture, config)
     if state.best:
         mixture.load_state_dict(state.best)
-    return Trained(state, total, warnings)
+    return Trained(state, total, warnings, (positions.computed, positions.real), memory.bytes())
+
+
+@dataclass
+class Positions:
+    """Counts what steps computed: positions trained through, pads included, and the real ones among them."""
+
+    computed: int = 0
+    real: int = 0
 
 
 def gradient_step(
-    model: PromptedModel, rows: Sequence[EncodedRow], config: TrainingConfig, processes: Processes
-) -> float:
+    model: PromptedModel,
+    rows: Sequence[EncodedRow],
+    config: TrainingConfig,
+    processes: Processes,
+    positions: Positions | None = None,
+) -> Tensor:
     """Leaves the gradient of the mean loss per target token in the mixture, summed over processes.
 
+    Args:
+        positions: what is computed is added here.
+
     Returns:
-        The loss over the rows of all processes.
+        The loss over the rows of all processes, a scalar on the device.
     """
     assert model.mixture is not None
     tokens = sum(len(row.target_ids) for row in rows)
     mine = rows[processes.index :: processes.count]
     loss = torch.zeros((), device=model.backbone.device)
-    lengths = [len(row.input_ids) + len(row.target_ids) for row in mine]
+    # behind an input that is read once, only the prompt and the target are trained through
+    after = model.placement == "after"
+    lengths = [(0 if after else len(row.input_ids)) + len(row.target_ids) for row in mine]
     for micro in by_length(lengths, model.prompt_length, config.max_tokens, config.batch_size):
         share = -model.log_likelihood([mine[i] for i in micro]).sum() / tokens
         share.backward()  # type: ignore[no-untyped-call]
         loss += share.detach()
+        if positions is not None:
+            overhead = model.prompt_length - 1  # the last target token is predicted, not read
+            positions.computed += len(micro) * (max(lengths[i] for i in micro) + overhead)
+            positions.real += sum(lengths[i] + overhead for i in micro)
     gradients: list[Tensor] = []
-    for parameter in model.mixture.parameters():
+    for parameter in trained_tensors(model.mixture):
         if parameter.grad is None:  # a process may have no rows in the last batch of an epoch
             parameter.grad = torch.zeros_like(parameter)
         gradients.append(parameter.grad)
     processes.sum_([*gradients, loss])
-    return float(loss)
+    return loss
+
+
+def trained_tensors(module: torch.nn.Module) -> list[torch.nn.Parameter]:
+    """The tensors of a module that are trained."""
+    return [parameter for parameter in module.parameters() if parameter.requires_grad]
 
 
 @contextmanager
@@ -260,10 +307,10 @@ def caught_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _not_finite(state: TrainingState, checkpoint: Path, config: TrainingConfig) -> NotFiniteError:
+def _not_finite(step: int, checkpoint: Path, config: TrainingConfig) -> NotFiniteError:
     kept = f"; the checkpoint before it is kept at {checkpoint}" if checkpoint.exists() else ""
     return NotFiniteError(
-        f"the loss is not a number at step {state.step + 1}{kept}",
+        f"the loss is not a number at step {step}{kept}",
         f"Train with a lower --learning-rate than {config.learning_rate:g}"
         f" (G: --attention-learning-rate, now {config.attention_learning_rate:g}), or with --dtype float32.",
     )

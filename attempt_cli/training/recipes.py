@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from attempt_cli.artefacts import prompt_in_units, remember_backbone, versions
-from attempt_cli.backbones.base import FrozenBackbone
+from attempt_cli.backbones.base import EncodedRow, FrozenBackbone
 from attempt_cli.backbones.prompted import PromptedModel, by_length
 from attempt_cli.data.metrics import score
 from attempt_cli.data.rows import Rows, load_examples
@@ -25,9 +25,10 @@ from attempt_cli.method import PromptAttention, PromptMixture, paper_temperature
 from attempt_cli.training.config import TrainingConfig
 from attempt_cli.training.initial import vocabulary_prompt
 from attempt_cli.training.loop import Listener, Trained, train
+from attempt_cli.training.memory import largest_batch
 from attempt_cli.training.processes import Processes
 from registry import Prompt, Registry
-from registry.add import checked_tags
+from registry.add import check_one_placement, checked_tags
 from registry.names import check_name
 
 
@@ -48,6 +49,7 @@ class Request:
         data_dir: rows in the hub's layout.
         command: as it was typed, for the record.
         note, tags: for the record.
+        largest_batch: as many rows a batch as fit in memory, instead of the configuration's.
     """
 
     task: Task
@@ -63,6 +65,7 @@ class Request:
     command: str = ""
     note: str = ""
     tags: tuple[str, ...] = ()
+    largest_batch: bool = False
 
 
 @dataclass(frozen=True)
@@ -123,6 +126,7 @@ def train_prompt(
         AttemptError: rows, prompts or settings do not fit; or see `training.loop.train`.
     """
     processes = processes or Processes()
+    request = placed(backbone, request)
     task, config = training_task(request.task, request.config), request.config
     _check(backbone, request)
     rows = request.train_rows or load_examples(
@@ -134,23 +138,35 @@ def train_prompt(
     model = build_model(registry, backbone, request)
     assert model.mixture is not None
     encoded = encode_examples(model, task, rows.examples, config.max_length)
+    if config.gradient_checkpointing:
+        backbone.checkpoint_gradients(True)
+    if config.compile:
+        backbone.compile_layers()
+    if request.largest_batch:
+        request = with_largest_batch(model, request, encoded)
+        config = request.config
+    plan_input_cache(model, task, config, encoded, validation)
     key = training_key(request, backbone, rows, validation, processes.count)
 
     def evaluate(trained: PromptedModel) -> tuple[dict[str, float], float]:
         assert validation is not None
         return validation_score(trained, task, validation.examples, config)
 
-    trained = train(
-        model,
-        encoded,
-        config,
-        evaluate=evaluate if validation is not None else None,
-        checkpoint=checkpoint_path(registry, key),
-        key=key,
-        resume=resume,
-        listener=listener or _Silent(),
-        processes=processes,
-    )
+    try:
+        trained = train(
+            model,
+            encoded,
+            config,
+            evaluate=evaluate if validation is not None else None,
+            checkpoint=checkpoint_path(registry, key),
+            key=key,
+            resume=resume,
+            listener=listener or _Silent(),
+            processes=processes,
+        )
+    finally:
+        if config.gradient_checkpointing:
+            backbone.checkpoint_gradients(False)
     if not processes.is_main:
         return None
     trained.warnings.extend(missing)
@@ -158,6 +174,44 @@ def train_prompt(
     for file in checkpoint_path(registry, key).parent.glob(f"{key}.*"):  # and what a kill left of writing it
         file.unlink(missing_ok=True)
     return replace(outcome, truncated=sum(row.truncated > 0 for row in encoded))
+
+
+def placed(backbone: FrozenBackbone, request: Request) -> Request:
+    """The request with its placement settled: as asked for, else where its source prompts stand, else the default.
+
+    Raises:
+        AttemptError: the backbone cannot have it, or a prompt that is to be mixed or started from stands elsewhere.
+    """
+    prompts = [*request.sources, *([request.init_from] if request.init_from else [])]
+    check_one_placement(prompts)
+    wanted = request.config.placement or (prompts[0].placement if prompts else None)
+    placement = backbone.check_placement(wanted)
+    if prompts and prompts[0].placement != placement:
+        raise AttemptError(
+            f"'{prompts[0].ref}' was trained {prompts[0].placement} the input, --placement is {placement}",
+            f"Leave --placement out, or train source prompts with --placement {placement}.",
+        )
+    return replace(request, config=request.config.model_copy(update={"placement": placement}))
+
+
+def with_largest_batch(model: PromptedModel, request: Request, encoded: Sequence[EncodedRow]) -> Request:
+    """The request with as many rows a batch, and positions computed at once, as the free memory takes."""
+    rows = largest_batch(model, encoded)
+    longest = max(len(row.input_ids) + len(row.target_ids) for row in encoded) + model.prompt_length
+    update = {"batch_size": rows, "max_tokens": max(request.config.max_tokens, rows * longest)}
+    return replace(request, config=request.config.model_copy(update=update))
+
+
+def plan_input_cache(
+    model: PromptedModel, task: Task, config: TrainingConfig, encoded: Sequence[EncodedRow], validation: Rows | None
+) -> None:
+    """Keeps the inputs of rows that are read more than once: those of validation, then those of training."""
+    cache = model.backbone.input_cache
+    if cache is None or model.placement != "after":
+        return
+    looked_at = encode_examples(model, task, validation.examples, config.max_length) if validation is not None else []
+    again = config.total_steps(len(encoded)) * config.rows_per_step() > len(encoded)
+    cache.plan([looked_at, encoded if again else []], model.backbone.cache_bytes_per_token)
 
 
 def validation_rows(task: Task, request: Request) -> tuple[Rows | None, list[str]]:
@@ -206,7 +260,7 @@ def build_model(registry: Registry, backbone: FrozenBackbone, request: Request) 
             generator=generator,
         )
     mixture = PromptMixture(initial[None], sources, attention)
-    return PromptedModel(backbone, mixture.to(backbone.device), scale)
+    return PromptedModel(backbone, mixture.to(backbone.device), scale, backbone.check_placement(config.placement))
 
 
 def temperature(config: TrainingConfig, width: int) -> float:
@@ -333,6 +387,7 @@ def _record(
             task=task.name,
             task_version=task.version,
             embedding_scale=model.scale,
+            placement=model.placement,
             settings=settings,
             numbers=trained.numbers,
             seed=config.seed,
@@ -350,6 +405,7 @@ def _record(
                 level="instance",
                 temperature=mixture.attention.temperature,
                 width=backbone.width,
+                placement=model.placement,
                 settings={"embedding_scale": model.scale, "training": settings["training"]},
                 seed=config.seed,
                 note=request.note,

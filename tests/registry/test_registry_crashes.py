@@ -400,9 +400,9 @@ def test_an_older_database_is_brought_up_to_date(registry: Registry, add: Add, m
     def add_column(db: Database) -> None:
         db.table("prompts").add_column("colour", str)
 
-    monkeypatch.setattr("registry.database.MIGRATIONS", (*MIGRATIONS, "0002_colour"))
+    monkeypatch.setattr("registry.database.MIGRATIONS", (*MIGRATIONS, "0099_colour"))
     monkeypatch.setattr(migrations, "_migrations", [*migrations._migrations])
-    migrations(name="0002_colour")(add_column)
+    migrations(name="0099_colour")(add_column)
     with pytest.raises(RegistryError, match="made by an older version of attempt, and it is read-only"):
         Registry.open(registry.folder, read_only=True).prompts()
     assert registry.prompts() == [kept]

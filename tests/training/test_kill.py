@@ -66,7 +66,7 @@ def opened(attempt: Attempt) -> Registry:
 
 def facts(prompt: Prompt) -> dict[str, Any]:
     """What must not depend on interruptions."""
-    numbers = {name: value for name, value in prompt.numbers.items() if name != "seconds"}
+    numbers = {name: value for name, value in prompt.numbers.items() if name not in ("seconds", "peak_memory")}
     return {"sha256": prompt.sha256, "numbers": numbers, "settings": prompt.settings, "parents": prompt.parents}
 
 

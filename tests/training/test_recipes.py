@@ -28,6 +28,7 @@ from attempt_cli.training.recipes import (
     Request,
     build_model,
     checkpoint_path,
+    placed,
     train_prompt,
     training_key,
     training_task,
@@ -267,7 +268,7 @@ def test_when_it_is_done_nothing_is_left_of_its_checkpoints(
     registry: Registry, backbone: FrozenBackbone, task: Task
 ) -> None:
     config = TrainingConfig(**QUICK, eval_every=1)
-    asked = Request(task=task, kind="source", name="a", config=config)
+    asked = placed(backbone, Request(task=task, kind="source", name="a", config=config))
     key = training_key(asked, backbone, load_examples(task, "train"), load_examples(task, "validation"), 1)
     folder = registry.folder / "checkpoints"
     folder.mkdir(parents=True)

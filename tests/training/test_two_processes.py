@@ -25,12 +25,12 @@ TRAIN = (
 )
 
 
-def sources(*attempts: Attempt) -> None:
+def sources(*attempts: Attempt, placement: str = "after") -> None:
     for attempt in attempts:
         for name in ("one", "two"):
             attempt.succeed(
                 f"train-source {name} --train-file train.csv {READ} --prompt-length 4 --steps 2 --eval-every 0 "
-                "--dtype float32 --device cpu"
+                f"--dtype float32 --device cpu --placement {placement}"
             )
 
 
@@ -95,7 +95,7 @@ def test_accelerate_launch_on_two_processes_is_one_with_the_double_batch(attempt
 def test_ragged_batches_a_stop_and_a_resumption_on_two_processes(attempt: Attempt) -> None:
     """Six rows a step of 37: the last batch of an epoch has one row, and one process none."""
     one = elsewhere(attempt)
-    sources(attempt, one)
+    sources(attempt, one, placement="before")  # the tests above run with the prompt after the input
     settings = f"{TRAIN} --train-limit 37 --steps 8 --eval-every 4"
     one.succeed(f"{settings} --batch-size 6")
     command = f"{settings} --batch-size 3"

@@ -1,0 +1,262 @@
+"""The attention that decoder-only backbones run with: it can read keys and values that were computed before.
+
+transformers calls it by the name `attempt`. Without `past` it is the library's causal attention. With `past` (the keys
+and values of inputs, each standing before several tails) no gradient goes into the inputs' part, no key is repeated
+for grouped heads, and none is copied for the tails that share an input.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+NAME = "attempt"
+
+# arguments of other architectures' attention that change its numbers; we do not compute them
+_FOREIGN = ("softcap", "s_aux", "position_bias")
+
+
+@dataclass(frozen=True)
+class Past:
+    """Keys and values of inputs, computed once, without gradient.
+
+    Args:
+        keys, values: of all layers, [layers, b, g, l, e]: g key heads of width e; pads on the right.
+        lengths: real tokens of each input, [b].
+        padded: whether any input has pads.
+        tails: how many tails stand behind each input; row i's tails are rows i·tails … of the tails' batch.
+    """
+
+    keys: Tensor
+    values: Tensor
+    lengths: Tensor
+    padded: bool
+    tails: int = 1
+
+    def mask(self, dtype: torch.dtype) -> Tensor | None:
+        """0 at real tokens and the dtype's minimum at pads, [b, 1, 1, l]; None where there are no pads."""
+        if not self.padded:
+            return None
+        pads = torch.arange(self.keys.shape[3], device=self.keys.device) >= self.lengths[:, None]
+        mask = torch.zeros(pads.shape, dtype=dtype, device=pads.device)
+        return mask.masked_fill(pads, torch.finfo(dtype).min)[:, None, None]
+
+
+def attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    past: Past | None = None,
+    past_mask: Tensor | None = None,
+    keep: list[tuple[Tensor, Tensor]] | None = None,
+    kernel: str = "plain",
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """softmax(q·k · scaling + mask)·v in the shape that transformers expects.
+
+    Args:
+        query: [n, h, s, e], n = b · tails.
+        key, value: [n, g, s, e].
+        attention_mask: added to the scores of `key`, [n or 1, 1, s, s]; None where nothing is masked.
+        past: what stands before; its own mask is `past_mask`, [b, 1, 1, l].
+        keep: gets this layer's key and value appended.
+        kernel: "plain" (matrix products) or "sdpa" (`torch.nn.functional.scaled_dot_product_attention`).
+
+    Raises:
+        ValueError: the architecture's attention has a part that is not computed here.
+    """
+    if any(others.get(name) is not None for name in _FOREIGN):
+        raise ValueError("its attention has parts of its own")
+    if keep is not None:
+        keep.append((key, value))
+    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+    if kernel == "sdpa" and (past is None or past.tails == 1):
+        output = _sdpa(module.layer_idx, query, key, value, attention_mask, scale, past, past_mask)
+    else:
+        output = _plain(module.layer_idx, query, key, value, attention_mask, scale, past, past_mask)
+    return output.transpose(1, 2), None
+
+
+def _plain(
+    layer: int,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scale: float,
+    past: Past | None,
+    past_mask: Tensor | None,
+) -> Tensor:
+    n, h, s, e = query.shape
+    g = key.shape[1]
+    grouped = query.reshape(n, g, h // g * s, e)
+    scores = (grouped @ key.transpose(2, 3)).view(n, g, h // g, s, -1) * scale
+    if mask is not None:
+        scores = scores + mask[:, :, None]
+    if past is None:
+        weights = scores.float().softmax(dim=-1).to(query.dtype).view(n, g, h // g * s, -1)
+        return (weights @ value).view(n, h, s, e)
+    keys, values = past.keys[layer], past.values[layer]  # [b, g, l, e]
+    b, length = keys.shape[0], keys.shape[2]
+    before = (_shared(grouped, b) @ keys.transpose(2, 3)) * scale  # [b, g, tails · h/g · s, l]
+    if past_mask is not None:
+        before = before + past_mask
+    before = _apart(before, n).view(n, g, h // g, s, length)
+    weights = torch.cat([before, scores], dim=-1).float().softmax(dim=-1).to(query.dtype)
+    weights = weights.view(n, g, h // g * s, -1)
+    from_past = _apart(_shared(weights[..., :length], b) @ values, n)
+    return (from_past + weights[..., length:] @ value).view(n, h, s, e)
+
+
+def _shared(tails: Tensor, b: int) -> Tensor:
+    """Puts an input's tails side by side: all meet its keys in one product. [b·k, g, q, e] → [b, g, k·q, e]."""
+    n, g, q, e = tails.shape
+    return tails if n == b else tails.view(b, n // b, g, q, e).transpose(1, 2).reshape(b, g, n // b * q, e)
+
+
+def _apart(side_by_side: Tensor, n: int) -> Tensor:
+    """The reverse of `_shared`."""
+    b, g, _, e = side_by_side.shape
+    return side_by_side if n == b else side_by_side.view(b, g, n // b, -1, e).transpose(1, 2).reshape(n, g, -1, e)
+
+
+def _sdpa(
+    layer: int,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scale: float,
+    past: Past | None,
+    past_mask: Tensor | None,
+) -> Tensor:
+    if past is not None:
+        keys, values = past.keys[layer], past.values[layer]
+        if mask is not None or past_mask is not None:
+            b, s, length = len(query), query.shape[2], keys.shape[2]
+            before = query.new_zeros(1, 1, 1, length) if past_mask is None else past_mask
+            own = query.new_zeros(1, 1, s, s) if mask is None else mask
+            mask = torch.cat([before.expand(b, -1, s, -1), own.expand(b, -1, -1, -1)], dim=-1)
+        key, value = torch.cat([keys, key], dim=2), torch.cat([values, value], dim=2)
+    return torch.nn.functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, scale=scale, enable_gqa=key.shape[1] != query.shape[1]
+    )
+
+
+def register() -> None:
+    """Makes the attention known to transformers under its name; masks are those of the eager attention."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import eager_mask
+
+    AttentionInterface.register(NAME, attention)
+    AttentionMaskInterface.register(NAME, eager_mask)
+
+
+def causal_mask(length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """0 where a position may look, the dtype's minimum where it may not, [1, 1, length, length]."""
+    mask = torch.full((length, length), torch.finfo(dtype).min, dtype=dtype, device=device)
+    return mask.triu(1)[None, None]
+
+
+# which kernel
+
+# up to so many keys both take microseconds, and matrix products are taken unmeasured
+UNMEASURED = 64
+
+
+def choose_kernel(device: torch.device, dtype: torch.dtype, heads: int, key_heads: int, width: int, keys: int) -> str:
+    """The faster of the two kernels for this device, dtype and length, measured once on this machine and kept.
+
+    It is kept in the cache's folder, so that a resumed training computes with the kernel it began with.
+
+    Args:
+        keys: how many positions are looked at; measured is the next power of two.
+    """
+    if keys <= UNMEASURED:
+        return "plain"
+    bucket = 1 << (keys - 1).bit_length()
+    threads = torch.get_num_threads() if device.type == "cpu" else 0
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
+    name = f"{where} x{threads} torch {torch.__version__} {dtype} heads {heads}/{key_heads}x{width} keys {bucket}"
+    return _kept_kernel(name, device, dtype, heads, key_heads, width, bucket)
+
+
+@lru_cache(maxsize=256)
+def _kept_kernel(
+    name: str, device: torch.device, dtype: torch.dtype, heads: int, key_heads: int, width: int, keys: int
+) -> str:
+    file = cache_folder() / "attention-kernels.json"
+    try:
+        kept: dict[str, str] = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError):
+        kept = {}
+    if kept.get(name) in ("plain", "sdpa"):
+        return kept[name]
+    fastest = _measured_kernel(device, dtype, heads, key_heads, width, keys)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial = file.with_suffix(f".{os.getpid()}.partial")
+        partial.write_text(json.dumps({**kept, name: fastest}, indent=1), "utf-8")
+        partial.replace(file)
+    except OSError:
+        pass  # a cache that cannot be written costs the next process a measurement, nothing else
+    return fastest
+
+
+def _measured_kernel(
+    device: torch.device, dtype: torch.dtype, heads: int, key_heads: int, width: int, keys: int
+) -> str:
+    """Forward and backward of causal attention over 4 rows, each kernel in turn, best of 5."""
+    mask = causal_mask(keys, dtype, device)
+    shapes = [(4, heads, keys, width), (4, key_heads, keys, width), (4, key_heads, keys, width)]
+    query, key, value = (torch.randn(shape, dtype=dtype, device=device, requires_grad=True) for shape in shapes)
+    kernels: dict[str, Callable[..., Tensor]] = {"plain": _plain, "sdpa": _sdpa}
+    best = dict.fromkeys(kernels, float("inf"))
+    with torch.enable_grad():
+        for turn in range(6):
+            for kernel, function in kernels.items():
+                _wait(device)
+                began = time.perf_counter()
+                function(0, query, key, value, mask, width**-0.5, None, None).sum().backward()  # type: ignore[no-untyped-call]
+                _wait(device)
+                if turn:  # the first call sets things up
+                    best[kernel] = min(best[kernel], time.perf_counter() - began)
+    return min(best, key=best.__getitem__)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def cache_folder() -> Path:
+    """Where unpacked weights, tokens and measurements are kept: $ATTEMPT_CACHE, else the user's cache."""
+    from platformdirs import user_cache_path
+
+    return Path(os.environ.get("ATTEMPT_CACHE") or user_cache_path("attempt"))
+
+
+@lru_cache(maxsize=1)
+def processor_name() -> str:
+    """The processor as its maker calls it, as far as the system says."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

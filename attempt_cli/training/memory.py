@@ -1,0 +1,97 @@
+"""How much memory a training takes, and how large a batch fits."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import resource
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from attempt_cli.backbones.base import EncodedRow
+from attempt_cli.backbones.prompted import PromptedModel
+from attempt_cli.errors import AttemptError
+
+# of what is free at the start, a batch may take so much: other programs, and the allocator's own gaps, take the rest
+SHARE = 0.6
+LARGEST_BATCH = 256
+
+
+class PeakMemory:
+    """The largest memory in use since it was made: of the GPU, or of this process where there is none."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        else:
+            with contextlib.suppress(OSError):  # Linux counts anew from here; elsewhere it is the whole process's peak
+                Path("/proc/self/clear_refs").write_text("5", "ascii")
+
+    def bytes(self) -> int:
+        """The peak so far."""
+        if self._device.type == "cuda":
+            return int(torch.cuda.max_memory_allocated(self._device))
+        try:
+            for line in Path("/proc/self/status").read_text("ascii", "replace").splitlines():
+                if line.startswith("VmHWM:"):
+                    return int(line.split()[1]) * 1024
+        except OSError:
+            pass
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can still be had on the device."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    import psutil
+
+    return int(psutil.virtual_memory().available)
+
+
+def total_memory() -> int:
+    """Bytes of the machine's memory."""
+    import psutil
+
+    return int(psutil.virtual_memory().total)
+
+
+def activation_bytes(model: PromptedModel, rows: Sequence[EncodedRow]) -> int:
+    """Bytes that the backward pass of these rows needs kept, weights not counted."""
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.backbone.model.parameters()}
+    kept: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        likelihood = model.log_likelihood(rows)
+    del likelihood
+    return sum(kept.values())
+
+
+def largest_batch(model: PromptedModel, rows: Sequence[EncodedRow]) -> int:
+    """The largest power of two of rows whose pass forward and back fits in the free memory, by the longest rows.
+
+    Raises:
+        AttemptError: not even one row fits.
+    """
+    longest = sorted(rows, key=lambda row: len(row.input_ids) + len(row.target_ids))[-1]
+    # the gradients of a layer stand beside what the backward pass still needs: twice is on the safe side
+    per_row = 2 * activation_bytes(model, [longest])
+    fits = int(SHARE * free_memory(model.backbone.device) / max(1, per_row))
+    if fits < 1:
+        raise AttemptError(
+            "not even one row fits in the free memory",
+            "Give a shorter --max-length or --prompt-length, or --gradient-checkpointing.",
+        )
+    return min(LARGEST_BATCH, 1 << int(math.log2(fits)), 1 << max(0, (len(rows) - 1).bit_length()))
