@@ -37,7 +37,8 @@ def command(settings: Settings, /, **options: Any) -> None:
     from attempt_cli.data.fewshot import few_shot
     from attempt_cli.data.rows import Rows, examples_sha256, load_examples
     from attempt_cli.data.task import load_task
-    from attempt_cli.experiments.cells import Bench, summarise
+    from attempt_cli.experiments.cells import Bench
+    from attempt_cli.experiments.summary import summarise
     from attempt_cli.training.config import make_config
     from attempt_cli.training.recipes import Request, train_prompt
 

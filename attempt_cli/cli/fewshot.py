@@ -23,7 +23,7 @@ from attempt_cli.cli.options import (
 if TYPE_CHECKING:
     from attempt_cli.cli.main import Settings
     from attempt_cli.data.task import Task
-    from attempt_cli.experiments.cells import Row
+    from attempt_cli.experiments.summary import Row
 
 
 @click.command("fewshot")
@@ -82,9 +82,10 @@ def command(
     """
     from attempt_cli.artefacts import remember_backbone
     from attempt_cli.cli.progress import TrainingProgress
-    from attempt_cli.data.fewshot import few_shot
-    from attempt_cli.data.rows import Rows, examples_sha256, load_examples
-    from attempt_cli.experiments.cells import FROM_SOURCES, Bench, check_methods, summarise
+    from attempt_cli.data.rows import load_examples
+    from attempt_cli.experiments.cells import Bench, drawn_rows
+    from attempt_cli.experiments.methods import METHODS, check_methods
+    from attempt_cli.experiments.summary import summarise
     from attempt_cli.training.config import make_config
 
     registry = settings.registry()
@@ -94,13 +95,13 @@ def command(
     wanted = _tasks(tasks, options)
     helped = {}  # the sources of each task: never one that has seen the task's own training rows
     for task in wanted:
-        needed = [name for name in names if name in FROM_SOURCES and not (name == "spot" and start)]
+        needed = [name for name in names if METHODS[name].needs_sources(start is not None)]
         helped[task.name] = (
             chosen_sources(registry, sources, backbone_name(options), targets=[task.name]) if needed else ()
         )
     used = [*(prompt for prompts in helped.values() for prompt in prompts), *([start] if start else [])]
     length = options.pop("prompt_length")
-    if {"spot", "attempt"} & set(names):
+    if any(METHODS[name].trains and METHODS[name].uses_sources for name in names):
         check_lengths(used, length)
     length = length or (used[0].length if used else None)
     training = {key: options.pop(key) for key in list(options) if key not in ("backbone", "device", "dtype")}
@@ -110,10 +111,7 @@ def command(
         pool = load_examples(task, "train", data_dir=settings.data_dir)
         tests[task.name] = load_examples(task, "test", data_dir=settings.data_dir, limit=limit)
         for seed in range(seeds):
-            rows = few_shot(pool.examples, k, per_class=per_class, label_count=len(task.label_words), seed=seed)
-            balanced = ", class-balanced" if task.is_classification else ""
-            origin = f"{pool.origin}, {len(rows)} of these by seed {seed}{balanced}"
-            draws[task.name, seed] = Rows(rows, origin, examples_sha256(rows))
+            draws[task.name, seed] = drawn_rows(pool, task, k, per_class=per_class, seed=seed)
     backbone = chosen_backbone(registry, options, used, settings.output.note)
     remember_backbone(registry, backbone)
     cells = []
@@ -130,6 +128,7 @@ def command(
             name=f"{task.name}-{k}{'-per-class' if per_class else ''}-shot",
             command=typed_command(),
             tags=("fewshot",),
+            k=k,
             note=settings.output.note,
         )
         for seed in range(seeds):

@@ -26,6 +26,7 @@ COMMANDS = {
     "compose": "compose",
     "eval": "eval",
     "fewshot": "fewshot",
+    "reproduce": "reproduce",
     "predict": "predict",
     "registry": "registry",
     "tasks": "tasks",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
+from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -11,6 +13,9 @@ import click
 
 if TYPE_CHECKING:
     from rich.progress import Progress
+
+    from attempt_cli.experiments.cells import Cell
+    from attempt_cli.experiments.grid import Ask
 
 
 class TrainingProgress:
@@ -105,7 +110,107 @@ class RowProgress:
             self._bar.advance(self._task, rows)
 
 
-def _bar(*, numbers: bool) -> Progress:
+class GridProgress:
+    """An `experiments.workers.Watcher` for people: cells done, failed and left, and the time that they will take.
+
+    Args:
+        asks: all cells of the grid.
+        workers: how many run at once.
+        silent: say nothing (`--format quiet`).
+    """
+
+    def __init__(self, asks: Sequence[Ask], workers: int, *, silent: bool = False) -> None:
+        self._left = Counter(ask.method for ask in asks)
+        self._total = len(asks)
+        self._workers = workers
+        self._silent = silent
+        self._seconds: dict[str, list[float]] = {}  # of the cells that were run, by method
+        self._failed = 0
+        self._running: dict[Ask, str] = {}
+        self._bar: Progress | None = None
+        if not silent and sys.stderr.isatty():
+            self._bar = _bar(numbers=True, time_left=False)
+            self._task = self._bar.add_task("cells", total=self._total, numbers="")
+
+    def __enter__(self) -> GridProgress:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def began(self, ask: Ask) -> None:
+        self._running[ask] = ""
+        self._show()
+
+    def step(self, ask: Ask, step: int, total: int, loss: float) -> None:
+        self._running[ask] = f"step {step}/{total}"
+        self._show()
+
+    def note(self, text: str) -> None:
+        self._say(text)
+
+    def done(self, ask: Ask, cell: Cell, seconds: float) -> None:
+        # a cell that was read back, or that another one shares, says nothing of the time that the next will take
+        if seconds > 0.5 * cell.seconds:
+            self._seconds.setdefault(ask.method, []).append(seconds)
+        self._end(ask, f"{100 * cell.score:.1f}")
+
+    def failed(self, ask: Ask, error: str, seconds: float) -> None:
+        self._failed += 1
+        self._seconds.setdefault(ask.method, []).append(seconds)
+        self._end(ask, f"failed: {error}")
+
+    def _end(self, ask: Ask, result: str) -> None:
+        self._left[ask.method] -= 1
+        self._running.pop(ask, None)
+        done = self._total - self._left.total()
+        left = self._time_left()
+        about = f"  (about {left} left)" if left and self._bar is None else ""
+        self._say(f"[{done}/{self._total}] {ask}: {result}{about}")
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done)
+        self._show()
+
+    def _time_left(self) -> str:
+        """What the cells that are left will take: each as long as those of its method so far."""
+        known = [seconds for of in self._seconds.values() for seconds in of]
+        if not known or not self._left.total():
+            return ""
+        mean = {method: sum(of) / len(of) for method, of in self._seconds.items()}
+        seconds = sum(count * mean.get(method, sum(known) / len(known)) for method, count in self._left.items())
+        return duration_text(seconds / self._workers)
+
+    def _show(self) -> None:
+        if self._bar is not None:
+            parts = [f"{ask} {where}".strip() for ask, where in self._running.items()]
+            left = self._time_left()
+            parts += [f"{self._failed} failed"] if self._failed else []
+            parts += [f"about {left} left"] if left else []
+            self._bar.update(self._task, numbers="  ".join(parts))
+
+    def _say(self, text: str) -> None:
+        if self._silent:
+            return
+        if self._bar is not None:
+            self._bar.console.print(text, markup=False, highlight=False)
+        else:
+            click.echo(text, err=True)
+
+
+def duration_text(seconds: float) -> str:
+    """A duration as people say it: "40 s", "12 min", "3 h 05 min"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _bar(*, numbers: bool, time_left: bool = True) -> Progress:
     """A bar with title, count and time left; one with numbers stays on the screen, one without goes when it is full."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -115,7 +220,7 @@ def _bar(*, numbers: bool) -> Progress:
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         *([TextColumn("{task.fields[numbers]}")] if numbers else []),
-        TimeRemainingColumn(),
+        *([TimeRemainingColumn()] if time_left else []),
         console=Console(stderr=True),
         transient=not numbers,
     )

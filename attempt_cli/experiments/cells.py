@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 from attempt_cli.artefacts import bare, load_prompt, versions
 from attempt_cli.backbones.base import FrozenBackbone
 from attempt_cli.backbones.prompted import PromptedModel
-from attempt_cli.data.rows import Rows
+from attempt_cli.data.fewshot import few_shot
+from attempt_cli.data.rows import Rows, examples_sha256
+from attempt_cli.data.schema import task_fields
 from attempt_cli.data.task import Example, Task
-from attempt_cli.errors import unknown_name
 from attempt_cli.evaluation.evaluate import evaluate
 from attempt_cli.evaluation.predict import predict
-from attempt_cli.evaluation.statistics import mean_interval, paired_difference
+from attempt_cli.experiments.methods import METHODS
 from attempt_cli.training.config import TrainingConfig
 from attempt_cli.training.loop import Listener, TrainingStoppedError
-from attempt_cli.training.recipes import Request, train_prompt
-from registry import Prompt, Registry
+from attempt_cli.training.recipes import Outcome, Request, train_prompt
+from registry import Prompt, Registry, Run
 
-# what a comparison can hold; the first two train nothing
-METHODS = ("none", "source", "prompt-tuning", "spot", "attempt")
-FROM_SOURCES = ("source", "spot", "attempt")
+ROWS_FOR_CHOICE = 200  # training rows that the best source is chosen by, at most
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,14 @@ class Cell:
         n: test rows.
         prompt: what was evaluated: a prompt's or a composition's full name, or "no prompt".
         steps: optimiser steps; 0 where nothing was trained.
-        attention: mean weights, sources first, the target last.
+        attention: mean weights, sources first, the target last (its own weight, before the 1 of equation 4 is added).
+        backbone: the backbone's name.
+        k: training rows where they were drawn (few-shot), else None.
+        sources: how many source prompts could be used; None where the method uses none.
+        trained_parameters: how many numbers were trained.
+        peak_memory: bytes at the most while it trained, where it was measured.
+        seconds: of training and evaluation.
+        key: names the cell by all that its result depends on.
     """
 
     task: str
@@ -47,6 +57,25 @@ class Cell:
     prompt: str
     steps: int
     attention: dict[str, float] | None = None
+    backbone: str = ""
+    k: int | None = None
+    sources: int | None = None
+    trained_parameters: int = 0
+    peak_memory: int | None = None
+    seconds: float = 0.0
+    key: str = ""
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """What is scored: a model, what it is made of, and how it was trained (None: it was not)."""
+
+    model: PromptedModel
+    name: str
+    inputs: Sequence[str]
+    config: TrainingConfig
+    sources: tuple[str, ...] = ()
+    outcome: Outcome | None = None
 
 
 @dataclass(frozen=True)
@@ -64,7 +93,12 @@ class Bench:
         command: as it was typed.
         tags: for the registry.
         note: is told warnings of a training.
-        untrained: evaluations of what does not depend on a seed, kept so that they are made once.
+        validation: what chooses the checkpoint; None keeps the last step.
+        k: training rows where they are drawn, for the record.
+        kind: "target", or "source" where prompts are trained for others to start from.
+        settings: what a method changes in `config` on this task; the method's own settings come after.
+        resume: go on from the checkpoint of an unfinished training.
+        finished: cells that need not be made again, by key; new ones are added.
     """
 
     registry: Registry
@@ -78,38 +112,43 @@ class Bench:
     command: str
     tags: tuple[str, ...] = ()
     note: Callable[[str], None] = print
-    untrained: dict[str, Cell] = field(default_factory=dict)
+    validation: Rows | None = None
+    k: int | None = None
+    kind: str = "target"
+    settings: Callable[[str], dict[str, Any]] = lambda method: {}
+    resume: bool = False
+    finished: dict[str, Cell] = field(default_factory=dict)
+    _best: dict[str, Prompt] = field(default_factory=dict)
 
     def run(self, methods: Sequence[str], train: Rows, seed: int, listener: Listener | None = None) -> list[Cell]:
         """All methods on the same training rows with the same steps."""
-        best = None
-        if self.sources and ("source" in methods or (self.init_from is None and {"spot", "attempt"} & set(methods))):
-            best = best_source(self.registry, self.backbone, self.task, train.examples, self.sources, self.config)
-        return [self._cell(method, train, seed, best, listener) for method in methods]
+        return [self.cell(method, train, seed, listener) for method in methods]
 
-    def _cell(self, method: str, train: Rows, seed: int, best: Prompt | None, listener: Listener | None) -> Cell:
-        if method in ("none", "source"):
-            if best is None or method == "none":
-                loaded = bare(self.backbone)
-            else:
-                loaded = load_prompt(self.registry, self.backbone, best)
-            key = loaded.name
-            if key not in self.untrained:
-                self.untrained[key] = self._scored(method, seed, loaded.model, key, 0, train, loaded.inputs)
-            return replace(self.untrained[key], seed=seed)
+    def cell(self, method: str, train: Rows, seed: int, listener: Listener | None = None) -> Cell:
+        """One method's result, taken from `finished` where it is there."""
+        config, start, mixed = self._parts(method, train, seed)
+        key = self._key(method, train, config, start, mixed)
+        if key in self.finished:
+            # what was not trained hangs on no seed, and counts for every number of rows and sources
+            return replace(self.finished[key], seed=seed, k=self.k, sources=self._source_count(method))
+        if not METHODS[method].trains:
+            loaded = bare(self.backbone) if start is None else load_prompt(self.registry, self.backbone, start)
+            subject = _Subject(loaded.model, loaded.name, loaded.inputs, config)
+            return self._scored(method, seed, key, train, subject)
         request = Request(
             task=self.task,
-            kind="target",
-            name=f"{self.name}-{method}",
-            config=self.config.model_copy(update={"method": method, "seed": seed}),
-            sources=self.sources if method == "attempt" else (),
-            init_from=None if method == "prompt-tuning" else self.init_from or best,
+            kind=self.kind,
+            name=self.name if self.kind == "source" else f"{self.name}-{method}",
+            config=config,
+            sources=mixed,
+            init_from=start,
             train_rows=train,
+            validation_rows=self.validation,
             command=self.command,
             tags=self.tags,
         )
         try:
-            outcome = train_prompt(self.registry, self.backbone, request, listener=listener)
+            outcome = train_prompt(self.registry, self.backbone, request, resume=self.resume, listener=listener)
         except TrainingStoppedError as error:
             raise TrainingStoppedError(
                 f"{error.message.split(';')[0]} of {request.name}", "What was finished is in the registry."
@@ -119,34 +158,132 @@ class Bench:
             self.note(f"Warning: {request.name}, seed {seed}: {warning}")
         made = [f"prompt:{outcome.prompt}", *([f"composition:{outcome.composition}"] if outcome.composition else [])]
         name = outcome.composition or outcome.prompt
-        return self._scored(method, seed, outcome.model, name, outcome.trained.state.step, train, made)
+        mixed_names = tuple(prompt.ref for prompt in mixed)
+        return self._scored(method, seed, key, train, _Subject(outcome.model, name, made, config, mixed_names, outcome))
 
-    def _scored(
-        self, method: str, seed: int, model: PromptedModel, name: str, steps: int, train: Rows, inputs: Sequence[str]
-    ) -> Cell:
+    def best_source(self, train: Rows) -> Prompt:
+        """The source that fits these training rows best, looked for once."""
+        if train.sha256 not in self._best:
+            examples = train.examples
+            if len(examples) > ROWS_FOR_CHOICE:
+                examples = random.Random(0).sample(examples, ROWS_FOR_CHOICE)
+            self._best[train.sha256] = best_source(
+                self.registry, self.backbone, self.task, examples, self.sources, self.config
+            )
+        return self._best[train.sha256]
+
+    def _parts(self, method: str, train: Rows, seed: int) -> tuple[TrainingConfig, Prompt | None, tuple[Prompt, ...]]:
+        """The settings, the prompt that it starts from (or is), and the sources that it mixes."""
+        made = METHODS[method]
+        config = self.config.model_copy(update={**self.settings(method), **made.settings, "seed": seed})
+        if config.placement is None and self.sources:  # where the sources stand, for all methods alike
+            config = config.model_copy(update={"placement": self.sources[0].placement})
+        start = None
+        if made.source is not None and self.sources:
+            start = self.best_source(train) if made.source == "stands" or self.init_from is None else self.init_from
+        elif made.source == "starts":
+            start = self.init_from
+        mixed = self.sources if made.mixes == "all" else ()
+        if made.mixes == "best":
+            mixed = (self.best_source(train),)
+        return config, start, mixed
+
+    def _source_count(self, method: str) -> int | None:
+        return len(self.sources) if METHODS[method].uses_sources else None
+
+    def _key(
+        self, method: str, train: Rows, config: TrainingConfig, start: Prompt | None, mixed: Sequence[Prompt]
+    ) -> str:
+        """Hashes all that the result depends on: what was not trained hangs on no training rows, steps or seed."""
+        identity: dict[str, Any] = {
+            "task": task_fields(self.task) | {"format": self.task.format},
+            "test": self.test.sha256,
+            "backbone": [self.backbone.fingerprint, str(self.backbone.dtype)],
+            "start": start.sha256 if start else None,
+            "max_length": config.max_length,
+        }
+        if METHODS[method].trains:
+            identity |= {
+                "method": method,
+                "kind": self.kind,
+                "config": config.model_dump(),
+                "sources": [prompt.sha256 for prompt in mixed],
+                "train": train.sha256,
+                "validation": self.validation.sha256 if self.validation else None,
+            }
+        return hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+    def _scored(self, method: str, seed: int, key: str, train: Rows, subject: _Subject) -> Cell:
         """Scores a model on the test rows and keeps the result."""
+        config, outcome = subject.config, subject.outcome
         result = evaluate(
-            model, self.task, self.test.examples, max_length=self.config.max_length, max_tokens=self.config.max_tokens
+            subject.model, self.task, self.test.examples, max_length=config.max_length, max_tokens=config.max_tokens
         )
+        trained = outcome.trained.numbers if outcome else {}
         weights = result.mean_attention
-        names = [*(prompt.ref for prompt in self.sources), "target"]
-        attention = None if weights is None else dict(zip(names, weights, strict=True))
-        cell = Cell(self.task.name, method, seed, result.score, result.interval, result.n, name, steps, attention)
+        names = [*subject.sources, "target"]
+        cell = Cell(
+            task=self.task.name,
+            method=method,
+            seed=seed,
+            score=result.score,
+            interval=result.interval,
+            n=result.n,
+            prompt=subject.name,
+            steps=outcome.trained.state.step if outcome else 0,
+            attention=None if weights is None else dict(zip(names, weights, strict=True)),
+            backbone=self.backbone.name,
+            k=self.k,
+            sources=self._source_count(method),
+            trained_parameters=outcome.trained_parameters if outcome else 0,
+            peak_memory=trained.get("peak_memory"),
+            seconds=round(trained.get("seconds", 0.0) + result.predictions.seconds, 1),
+            key=key,
+        )
         self.registry.add_run(
             command=self.command,
-            settings={"method": method, "training": self.config.model_dump(exclude_none=True)},
+            settings={"method": method, "cell": key, "training": config.model_dump(exclude_none=True)},
             rows={
                 "train": {"origin": train.origin, "sha256": train.sha256, "rows": [e.row for e in train.examples]},
                 "test": {"origin": self.test.origin, "sha256": self.test.sha256, "n": result.n},
             },
             seed=seed,
-            budget={"steps": steps},
+            budget={"steps": cell.steps},
             numbers={**asdict(cell), "metrics": result.metrics},
             versions=versions(),
             duration=result.predictions.seconds,
-            inputs=inputs,
+            inputs=subject.inputs,
         )
+        self.finished[key] = cell
         return cell
+
+
+def finished_cells(registry: Registry) -> dict[str, Cell]:
+    """The cells that the registry's runs hold, by key; of several with one key the newest."""
+    return {
+        run.settings["cell"]: cell
+        for run in registry.runs()
+        if "cell" in run.settings and (cell := cell_of(run)) is not None
+    }
+
+
+def cell_of(run: Run) -> Cell | None:
+    """The cell that a run recorded; None where it is no cell's, or the cell failed."""
+    if "score" not in run.numbers:
+        return None
+    numbers = {name: value for name, value in run.numbers.items() if name in Cell.__dataclass_fields__}
+    return Cell(**{**numbers, "interval": tuple(numbers["interval"])})
+
+
+def drawn_rows(pool: Rows, task: Task, k: int, *, per_class: bool, seed: int) -> Rows:
+    """k of a task's rows, balanced over its classes.
+
+    Raises:
+        AttemptError: there are fewer.
+    """
+    rows = few_shot(pool.examples, k, per_class=per_class, label_count=len(task.label_words), seed=seed)
+    balanced = ", class-balanced" if task.is_classification else ""
+    return Rows(rows, f"{pool.origin}, {len(rows)} of these by seed {seed}{balanced}", examples_sha256(rows))
 
 
 def best_source(
@@ -173,62 +310,3 @@ def best_source(
         return evaluate(model, task, examples, max_length=config.max_length).score
 
     return max(sources, key=fit)
-
-
-def check_methods(methods: Sequence[str]) -> None:
-    """Refuses unknown methods.
-
-    Raises:
-        AttemptError: naming the method.
-    """
-    for method in methods:
-        if method not in METHODS:
-            raise unknown_name("method", method, METHODS, "attempt fewshot --help")
-
-
-@dataclass(frozen=True)
-class Row:
-    """A method's result over seeds.
-
-    Args:
-        mean, width: mean score and the half width of its 95 % interval over seeds (None for a single seed, and where
-            nothing was trained: the same number many times is no interval).
-        scores: by seed.
-        difference, difference_width: against prompt tuning with the same seeds; None for itself or where it is missing.
-    """
-
-    task: str
-    method: str
-    mean: float
-    width: float | None
-    scores: list[float]
-    steps: int
-    n: int
-    difference: float | None = None
-    difference_width: float | None = None
-    attention: dict[str, float] | None = None
-
-
-def summarise(cells: Sequence[Cell], against: str = "prompt-tuning") -> list[Row]:
-    """Mean and interval over seeds of every task and method, and the paired difference against one method."""
-    rows = []
-    for task in dict.fromkeys(cell.task for cell in cells):
-        of_task = [cell for cell in cells if cell.task == task]
-        base = {cell.seed: cell.score for cell in of_task if cell.method == against}
-        for method in dict.fromkeys(cell.method for cell in of_task):
-            group = [cell for cell in of_task if cell.method == method]
-            mean, width = mean_interval([cell.score for cell in group])
-            if len({cell.prompt for cell in group}) == 1:
-                width = None
-            row = Row(
-                task, method, mean, width, [cell.score for cell in group], max(c.steps for c in group), group[0].n
-            )
-            if method != against and all(cell.seed in base for cell in group):
-                gap, gap_width = paired_difference([cell.score for cell in group], [base[c.seed] for c in group])
-                row = replace(row, difference=gap, difference_width=gap_width)
-            mixtures = [cell.attention for cell in group if cell.attention is not None]
-            if mixtures:
-                mean_weights = {name: sum(m[name] for m in mixtures) / len(mixtures) for name in mixtures[0]}
-                row = replace(row, attention=mean_weights)
-            rows.append(row)
-    return rows

@@ -16,7 +16,9 @@ from attempt_cli.data.rows import Rows, examples_sha256, load_examples
 from attempt_cli.data.task import Task
 from attempt_cli.errors import AttemptError
 from attempt_cli.evaluation.evaluate import evaluate
-from attempt_cli.experiments.cells import Bench, Cell, best_source, check_methods, summarise
+from attempt_cli.experiments.cells import Bench, Cell, best_source
+from attempt_cli.experiments.methods import check_methods
+from attempt_cli.experiments.summary import summarise
 from attempt_cli.training.config import TrainingConfig
 from attempt_cli.training.recipes import Request, train_prompt
 from registry import Registry

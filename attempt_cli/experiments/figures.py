@@ -1,0 +1,241 @@
+"""The paper's figures from our numbers: scores against a quantity as lines or points, attention as a heat-map."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from attempt_cli.errors import AttemptError
+from attempt_cli.experiments.summary import Row
+from attempt_cli.plots import HeatMap, draw_heat_maps, new_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MARKERS = "os^Dv<>P*Xhpd"
+FEW_PLACES = 8  # so many different x are written under the axis as they are
+APART = 0.012  # of the axis: methods of the same x stand side by side, or their intervals would hide each other
+AXES = {
+    "trained_parameters": "trained parameters a task",
+    "backbone_parameters": "parameters of the backbone",
+    "sources": "source prompts",
+    "k": "training rows",
+}
+
+
+@dataclass(frozen=True)
+class Series:
+    """Points of one method.
+
+    Args:
+        name: the method.
+        x, y: their places.
+        widths: half widths of the intervals of y, None where there is none.
+    """
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+    widths: Sequence[float | None] = ()
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One picture of several methods.
+
+    Args:
+        title: above it, e.g. the task.
+        x, y: what the axes show.
+        series: the methods.
+        lines: join the points.
+        log_x, log_y: logarithmic axes.
+    """
+
+    title: str
+    x: str
+    y: str
+    series: Sequence[Series]
+    lines: bool = True
+    log_x: bool = False
+    log_y: bool = False
+
+
+def draw_experiment(file: Path, rows: Sequence[Row], plot: Mapping[str, Any], sizes: Mapping[str, int]) -> None:
+    """Draws a figure of the paper from the rows of its table.
+
+    Args:
+        file: the PNG.
+        rows: as in the table.
+        plot: the `plot` field of the experiment.
+        sizes: parameters by backbone.
+
+    Raises:
+        AttemptError: there is nothing to draw, or matplotlib is missing.
+    """
+    if plot["kind"] == "attention":
+        draw_heat_maps(file, [attention_map(rows)])
+        return
+    if plot["kind"] == "dots":
+        draw_dots(file, rows, plot["x"])
+        return
+    panels = score_panels(rows, plot["x"], lines=plot["kind"] == "lines", log=plot.get("log", False), sizes=sizes)
+    draw_panels(file, panels)
+
+
+def attention_map(rows: Sequence[Row]) -> HeatMap:
+    """Targets down, sources across, the target's own weight last (before the 1 of equation 4 is added).
+
+    Raises:
+        AttemptError: no row has attention.
+    """
+    attended = [row for row in rows if row.attention]
+    if not attended:
+        raise AttemptError("no cell has attention to draw", "Run a method that mixes sources: --methods attempt.")
+    found = dict.fromkeys(name for row in attended for name in row.attention or {})
+    names = [*(name for name in found if name != "target"), "target"]
+    several = len({row.method for row in attended}) > 1
+    return HeatMap(
+        "Attention of targets on sources",
+        [f"{row.task} ({row.method})" if several else row.task for row in attended],
+        names,
+        [[(row.attention or {}).get(name, 0.0) for name in names] for row in attended],
+    )
+
+
+def score_panels(rows: Sequence[Row], x: str, *, lines: bool, log: bool, sizes: Mapping[str, int]) -> list[Panel]:
+    """A panel a task: score in percent against a field of the row, or the size of its backbone.
+
+    A method for which the quantity is not defined (prompt tuning has no sources) stands at its lower end: 0.
+    """
+    panels = []
+    for task in dict.fromkeys(row.task for row in rows):
+        series = []
+        for method in dict.fromkeys(row.method for row in rows if row.task == task):
+            of = [row for row in rows if (row.task, row.method) == (task, method)]
+            places = [sizes.get(row.backbone, 0) if x == "backbone_parameters" else getattr(row, x) or 0 for row in of]
+            if log and not all(places):
+                continue  # what trains nothing has no place on a logarithmic axis
+            order = sorted(range(len(of)), key=places.__getitem__)
+            series.append(
+                Series(
+                    method,
+                    [places[i] for i in order],
+                    [100 * of[i].mean for i in order],
+                    [None if (width := of[i].width) is None else 100 * width for i in order],
+                )
+            )
+        panels.append(Panel(task, AXES[x], "score, %", series, lines, log_x=log))
+    return panels
+
+
+def short_number(value: float) -> str:
+    """A count in few signs: 350, 96k, 1.2M, 11B."""
+    for unit, name in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if value >= unit:
+            return f"{value / unit:.3g}{name}"
+    return f"{value:g}"
+
+
+def draw_panels(file: Path, panels: Sequence[Panel]) -> None:
+    """Writes panels beside and below each other as one PNG; a method has one colour and mark in all of them.
+
+    Raises:
+        AttemptError: there is nothing to draw, or matplotlib is not installed.
+    """
+    if not any(panel.series for panel in panels):
+        raise AttemptError("there is nothing to draw", "Every cell failed, or none has the quantity of the axis.")
+    across = min(3, len(panels))
+    down = -(-len(panels) // across)
+    names = list(dict.fromkeys(series.name for panel in panels for series in panel.series))
+    figure = new_figure(4.2 * across + 1.6, 3.2 * down + 0.3)
+    grid = list(figure.subplots(down, across, squeeze=False).flat)
+    for axes, panel in zip(grid, panels, strict=False):
+        _draw(axes, panel, names)
+    for axes in grid[len(panels) :]:
+        axes.set_visible(False)
+    handles: dict[str, Any] = {}
+    for axes in grid[: len(panels)]:
+        handles |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend([handles[name] for name in names], names, loc="outside right upper", fontsize=8, frameon=False)
+    figure.savefig(file, format="png")
+
+
+def draw_dots(file: Path, rows: Sequence[Row], x: str) -> None:
+    """Writes a panel a task, a line a method: the score with its interval, or the memory.
+
+    Args:
+        file: the PNG.
+        rows: as in the table.
+        x: "score" or "memory".
+
+    Raises:
+        AttemptError: there is nothing to draw, or matplotlib is not installed.
+    """
+
+    def value(row: Row) -> float | None:
+        return 100 * row.mean if x == "score" else row.peak_memory and row.peak_memory / 1e9
+
+    drawn = [row for row in rows if value(row) is not None]
+    if not drawn:
+        raise AttemptError("there is nothing to draw", f"No cell has a {x}.")
+    tasks = list(dict.fromkeys(row.task for row in drawn))
+    methods = list(dict.fromkeys(row.method for row in drawn))
+    across = min(3, len(tasks))
+    down = -(-len(tasks) // across)
+    figure = new_figure(2.9 * across + 1.4, (0.26 * len(methods) + 0.9) * down)
+    grid = list(figure.subplots(down, across, squeeze=False, sharey=True).flat)
+    for axes, task in zip(grid, tasks, strict=False):
+        for row in drawn:
+            if row.task == task:
+                place = methods.index(row.method)
+                width = 100 * row.width if x == "score" and row.width is not None else None
+                axes.errorbar(value(row), place, xerr=width, color=f"C{place % 10}", marker="o", capsize=2)
+        axes.set_title(task, fontsize=10, loc="left")
+        axes.set_yticks(range(len(methods)), methods, fontsize=8)
+        axes.set_ylim(len(methods) - 0.5, -0.5)
+        axes.set_xlabel("score, %" if x == "score" else "GB at the most", fontsize=8)
+        axes.tick_params(labelsize=8)
+        axes.grid(axis="x", alpha=0.3, linewidth=0.5)
+        axes.spines[["top", "right"]].set_visible(False)
+    for axes in grid[len(tasks) :]:
+        axes.set_visible(False)
+    figure.savefig(file, format="png")
+
+
+def _draw(axes: Axes, panel: Panel, names: Sequence[str]) -> None:
+    places = sorted({x for series in panel.series for x in series.x})
+    for series in panel.series:
+        place = names.index(series.name)
+        offset = APART * (place - (len(names) - 1) / 2) if panel.lines and not panel.log_y else 0.0
+        if panel.log_x:
+            shifted = [x * (places[-1] / places[0]) ** offset for x in series.x]
+        else:
+            shifted = [x + (places[-1] - places[0]) * offset for x in series.x]
+        errors = [width or 0.0 for width in series.widths] if any(series.widths) else None
+        axes.errorbar(
+            shifted,
+            series.y,
+            yerr=errors,
+            label=series.name,
+            color=f"C{place % 10}",
+            marker=MARKERS[place % len(MARKERS)],
+            markersize=5,
+            linestyle="-" if panel.lines else "none",
+            linewidth=1.2,
+            capsize=2,
+        )
+    axes.set_title(panel.title, fontsize=10, loc="left")
+    axes.set_xlabel(panel.x, fontsize=8)
+    axes.set_ylabel(panel.y, fontsize=8)
+    if panel.log_x:
+        axes.set_xscale("log")
+    if panel.lines and len(places) <= FEW_PLACES:
+        axes.set_xticks(places, [short_number(x) for x in places])
+        axes.set_xticks([], minor=True)
+    if panel.log_y:
+        axes.set_yscale("log")
+    axes.tick_params(labelsize=8)
+    axes.grid(alpha=0.3, linewidth=0.5)
+    axes.spines[["top", "right"]].set_visible(False)

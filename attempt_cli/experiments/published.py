@@ -1,0 +1,70 @@
+"""Published numbers, as data: they stand beside ours and enter nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Published:
+    """A number from a paper.
+
+    Args:
+        value: as a fraction where it is a score, else in its own unit (gigabytes, parameters).
+        source: the paper.
+        unchecked: quoted without the paper's table at hand.
+    """
+
+    value: float
+    source: str
+    unchecked: bool = False
+
+
+def published_scores() -> dict[tuple[str, str], Published]:
+    """Scores by task and method; the mean over a group's tasks is of the task "GLUE average"."""
+    table = _table()
+    found: dict[tuple[str, str], Published] = {}
+    for group, methods in table["averages"].items():
+        found |= {(f"{group} average", method): _number(entry, 0.01) for method, entry in methods.items()}
+    for task, methods in table["tasks"].items():
+        found |= {(task, method): _number(entry, 0.01) for method, entry in methods.items()}
+    for method, entry in table["not_run"].items():
+        groups = [group for group in table["averages"] if group in entry]
+        found |= {(f"{group} average", method): _number(entry[group], 0.01) for group in groups}
+    return found
+
+
+def published_memory() -> dict[tuple[str, str], Published]:
+    """Peak memory in gigabytes by backbone and method."""
+    return _by_backbone("memory")
+
+
+def published_parameters() -> dict[tuple[str, str], Published]:
+    """Trained parameters a task by backbone and method."""
+    return _by_backbone("parameters")
+
+
+def methods_not_run() -> dict[str, str]:
+    """Methods of the paper that are not run here, with their papers."""
+    return {method: entry["name"] for method, entry in _table()["not_run"].items()}
+
+
+def _by_backbone(kind: str) -> dict[tuple[str, str], Published]:
+    table = _table()[kind]
+    return {(backbone, method): _number(entry, 1) for backbone in table for method, entry in table[backbone].items()}
+
+
+def _number(entry: list[Any], unit: float) -> Published:
+    value, source, *marks = entry
+    return Published(round(value * unit, 6), _table()["sources"][source], "unchecked" in marks)
+
+
+@cache
+def _table() -> dict[str, Any]:
+    import yaml
+
+    table: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("published.yaml").read_text("utf-8"))
+    return table

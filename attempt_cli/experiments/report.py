@@ -1,0 +1,208 @@
+"""A grid's results as a sheet: means, intervals and differences, published numbers beside them, and what failed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from attempt_cli.experiments.cells import Cell
+from attempt_cli.experiments.grid import Ask
+from attempt_cli.experiments.methods import METHODS, unknown_names
+from attempt_cli.experiments.paper import Experiment
+from attempt_cli.experiments.published import Published, methods_not_run, published_memory, published_scores
+from attempt_cli.experiments.sheet import Sheet
+from attempt_cli.experiments.summary import Row, averages, summarise
+
+GIGABYTE = 1e9
+
+# what a table can show, in the order in which CSV has it
+COLUMNS = (
+    "task",
+    "backbone",
+    "backbone_parameters",
+    "k",
+    "sources",
+    "method",
+    "score",
+    "against_prompt_tuning",
+    "published",
+    "seeds",
+    "n",
+    "steps",
+    "trained_parameters",
+    "memory",
+    "attention",
+    "failed",
+)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What came of an experiment.
+
+    Args:
+        experiment: which.
+        command: as it was typed.
+        cells: the results.
+        failures: what went wrong, by ask.
+        backbone_parameters: the number of frozen weights by backbone.
+    """
+
+    experiment: Experiment
+    command: str
+    cells: Sequence[Cell]
+    failures: Mapping[Ask, str]
+    backbone_parameters: Mapping[str, int]
+
+    @property
+    def rows(self) -> list[Row]:
+        """Means over seeds of every task, then of every group of tasks."""
+        return summarise([*self.cells, *averages(self.cells, self.experiment.groups)])
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        """A record a line of the table: results, failures, then published numbers of methods that have none."""
+        published = self._published()
+        lines = [self._line(row, published) for row in self.rows]
+        failed: dict[tuple[Any, ...], list[str]] = {}
+        for ask, error in self.failures.items():
+            failed.setdefault((ask.task, ask.backbone, ask.k, ask.sources, ask.method), []).append(error)
+        for (task, backbone, k, sources, method), errors in failed.items():
+            said = f"{len(errors)} failed: {errors[0]}"
+            line = {"task": task, "backbone": backbone, "k": k, "sources": sources, "method": method}
+            same = [one for one in lines if all(one[name] == line[name] for name in ("task", "k", "method"))]
+            if len(same) == 1 and len({cell.backbone for cell in self.cells}) == 1:
+                same[0]["failed"] = said  # some seeds have a result
+            else:
+                lines.append({**dict.fromkeys(COLUMNS), **line, "failed": said})
+        there = {(line["task"], line["method"]) for line in lines}
+        if "published" in self.experiment.columns and self.experiment.groups:
+            tasks = [f"{group} average" for group in self.experiment.groups]
+            for task, method in published:
+                if task in tasks and (task, method) not in there:
+                    number = _published_text(published[task, method])
+                    lines.append({**dict.fromkeys(COLUMNS), "task": task, "method": method, "published": number})
+        return lines
+
+    def _published(self) -> dict[tuple[str, str], Published]:
+        if "memory" in self.experiment.columns:
+            return published_memory()
+        return published_scores()
+
+    def _line(self, row: Row, published: Mapping[tuple[str, str], Published]) -> dict[str, Any]:
+        memory = "memory" in self.experiment.columns
+        number = published.get((row.backbone if memory else row.task, row.method))
+        return {
+            "task": row.task,
+            "backbone": row.backbone,
+            "backbone_parameters": self.backbone_parameters.get(row.backbone),
+            "k": row.k,
+            "sources": row.sources,
+            "method": row.method,
+            "score": with_width(row.mean, row.width),
+            "against_prompt_tuning": None
+            if row.difference is None
+            else with_width(row.difference, row.difference_width, signed=True),
+            "published": number and _published_text(number, percent=not memory),
+            "seeds": len(row.scores),
+            "n": row.n,
+            "steps": row.steps,
+            "trained_parameters": row.trained_parameters,
+            "memory": row.peak_memory and f"{row.peak_memory / GIGABYTE:.2f} GB",
+            "attention": ", ".join(f"{name} {weight:.2f}" for name, weight in (row.attention or {}).items()),
+            "failed": None,
+        }
+
+    def sheet(self, columns: Sequence[str] = ()) -> Sheet:
+        """The report to be written; `columns` replaces the experiment's own."""
+        failed = ["failed"] if self.failures else []
+        return Sheet(
+            name=self.experiment.name,
+            title=f"{self.experiment.name}: {self.experiment.title}",
+            command=self.command,
+            columns=columns or [*self.experiment.columns, *failed],
+            lines=self.lines,
+            document=self.document(),
+            notes=self.notes(),
+            matrix=self.matrix() if "score" in self.experiment.columns else [],
+        )
+
+    def matrix(self) -> list[dict[str, Any]]:
+        """Methods down, tasks across, one block a backbone, number of rows and number of sources."""
+        lines: dict[tuple[Any, ...], dict[str, Any]] = {}
+        many = {name: len({getattr(cell, name) for cell in self.cells}) > 1 for name in ("backbone", "k")}
+        for row in self.rows:
+            varied = row.sources if self.experiment.vary_sources else None
+            head: dict[str, Any] = {"method": row.method}
+            head |= {name: getattr(row, name) for name, differ in many.items() if differ}
+            head |= {"sources": varied} if self.experiment.vary_sources else {}
+            line = lines.setdefault(tuple(head.values()), head)
+            line[row.task] = with_width(row.mean, row.width)
+        tasks = dict.fromkeys(row.task for row in self.rows)
+        return [{**line, **{task: line.get(task) for task in tasks}} for line in lines.values()]
+
+    def document(self) -> dict[str, Any]:
+        """The JSON document, without the version."""
+        published = self._published()
+        tasks = {row.task for row in self.rows} | {f"{group} average" for group in self.experiment.groups}
+        return {
+            "experiment": self.experiment.name,
+            "title": self.experiment.title,
+            "command": self.command,
+            "rows": [
+                {**asdict(row), "backbone_parameters": self.backbone_parameters.get(row.backbone)} for row in self.rows
+            ],
+            "published": [
+                {"of": of, "method": method, **asdict(number)}
+                for (of, method), number in published.items()
+                if of in tasks or of in self.backbone_parameters
+            ],
+            "not_run": methods_not_run(),
+            "failures": [{**asdict(ask), "error": error} for ask, error in self.failures.items()],
+            "cells": [asdict(cell) for cell in self.cells],
+        }
+
+    def notes(self) -> list[str]:
+        """What a reader of the table has to know."""
+        cells = [cell for cell in self.cells if METHODS[cell.method].trains]
+        steps = sorted({cell.steps for cell in cells})
+        seeds = len({cell.seed for cell in self.cells})
+        told = [
+            f"Scores in percent; ± is the half width of the 95 % interval over {seeds} seeds."
+            if seeds > 1
+            else "Scores in percent, of one seed: no interval over seeds.",
+            "Differences are paired by seed against prompt tuning on the same rows with the same steps.",
+        ]
+        if steps:
+            budget = f"{steps[0]:,}" if len(steps) == 1 else f"{steps[0]:,} to {steps[-1]:,}"
+            told.append(f"Budget: {budget} optimiser steps for every trained method.")
+        shown = [number for key, number in self._published().items() if key[0] in self._published_keys()]
+        if shown and "published" in self.experiment.columns:
+            told.append("Published (T5-base): " + "; ".join(dict.fromkeys(number.source for number in shown)) + ".")
+            if any(number.unchecked for number in shown):
+                told.append("Numbers marked (?) are quoted without the paper's table at hand.")
+            names = methods_not_run()
+            if self.experiment.groups:
+                told.append(f"Not run here, published numbers only: {'; '.join(names.values())}.")
+        return told
+
+    def _published_keys(self) -> set[str]:
+        tasks = {cell.task for cell in self.cells}
+        return tasks | {f"{group} average" for group in self.experiment.groups} | set(self.backbone_parameters)
+
+
+def check_columns(names: Sequence[str]) -> list[str]:
+    """What is wrong with the names of columns."""
+    return unknown_names("column", names, COLUMNS)
+
+
+def with_width(mean: float, width: float | None, *, signed: bool = False) -> str:
+    """A mean and its interval in percent: "81.2 ± 1.4"."""
+    text = f"{100 * mean:+.1f}" if signed else f"{100 * mean:.1f}"
+    return text if width is None else f"{text} ± {100 * width:.1f}"
+
+
+def _published_text(number: Published, percent: bool = True) -> str:
+    text = f"{100 * number.value:.1f}" if percent else f"{number.value:g} GB"
+    return text + (" (?)" if number.unchecked else "")

@@ -1,0 +1,127 @@
+"""Cells of several seeds as one row: means with intervals, and paired differences against one method."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from attempt_cli.evaluation.statistics import mean_interval, paired_difference
+from attempt_cli.experiments.cells import Cell
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method's result over seeds.
+
+    Args:
+        mean, width: mean score and the half width of its 95 % interval over seeds (None for a single seed, and where
+            nothing was trained: the same number many times is no interval).
+        scores: by seed.
+        difference, difference_width: against prompt tuning with the same seeds; None for itself or where it is missing.
+    """
+
+    task: str
+    method: str
+    mean: float
+    width: float | None
+    scores: list[float]
+    steps: int
+    n: int
+    difference: float | None = None
+    difference_width: float | None = None
+    attention: dict[str, float] | None = None
+    backbone: str = ""
+    k: int | None = None
+    sources: int | None = None
+    trained_parameters: int = 0
+    peak_memory: int | None = None
+
+
+def summarise(cells: Sequence[Cell], against: str = "prompt-tuning") -> list[Row]:
+    """Mean and interval over seeds of every setting and method, and the paired difference against one method.
+
+    A setting is a backbone, a task and a number of training rows; differences stay inside it. A method with several
+    numbers of sources has a row for each.
+    """
+    rows = []
+    for setting in dict.fromkeys(_setting(cell) for cell in cells):
+        of_setting = [cell for cell in cells if _setting(cell) == setting]
+        base = {cell.seed: cell.score for cell in of_setting if cell.method == against}
+        for method, sources in dict.fromkeys((cell.method, cell.sources) for cell in of_setting):
+            group = [cell for cell in of_setting if (cell.method, cell.sources) == (method, sources)]
+            rows.append(_row(group, {} if method == against else base))
+    return rows
+
+
+def averages(cells: Sequence[Cell], groups: Mapping[str, Sequence[str]]) -> list[Cell]:
+    """The mean over the tasks of each group that were run, one a seed, as cells of a task named "GLUE average".
+
+    A group of which some tasks are missing says how many there are: "GLUE average (3 of 8)". A seed counts where the
+    method has a result on each of them. Groups of which fewer than two tasks were run have none.
+    """
+    made = []
+    for group, tasks in groups.items():
+        there = [task for task in tasks if any(cell.task == task for cell in cells)]
+        if len(there) < 2:
+            continue
+        name = f"{group} average" + ("" if len(there) == len(tasks) else f" ({len(there)} of {len(tasks)})")
+        by_seed: dict[tuple[object, ...], dict[str, Cell]] = {}
+        for cell in cells:
+            if cell.task in there:
+                line = (cell.backbone, cell.k, cell.method, cell.seed)
+                by_seed.setdefault(line, {})[cell.task] = cell
+        for parts in by_seed.values():
+            if len(parts) < len(there):
+                continue
+            of = list(parts.values())
+            prompts = ", ".join(sorted({cell.prompt for cell in of}))
+            mean = sum(cell.score for cell in of) / len(of)
+            made.append(
+                replace(
+                    of[0],
+                    task=name,
+                    score=mean,
+                    n=sum(cell.n for cell in of),
+                    prompt=prompts,
+                    steps=max(cell.steps for cell in of),
+                    attention=None,
+                    # each task may have left out another source: the one of its own rows
+                    sources=max((cell.sources for cell in of if cell.sources is not None), default=None),
+                    peak_memory=max((cell.peak_memory for cell in of if cell.peak_memory is not None), default=None),
+                    key="",
+                )
+            )
+    return made
+
+
+def _setting(cell: Cell) -> tuple[str, str, int | None]:
+    return cell.backbone, cell.task, cell.k
+
+
+def _row(group: Sequence[Cell], base: Mapping[int, float]) -> Row:
+    """One line of the table; `base` holds the scores by seed that it is compared with."""
+    first = group[0]
+    mean, width = mean_interval([cell.score for cell in group])
+    row = Row(
+        first.task,
+        first.method,
+        mean,
+        width if len({cell.prompt for cell in group}) > 1 else None,
+        [cell.score for cell in group],
+        max(cell.steps for cell in group),
+        first.n,
+        backbone=first.backbone,
+        k=first.k,
+        sources=first.sources,
+        trained_parameters=max(cell.trained_parameters for cell in group),
+        peak_memory=max((cell.peak_memory for cell in group if cell.peak_memory is not None), default=None),
+    )
+    if base and all(cell.seed in base for cell in group):
+        gap, gap_width = paired_difference([cell.score for cell in group], [base[cell.seed] for cell in group])
+        row = replace(row, difference=gap, difference_width=gap_width)
+    mixtures = [cell.attention for cell in group if cell.attention is not None]
+    if mixtures:
+        names = dict.fromkeys(name for mixture in mixtures for name in mixture)
+        mean_weights = {name: sum(m.get(name, 0.0) for m in mixtures) / len(mixtures) for name in names}
+        row = replace(row, attention=mean_weights)
+    return row

@@ -1,0 +1,62 @@
+"""Published settings as data, one TOML file a preset: what holds for all trainings, and rules for what differs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from attempt_cli.training.config import read_preset
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+def settings_for(preset: str | None, *, task: str, method: str, kind: str, rows: int) -> dict[str, Any]:
+    """A preset's settings for one training; nothing without a preset.
+
+    Args:
+        preset: its name.
+        task: the task's name.
+        method: the method's name in comparisons.
+        kind: "source" or "target".
+        rows: the training rows.
+
+    Raises:
+        AttemptError: an unknown preset.
+    """
+    if preset is None:
+        return {}
+    settings = read_preset(preset)
+    for rule in _rules(preset):
+        if _holds(rule, task, method, kind, rows):
+            settings.update(rule.get("settings", {}))
+    return settings
+
+
+def train_limit(preset: str | None, task: str) -> int | None:
+    """The most training rows that a preset takes of a task; None for all."""
+    limits = [rule["train_limit"] for rule in _rules(preset) if "train_limit" in rule and task in rule["tasks"]]
+    return limits[-1] if limits else None
+
+
+def _rules(preset: str | None) -> list[Mapping[str, Any]]:
+    if preset is None:
+        return []
+    read_preset(preset)  # refuses unknown names
+    rules: list[Mapping[str, Any]] = tomllib.loads(Path(__file__).with_name(f"{preset}.toml").read_text("utf-8")).get(
+        "rules", []
+    )
+    return rules
+
+
+def _holds(rule: Mapping[str, Any], task: str, method: str, kind: str, rows: int) -> bool:
+    return (
+        task in rule.get("tasks", [task])
+        and method in rule.get("methods", [method])
+        and kind == rule.get("kind", kind)
+        and rows < rule.get("rows_below", rows + 1)
+    )
