@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from attempt_cli.errors import AttemptError, unknown_name
-from registry import Composition, Prompt, Registry
 from registry.names import parse
+
+if TYPE_CHECKING:
+    from registry import Composition, Prompt, Registry
 
 TARGET = "target"  # the target prompt's name among weights
 

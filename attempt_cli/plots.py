@@ -43,7 +43,7 @@ def new_figure(width: float, height: float) -> Figure:
         from matplotlib.figure import Figure  # without pyplot: no window, no global state
     except ImportError:
         raise AttemptError(
-            "pictures need matplotlib, which is not installed", "pip install 'attempt-cli[plot]'"
+            "pictures need matplotlib, which is not installed", "Install it: `pip install 'attempt-cli[plot]'`."
         ) from None
     return Figure(figsize=(width, height), layout="constrained", dpi=150)
 

@@ -42,8 +42,8 @@ def command(settings: Settings, first: str, second: str, task: str | None, metri
     runs = _runs(registry, first, second, task)
     _check_same_rows(runs)
     known = trained_task(runs[0].settings, runs[0].numbers["task"])
-    kept = [PerRow(**run.numbers["per_row"]) for run in runs]
-    result = compare(known, *kept, metric)
+    one, other = (PerRow(**run.numbers["per_row"]) for run in runs)
+    result = compare(known, one, other, metric)
     models = [
         {"run": run.id, "model": run.numbers["model"], "score": round(score, 6)}
         for run, score in zip(runs, result.scores, strict=True)

@@ -4,20 +4,31 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from attempt_cli.cli.models import alone_note, load_model, model_for_task, named_models, trained_task, with_files
+from attempt_cli.cli.compare import difference_record, difference_text
+from attempt_cli.cli.models import (
+    alone_note,
+    as_trained,
+    load_model,
+    model_for_task,
+    named_models,
+    trained_task,
+    with_files,
+)
 from attempt_cli.cli.options import (
     FILE_FIELDS,
     backbone_name,
     backbone_options,
     chosen_backbone,
+    chosen_changes,
     chosen_task,
     max_tokens_option,
+    mixture_options,
     split_names,
     task_options,
     typed_command,
@@ -27,10 +38,12 @@ from registry.records import Composition, Prompt
 
 if TYPE_CHECKING:
     from attempt_cli.artefacts import Loaded
+    from attempt_cli.changes import Changes
     from attempt_cli.cli.main import Settings
     from attempt_cli.cli.models import Chosen
     from attempt_cli.data.rows import Rows
     from attempt_cli.data.task import Task
+    from attempt_cli.evaluation.compare import PerRow
     from attempt_cli.evaluation.evaluate import Evaluation
     from registry import Registry
 
@@ -54,6 +67,7 @@ COLUMNS = ("task", "model", "metric", "score", "interval", "n", "rows_per_second
 @max_tokens_option
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the sample.")
 @click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="Write every prediction here as JSONL.")
+@mixture_options
 @backbone_options
 @click.pass_obj
 def command(
@@ -73,47 +87,53 @@ def command(
     """Score prompts on the rows of tasks.
 
     Without --prompt or --composition a task is served by what was trained for it last. Label words are scored in one
-    pass; free text is generated. The interval is of 95 %.
+    pass; free text is generated. The interval is of 95 %. Sources that are added or dropped, and forced weights, need
+    no training: a composition is scored as it is and as changed, on the same rows, with the difference.
 
     \b
       attempt eval --tasks rte,boolq
       attempt eval --tasks rte --prompt none --prompt mnli --composition rte-attempt
       attempt eval --tasks mrpc --split validation --limit 200 --output predictions.jsonl
       attempt eval --prompt reviews --test-file more.csv
+      attempt eval --composition rte-attempt --drop sst2
+      attempt eval --composition rte-attempt --weights mnli=.5,target=.5
     """
     from attempt_cli.artefacts import remember_backbone, versions
     from attempt_cli.cli.progress import RowProgress
+    from attempt_cli.data.schema import task_fields
+    from attempt_cli.evaluation.compare import compare, per_row, rows_record
     from attempt_cli.evaluation.evaluate import evaluate
 
+    changes = chosen_changes(options)
     registry = settings.registry()
     named = named_models(registry, prompts, compositions)
     backbone = backbone_name(options)
     text_format = options.pop("text_format")
     wanted = _tasks(registry, tasks, options, named)
-    plan: list[tuple[Task, Chosen]] = [
-        (task, model) for task in wanted for model in (named or [model_for_task(registry, task.name, backbone)])
-    ]
+    models_of = {task.name: named or [model_for_task(registry, task.name, backbone)] for task in wanted}
+    plan = _plan(registry, [(task, model) for task in wanted for model in models_of[task.name]], changes)
     # rows first: they are quick to find missing, the backbone is not
-    loader = _RowLoader(split, settings.data_dir, limit, seed)
+    loader = RowLoader(split, settings.data_dir, limit, seed)
     for task in wanted:
         loader.rows(task)
-    used = [model for _, model in plan if model is not None]
+    used = [model for _, model, _ in plan if model is not None]
     frozen = chosen_backbone(registry, options, used, settings.output.note)
-    models = {_key(model): load_model(registry, frozen, model) for _, model in plan}
+    models = {(_key(model), words): load_model(registry, frozen, model, words) for _, model, words in plan}
     jobs = []
-    for task, model in plan:
-        loaded = models[_key(model)]
-        as_trained, length = _as_trained(task, loaded.prompt_for(task.name), text_format, settings.output.note)
-        jobs.append((as_trained, loaded, loader.rows(as_trained), max_length or length))
+    for task, model, words in plan:
+        loaded = models[_key(model), words]
+        own, length = as_trained(task, loaded.prompt_for(task.name), text_format, settings.output.note)
+        jobs.append((own, loaded, loader.rows(own), max_length or length, words))
     for prompt in {model.ref: model for model in used if isinstance(model, Prompt)}.values():
         if prompt.method == "attempt":
             settings.output.note(alone_note(prompt))
-    records = []
+    records: list[dict[str, Any]] = []
+    as_it_is: PerRow | None = None
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(output.open("w", encoding="utf-8")) if output is not None else None
-        rows_in_all = sum(len(rows.examples) for _, _, rows, _ in jobs)
+        rows_in_all = sum(len(rows.examples) for _, _, rows, _, _ in jobs)
         progress = stack.enter_context(RowProgress(rows_in_all, settings.output.format))
-        for task, loaded, rows, length in jobs:
+        for task, loaded, rows, length, words in jobs:
             result = evaluate(
                 loaded.model,
                 task,
@@ -124,15 +144,28 @@ def command(
                 progress=progress.advance,
             )
             record = summary(task, loaded, rows, result)
+            kept = per_row(task, result.predictions.texts, rows.examples)
+            if words and as_it_is is not None:
+                record["change"] = difference_record(compare(task, kept, as_it_is))
+            else:
+                as_it_is = kept
             try:  # each as it ends: a later failure loses nothing
                 remember_backbone(registry, frozen)
                 record["run"] = registry.add_run(
                     command=typed_command(),
-                    settings={"split": split, "limit": limit, "max_length": length, "dtype": str(frozen.dtype)},
-                    rows={split: {"origin": rows.origin, "sha256": rows.sha256, "n": result.n}},
+                    settings={
+                        "split": split,
+                        "limit": limit,
+                        "max_length": length,
+                        "dtype": str(frozen.dtype),
+                        "changes": words or None,
+                        "task": task_fields(task),
+                        "format": task.format,
+                    },
+                    rows={split: rows_record(rows)},
                     seed=seed,
                     budget={},
-                    numbers=record,
+                    numbers={**record, "per_row": kept.record()},
                     versions=versions(),
                     duration=result.predictions.seconds,
                     inputs=loaded.inputs,
@@ -150,10 +183,11 @@ def command(
     if settings.output.format == "json":
         settings.output.json({"evaluations": records})
     else:
-        settings.output.rows("evaluations", [table_row(record) for record in records], COLUMNS, name="score")
+        columns = (*COLUMNS, "change") if changes else COLUMNS
+        settings.output.rows("evaluations", [table_row(record) for record in records], columns, name="score")
 
 
-class _RowLoader:
+class RowLoader:
     """Loads the rows of a task once for each of its text formats."""
 
     def __init__(self, split: str, data_dir: Path | None, limit: int | None, seed: int) -> None:
@@ -204,6 +238,7 @@ def table_row(record: dict[str, Any]) -> dict[str, Any]:
         "interval": f"{100 * low:.1f}-{100 * high:.1f}",
         "rows_per_second": f"{record['rows_per_second']:.1f}",
         "attention": attention,
+        "change": difference_text(record["change"]) if "change" in record else None,
     }
 
 
@@ -253,27 +288,18 @@ def _tasks(registry: Registry, names: str | None, options: dict[str, Any], model
     return [with_files(trained_task(prompt.settings, prompt.task), **rows) for prompt in targets if prompt]
 
 
-def _as_trained(
-    task: Task, prompt: Prompt | None, text_format: str | None, note: Callable[[str], None]
-) -> tuple[Task, int | None]:
-    """The task in the text format that the prompt was trained under (or that is asked for), and the length limit."""
-    from attempt_cli.data.schema import task_fields
+def _plan(registry: Registry, models: list[tuple[Task, Chosen]], changes: Changes) -> list[tuple[Task, Chosen, str]]:
+    """What is scored: each model, and behind each composition the same with the changes, and these in words."""
+    from attempt_cli.changes import changed
 
-    if prompt is None:
-        return (task.with_format(text_format) if text_format else task), None
-    trained = prompt.settings.get("format", task.format)
-    chosen = text_format or (trained if task.reference or trained == "words" else task.format)
-    if text_format and text_format != trained:
-        note(f"Note: '{prompt.ref}' was trained under the text format '{trained}', not '{text_format}'.")
-    own, length = prompt.settings.get("task"), None
-    if prompt.task == task.name:  # another task's limit says nothing about this one's rows
-        length = (prompt.settings.get("training") or {}).get("max_length")
-        if isinstance(own, dict):
-            now = task_fields(task)
-            changed = [field for field in ("input", "labels", "prepare") if own.get(field) != now.get(field)]
-            if changed:
-                note(f"Note: '{prompt.ref}' was trained on another '{task.name}': it differs in {', '.join(changed)}.")
-    return task.with_format(chosen), length
+    if changes and not any(isinstance(model, Composition) for _, model in models):
+        raise click.UsageError("--add, --drop, --only and --weights change compositions: name one with --composition")
+    plan: list[tuple[Task, Chosen, str]] = []
+    for task, model in models:
+        plan.append((task, model, ""))
+        if changes and isinstance(model, Composition):
+            plan.append((task, changed(registry, model, changes), str(changes)))
+    return plan
 
 
 def _key(model: Chosen) -> str:

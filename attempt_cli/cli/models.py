@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,14 +84,19 @@ def alone_note(prompt: Prompt) -> str:
     )
 
 
-def load_model(registry: Registry, backbone: FrozenBackbone, chosen: Chosen) -> Loaded:
-    """Onto the device."""
+def load_model(registry: Registry, backbone: FrozenBackbone, chosen: Chosen, changes: str = "") -> Loaded:
+    """Onto the device.
+
+    Args:
+        changes: what was changed in a composition, in words: its name says so.
+    """
     from attempt_cli.artefacts import bare, load_composition, load_prompt
 
     if chosen is None:
         return bare(backbone)
     if isinstance(chosen, Composition):
-        return load_composition(registry, backbone, chosen)
+        loaded = load_composition(registry, backbone, chosen)
+        return replace(loaded, name=f"{loaded.name} {changes}") if changes else loaded
     return load_prompt(registry, backbone, chosen)
 
 
@@ -108,6 +114,29 @@ def trained_task(settings: dict[str, Any] | None, name: str) -> Task:
         return load_task(name)
     task = task_from_fields(fields, f"the record of the task '{name}'", Path.cwd())
     return task.with_format(str((settings or {}).get("format", "words")))
+
+
+def as_trained(
+    task: Task, prompt: Prompt | None, text_format: str | None, note: Callable[[str], None]
+) -> tuple[Task, int | None]:
+    """The task in the text format that the prompt was trained under (or that is asked for), and the length limit."""
+    from attempt_cli.data.schema import task_fields
+
+    if prompt is None:
+        return (task.with_format(text_format) if text_format else task), None
+    trained = prompt.settings.get("format", task.format)
+    chosen = text_format or (trained if task.reference or trained == "words" else task.format)
+    if text_format and text_format != trained:
+        note(f"Note: '{prompt.ref}' was trained under the text format '{trained}', not '{text_format}'.")
+    own, length = prompt.settings.get("task"), None
+    if prompt.task == task.name:  # another task's limit says nothing about this one's rows
+        length = (prompt.settings.get("training") or {}).get("max_length")
+        if isinstance(own, dict):
+            now = task_fields(task)
+            changed = [field for field in ("input", "labels", "prepare") if own.get(field) != now.get(field)]
+            if changed:
+                note(f"Note: '{prompt.ref}' was trained on another '{task.name}': it differs in {', '.join(changed)}.")
+    return task.with_format(chosen), length
 
 
 def with_files(task: Task, **files: Path | None) -> Task:

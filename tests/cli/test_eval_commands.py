@@ -202,8 +202,9 @@ def test_a_prompt_from_a_file_is_evaluated(trained: Attempt) -> None:
     one = registry.prompt("one")
     np.save(trained.folder / "raw.npy", registry.prompt_tensor(one) * one.embedding_scale)
     np.save(trained.folder / "rms.npy", registry.prompt_tensor(one))
-    trained.succeed("registry add raw.npy --backbone tiny --task one --name from-raw")
-    trained.succeed(f"registry add rms.npy --backbone tiny --task one --name from-rms --scale {one.embedding_scale!r}")
+    where = f"--backbone tiny --task one --placement {one.placement}"
+    trained.succeed(f"registry add raw.npy {where} --name from-raw")
+    trained.succeed(f"registry add rms.npy {where} --name from-rms --scale {one.embedding_scale!r}")
     files = f"--test-file test.csv {READ} {FLOAT}"
     names = ("one", "from-raw", "from-rms")
     trained.succeed(f"eval {files} {' '.join(f'--prompt {name}' for name in names)} --output files.jsonl")
