@@ -119,7 +119,7 @@ def _plain(
     weights = torch.cat([before, scores], dim=-1).float().softmax(dim=-1).to(query.dtype)
     weights = weights.view(n, g, h // g * s, -1)
     from_past = _apart(_shared(weights[..., :length], b) @ values, n)
-    return (from_past + weights[..., length:] @ value).view(n, h, s, e)
+    return (from_past + weights[..., length:] @ value).reshape(n, h, s, e)
 
 
 def _shared(tails: Tensor, b: int) -> Tensor:
