@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from attempt_cli.changes import TARGET, changed
+from attempt_cli.changes import TARGET
 from attempt_cli.cli.eval import RowLoader, named
-from attempt_cli.cli.models import as_trained, load_model, named_model, trained_task
+from attempt_cli.cli.models import as_trained, load_model, named_model, trained_task, with_changes
 from attempt_cli.cli.options import (
     backbone_options,
     chosen_backbone,
@@ -84,11 +84,7 @@ def command(
     """
     changes = chosen_changes(options)
     registry = settings.registry()
-    model = named_model(registry, name)
-    if changes:
-        if not isinstance(model, Composition):
-            raise click.UsageError(f"'{name}' is a prompt: --add, --drop, --only and --weights change compositions")
-        model = changed(registry, model, changes)
+    model = with_changes(registry, named_model(registry, name), changes)
     mixes = isinstance(model, Composition) and bool(model.sources)
     if not mixes and (png is not None or task_name is not None):
         raise AttemptError(

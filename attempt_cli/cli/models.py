@@ -7,12 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import click
+
 from attempt_cli.errors import AttemptError
 from registry.records import Composition, Prompt
 
 if TYPE_CHECKING:
     from attempt_cli.artefacts import Loaded
     from attempt_cli.backbones.base import FrozenBackbone
+    from attempt_cli.changes import Changes
     from attempt_cli.data.task import Task
     from registry import Registry
 
@@ -74,6 +77,22 @@ def named_model(registry: Registry, name: str) -> Prompt | Composition:
     known = [*registry.names(kind="composition"), *registry.names(kind="prompt")]
     text = unknown_name_text("prompt or composition", name, dict.fromkeys(known), "attempt registry list")
     raise RegistryError(*text)
+
+
+def with_changes(registry: Registry, model: Prompt | Composition, changes: Changes) -> Prompt | Composition:
+    """The model with other sources or weights; the same where nothing is to change.
+
+    Raises:
+        click.UsageError: a prompt is to change.
+        AttemptError: see `changes.changed`.
+    """
+    from attempt_cli.changes import changed
+
+    if not changes:
+        return model
+    if not isinstance(model, Composition):
+        raise click.UsageError(f"'{model.ref}' is a prompt: --add, --drop, --only and --weights change compositions")
+    return changed(registry, model, changes)
 
 
 def alone_note(prompt: Prompt) -> str:

@@ -12,8 +12,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from attempt_cli.cli.eval import named
-from attempt_cli.cli.models import alone_note, load_model, named_model, trained_task
-from attempt_cli.cli.options import backbone_options, chosen_backbone, max_tokens_option
+from attempt_cli.cli.models import alone_note, load_model, named_model, trained_task, with_changes
+from attempt_cli.cli.options import (
+    backbone_options,
+    chosen_backbone,
+    chosen_changes,
+    max_tokens_option,
+    mixture_options,
+)
 from attempt_cli.errors import AttemptError
 from registry.records import Composition, Prompt
 
@@ -28,6 +34,7 @@ if TYPE_CHECKING:
 @click.option("--task", "task_name", help="For a composition with several targets: whose prompt to use.")
 @click.option("--max-length", type=click.IntRange(min=4), help="Input tokens of a row. [default: as trained]")
 @max_tokens_option
+@mixture_options
 @backbone_options
 @click.pass_obj
 def command(
@@ -50,11 +57,12 @@ def command(
       attempt predict reviews new-reviews.csv > labels.jsonl
       echo "It broke on the second day." | attempt predict reviews
       attempt predict glue pairs.jsonl --task rte
+      attempt predict glue pairs.jsonl --task rte --drop sst2
     """
     from attempt_cli.evaluation.predict import predict
 
     registry = settings.registry()
-    model = named_model(registry, name)
+    model = with_changes(registry, named_model(registry, name), chosen_changes(options))
     targets = [registry.prompt(ref) for ref in model.targets] if isinstance(model, Composition) else [model]
     if task_name is None and len(targets) > 1:
         tasks = ", ".join(prompt.task for prompt in targets)
