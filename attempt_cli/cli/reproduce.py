@@ -93,7 +93,7 @@ def command(ctx: click.Context, /, name: str, **options: Any) -> None:
     experiment = experiments()[name]
     for key in ("tasks", "methods", "columns"):
         options[key] = split_names(options[key]) if options[key] is not None else None
-    sheet, failed = _run(settings, experiment, options)
+    sheet, failed = (_count if experiment.counted else _run)(settings, experiment, options)
     if settings.output.format == "json":
         settings.output.json(sheet.document)
     else:
@@ -104,8 +104,22 @@ def command(ctx: click.Context, /, name: str, **options: Any) -> None:
         for file in sheet.write(options["output"], JSON_VERSION):
             settings.output.note(f"Written: {file}")
     if failed:
-        settings.output.note(f"{failed} cells failed; the same command with --resume tries them again.")
+        cells = "1 cell" if failed == 1 else f"{failed} cells"
+        settings.output.note(f"{cells} failed; the same command with --resume tries again.")
         ctx.exit(1)
+
+
+def _count(settings: Settings, experiment: Experiment, options: dict[str, Any]) -> tuple[Sheet, int]:
+    """Figure 7: no training, no registry."""
+    from attempt_cli.experiments.parameters import count_all, draw_parameters, parameter_sheet, sizes
+
+    backbones = split_names(options["backbone"]) if options["backbone"] else list(sizes())
+    counts = count_all(options["methods"] or experiment.methods, backbones)
+    sheet = parameter_sheet(counts, options["columns"] or experiment.columns, experiment.title, typed_command())
+    if picture := _picture(experiment, options):
+        draw_parameters(picture, counts)
+        settings.output.note(f"Written: {picture}")
+    return sheet, 0
 
 
 def _run(settings: Settings, experiment: Experiment, options: dict[str, Any]) -> tuple[Sheet, int]:
@@ -314,11 +328,14 @@ def _fill(
     """Fills a grid with the workers that the options name."""
     from attempt_cli.cli.progress import GridProgress
     from attempt_cli.experiments.grid import Runner, record_failure
-    from attempt_cli.experiments.workers import ProcessWorker, RayWorker, Worker, fill
+    from attempt_cli.experiments.workers import ProcessWorker, RayWorker, Worker, connected_ray, fill
 
     workers = min(options["workers"], len(asks))
     threads = max(1, (os.cpu_count() or 1) // workers)
     here = workers == 1 and not options["on_ray"] and not fresh
+
+    if options["on_ray"]:
+        connected_ray()  # before there are threads, which would each connect
 
     def hire() -> Worker:
         if here:

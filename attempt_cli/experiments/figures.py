@@ -231,7 +231,7 @@ def _draw(axes: Axes, panel: Panel, names: Sequence[str]) -> None:
     axes.set_ylabel(panel.y, fontsize=8)
     if panel.log_x:
         axes.set_xscale("log")
-    if panel.lines and len(places) <= FEW_PLACES:
+    if panel.lines and len(places) <= FEW_PLACES:  # where they are counts: sizes, rows, sources
         axes.set_xticks(places, [short_number(x) for x in places])
         axes.set_xticks([], minor=True)
     if panel.log_y:
