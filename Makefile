@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # torch comes first and by name: the package itself asks only for a range, and pip would take the newest CUDA build
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test lint format clean
+.PHONY: demo test bench lint format clean
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -21,6 +21,12 @@ demo: $(VENV)/installed
 test: $(VENV)/installed
 	$(BIN)/pytest -q
 
+# how fast, against whom: benchmarks/README.md. BENCH_ROUNDS sets the rounds
+BENCHES := training_speed t5_training_speed evaluation_speed many_tasks memory startup growth
+bench: $(VENV)/installed
+	for script in $(BENCHES); do $(BIN)/python -m benchmarks.$$script || exit 1; done
+	$(BIN)/python -m benchmarks.check
+
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -31,4 +37,4 @@ format: $(VENV)/installed
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) .demo-registry .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf $(VENV) .demo-registry .bench .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info

@@ -1,0 +1,54 @@
+"""How many rows a second are scored: ours against lm-evaluation-harness' way and against `generate`.
+
+    python -m benchmarks.evaluation_speed --full
+
+All answer under a prompt of m tokens, in bf16; theirs through PEFT. The harness' way is one forward per label word
+and row with full logits; with its logits cache, words of one token share theirs: both are shown.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from attempt_cli.backbones.load import load_backbone
+from benchmarks import ours, peers
+from benchmarks.harness import Report, arguments, device_wait, race, rounds_of
+from benchmarks.rows import BATCH, label_tokens, real_rows
+
+HARNESS = "lm-evaluation-harness' way"
+GENERATE = "generate, 4 tokens"
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("--tasks", help="names of tasks, parted by commas (full: sst2,rte,cb, short: rte)")
+    parser.add_argument("--lengths", help="m, parted by commas (full: 20,100, short: 20)")
+    options = parser.parse_args()
+    tasks = (options.tasks or ("sst2,rte,cb" if options.full else "rte")).split(",")
+    lengths = [int(m) for m in (options.lengths or ("20,100" if options.full else "20")).split(",")]
+    count, rounds = options.rows or (64 if options.full else 32), rounds_of(options)
+    backbone = load_backbone(options.backbone, device=options.device, dtype="bfloat16")
+    plain = peers.fresh_model(options.backbone, backbone.device, torch.bfloat16)
+    report = Report("evaluation_speed", {"backbone": options.backbone, "rows": count, "batch": BATCH, "rounds": rounds})
+    for task in tasks:
+        rows, labels = real_rows(task, count, backbone, options.data_dir), label_tokens(task, backbone)
+        for m in lengths:
+            peft, pad = peers.peft_model(plain, m), backbone.pad_id
+            contenders = [
+                peers.harness_scoring(HARNESS, peft, rows, labels, pad, share=False),
+                peers.harness_scoring(f"{HARNESS}, logits cache", peft, rows, labels, pad, share=True),
+                peers.generate_scoring(GENERATE, peft, rows, pad),
+            ]
+            for placement in ("before", "after"):
+                model = ours.prompted(backbone, m, placement=placement)
+                contenders.append(ours.label_scoring(f"label words, {placement}", model, rows, labels))
+            times = race(contenders, rounds, wait=device_wait(backbone.device))
+            report.add_race(f"{task}, m = {m}", times, HARNESS)
+            for peer in (HARNESS, GENERATE):
+                text = f"{task}, m = {m}: label words, before, against {peer}"
+                report.goal(text, times.ratio("label words, before", peer), at_least=3)
+    report.finish(options.out)
+
+
+if __name__ == "__main__":
+    main()

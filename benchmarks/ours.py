@@ -1,0 +1,108 @@
+"""This project's own ways, as its commands run them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+
+from attempt_cli.backbones.base import EncodedRow, FrozenBackbone
+from attempt_cli.backbones.input_cache import InputCache
+from attempt_cli.backbones.prompted import PromptedModel, by_length, score_many
+from attempt_cli.method import PromptAttention, PromptMixture
+from attempt_cli.training.config import TrainingConfig
+from attempt_cli.training.initial import vocabulary_prompt
+from attempt_cli.training.loop import gradient_step, make_optimizer
+from attempt_cli.training.processes import Processes
+from benchmarks.harness import Contender
+from benchmarks.rows import bucketed_batches
+
+CACHE_BYTES = 4 << 30
+
+Cache = Literal["none", "first epoch", "kept"]
+
+
+def prompted(
+    backbone: FrozenBackbone, length: int, *, sources: int = 0, placement: str = "before", tasks: int = 1
+) -> PromptedModel:
+    """Prompt tuning, or ATTEMPT where there are sources, in RMS units, with prompts of sampled words.
+
+    Args:
+        length: m.
+        sources: t.
+        placement: "before" or "after" the input.
+        tasks: how many target prompts.
+    """
+    generator = torch.Generator().manual_seed(0)
+    scale = backbone.embedding_rms
+    drawn = torch.stack([vocabulary_prompt(backbone, length, generator) for _ in range(tasks + sources)]) / scale
+    if not sources:
+        mixture = PromptMixture(drawn)
+    else:
+        width = backbone.width
+        attention = PromptAttention(width, min(100, width // 2), math.e * math.sqrt(width), generator=generator)
+        mixture = PromptMixture(drawn[:tasks], drawn[tasks:], attention)
+    return PromptedModel(backbone, mixture.to(backbone.device), scale, placement)
+
+
+def training(name: str, model: PromptedModel, rows: Sequence[EncodedRow], *, cache: Cache = "none") -> Contender:
+    """An epoch of optimiser steps, each as the training loop takes it.
+
+    Args:
+        model: what is trained; it goes on from round to round.
+        rows: the epoch's rows.
+        cache: "none"; "first epoch": an empty input cache every round; "kept": one that an epoch before has filled.
+    """
+    config = TrainingConfig(prompt_length=model.prompt_length)
+    assert model.mixture is not None
+    mixture, optimizer = model.mixture, make_optimizer(model.mixture, config)
+    batches = bucketed_batches(rows)
+    caches: dict[str, InputCache | None] = {"now": None}
+
+    def empty_cache() -> None:
+        caches["now"] = InputCache(CACHE_BYTES)
+        caches["now"].plan([rows], model.backbone.cache_bytes_per_token)
+
+    def step(number: int, batch: Sequence[EncodedRow]) -> float:
+        if cache == "first epoch" and number == 0:
+            empty_cache()
+        model.backbone.input_cache = caches["now"]
+        loss = gradient_step(model, batch, config, Processes())
+        torch.nn.utils.clip_grad_norm_(mixture.parameters(), config.clip_norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return loss
+
+    if cache == "kept":
+        empty_cache()
+    steps = [lambda number=number, batch=batch: step(number, batch) for number, batch in enumerate(batches)]
+    return Contender(name, steps, len(rows), warm=None)
+
+
+def label_scoring(
+    name: str, model: PromptedModel, rows: Sequence[EncodedRow], labels: Sequence[Sequence[int]], max_tokens: int = 8192
+) -> Contender:
+    """Every label word's log-likelihood for every row, in the batches of `predict`."""
+    lengths = [len(row.input_ids) for row in rows]
+    overhead = model.prompt_length + sum(map(len, labels))
+    batches = [[rows[i] for i in group] for group in by_length(lengths, overhead, max_tokens)]
+
+    def step(batch: Sequence[EncodedRow]) -> None:
+        model.backbone.input_cache = None
+        model.score_labels(batch, labels)
+
+    return Contender(name, [lambda batch=batch: step(batch) for batch in batches], len(rows), warm=None)
+
+
+def many_tasks(
+    name: str, models: Sequence[PromptedModel], batches: Sequence[Sequence[EncodedRow]], labels: Sequence[Sequence[int]]
+) -> Contender:
+    """Every batch answered under every prompt; the inputs are read once."""
+
+    def step(batch: Sequence[EncodedRow]) -> None:
+        models[0].backbone.input_cache = None
+        score_many(models, batch, [labels] * len(models))
+
+    return Contender(name, [lambda batch=batch: step(batch) for batch in batches], sum(map(len, batches)), warm=None)
