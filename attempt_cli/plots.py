@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ class HeatMap:
     Args:
         title: above it.
         rows, columns: the names of its sides, rows from the top.
-        values: [rows][columns].
+        values: [rows][columns]; NaN leaves a cell empty.
     """
 
     title: str
@@ -70,6 +71,8 @@ def draw_heat_maps(file: Path, maps: Sequence[HeatMap]) -> None:
         if len(heat.rows) <= FEW_ROWS:
             for i, line in enumerate(heat.values):
                 for j, value in enumerate(line):
+                    if math.isnan(value):
+                        continue
                     colour = "white" if value > DARK else "black"
                     axes.text(j, i, f"{value:.2f}", ha="center", va="center", color=colour, fontsize=7)
     figure.colorbar(image, ax=list(grid[:, 0]), shrink=0.8, fraction=0.05, label="attention")

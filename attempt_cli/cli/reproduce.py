@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from attempt_cli.experiments.workers import Filled
     from registry import Registry
 
-SOURCE_SEED = 0
-
 
 @click.command("reproduce")
 @click.argument("name", metavar="NAME")
@@ -97,7 +95,7 @@ def command(ctx: click.Context, /, name: str, **options: Any) -> None:
     if settings.output.format == "json":
         settings.output.json(sheet.document)
     else:
-        settings.output.rows("lines", sheet.lines, options["columns"] or sheet.shown, name="method")
+        settings.output.rows("lines", sheet.printed, options["columns"] or sheet.shown, name="method")
         for note in sheet.notes:
             settings.output.note(note)
     if options["output"] is not None:
@@ -124,19 +122,37 @@ def _count(settings: Settings, experiment: Experiment, options: dict[str, Any]) 
 
 def _run(settings: Settings, experiment: Experiment, options: dict[str, Any]) -> tuple[Sheet, int]:
     """Fills the grid and draws its picture; gives the sheet, and how many cells failed."""
+    from dataclasses import replace
+
+    from attempt_cli.cli.progress import GridProgress
     from attempt_cli.experiments.figures import draw_experiment
+    from attempt_cli.experiments.grid import record_failure
+    from attempt_cli.experiments.paper import paper_sources
     from attempt_cli.experiments.report import Report
+    from attempt_cli.experiments.sources import train_sources
+    from attempt_cli.experiments.workers import Staff
 
     registry = settings.registry()
     tasks, methods, ks = _checked(experiment, options)
     backbones, sources = _backbones_and_sources(registry, options, list(tasks), methods)
     plan = _plan(settings, registry, tasks, options)
-    done: list[Filled] = []
-    if options["train_sources"] is not None:
-        sources = _trained_sources(settings, registry, plan, options, backbones, list(tasks), done)
-    from dataclasses import replace
+    staff = Staff(options["workers"], options["on_ray"])
 
-    plan = replace(plan, sources=sources)
+    def keep(ask: Ask, error: str, seconds: float) -> None:
+        record_failure(registry, plan.command, ask, error, seconds)
+
+    def fill(plan: Plan, asks: Sequence[Ask]) -> Filled:
+        silent = settings.output.format == "quiet"
+        with GridProgress(asks, min(staff.workers, len(asks)), silent=silent) as progress:
+            return staff.fill(plan, asks, progress, keep, fresh=experiment.fresh)
+
+    failures: dict[Ask, str] = {}
+    if options["train_sources"] is not None:
+        wanted = options["train_sources"].strip()
+        names = list(paper_sources()) if wanted == "paper" else split_names(wanted)
+        steps = {"steps": options["source_steps"]} if options["source_steps"] else {}
+        sources, made = train_sources(plan, names, steps, backbones, list(tasks), fill)
+        failures |= made.failures
     asks = experiment.asks(
         tasks=list(tasks),
         methods=methods,
@@ -145,21 +161,18 @@ def _run(settings: Settings, experiment: Experiment, options: dict[str, Any]) ->
         ks=ks,
         sources=sources,
     )
-    done.append(_fill(settings, registry, plan, asks, options, fresh=experiment.fresh))
-    failures = {ask: error for filled in done for ask, error in filled.failures.items()}
-    sizes = {backbone.name: backbone.parameters for backbone in registry.backbones()}
-    used = {cell.backbone for cell in done[-1].cells}
-    report = Report(
-        experiment, typed_command(), done[-1].cells, failures, {n: s for n, s in sizes.items() if n in used}
-    )
-    sheet = report.sheet(options["columns"] or ())
+    filled = fill(replace(plan, sources=sources), asks)
+    failures |= filled.failures
+    used = {cell.backbone for cell in filled.cells}
+    sizes = {backbone.name: backbone.parameters for backbone in registry.backbones() if backbone.name in used}
+    report = Report(experiment, typed_command(), filled.cells, failures, sizes)
     if picture := _picture(experiment, options):
         try:
             draw_experiment(picture, report.rows, experiment.plot, sizes)
             settings.output.note(f"Written: {picture}")
         except AttemptError as error:  # the numbers are worth more than their picture
             settings.output.note(f"No picture: {error.message}. {error.hint or ''}".strip())
-    return sheet, len(failures)
+    return report.sheet(options["columns"] or ()), len(failures)
 
 
 def _checked(experiment: Experiment, options: dict[str, Any]) -> tuple[dict[str, Task], list[str], list[int]]:
@@ -269,84 +282,6 @@ def _backbones_and_sources(
             check_lengths([*chosen, *([start] if start else [])], options["prompt_length"])
             sources[backbone, task] = tuple(prompt.ref for prompt in chosen)
     return backbones, sources
-
-
-def _trained_sources(
-    settings: Settings,
-    registry: Registry,
-    plan: Plan,
-    options: Mapping[str, Any],
-    backbones: Sequence[str],
-    tasks: Sequence[str],
-    done: list[Filled],
-) -> dict[tuple[str, str], tuple[str, ...]]:
-    """Trains the source prompts that are asked for, as cells of a grid of their own.
-
-    Raises:
-        AttemptError: none could be trained for a task.
-    """
-    from dataclasses import replace
-
-    from attempt_cli.data.task import load_task
-    from attempt_cli.experiments.grid import Ask
-    from attempt_cli.experiments.paper import paper_sources
-
-    wanted = options["train_sources"]
-    names = list(paper_sources()) if wanted.strip() == "paper" else split_names(wanted)
-    steps = {"steps": options["source_steps"]} if options["source_steps"] else {}
-    source_plan = replace(
-        plan, tasks={name: load_task(name) for name in names}, settings={**plan.settings, **steps}, init_from=None
-    )
-    asks = [
-        Ask(task, "prompt-tuning", SOURCE_SEED, backbone, kind="source") for backbone in backbones for task in names
-    ]
-    filled = _fill(settings, registry, source_plan, asks, options)
-    done.append(filled)
-    made = dict(zip([ask for ask in asks if ask not in filled.failures], filled.cells, strict=True))
-    sources = {}
-    for backbone in backbones:
-        for task in tasks:
-            refs = tuple(cell.prompt for ask, cell in made.items() if ask.backbone == backbone and ask.task != task)
-            if not refs:
-                raise AttemptError(
-                    f"no source prompt could be trained for {task} on {backbone}",
-                    next(iter(filled.failures.values()), "Name other tasks than the targets with --train-sources."),
-                )
-            sources[backbone, task] = refs
-    return sources
-
-
-def _fill(
-    settings: Settings,
-    registry: Registry,
-    plan: Plan,
-    asks: Sequence[Ask],
-    options: Mapping[str, Any],
-    *,
-    fresh: bool = False,
-) -> Filled:
-    """Fills a grid with the workers that the options name."""
-    from attempt_cli.cli.progress import GridProgress
-    from attempt_cli.experiments.grid import Runner, record_failure
-    from attempt_cli.experiments.workers import ProcessWorker, RayWorker, Worker, connected_ray, fill
-
-    workers = min(options["workers"], len(asks))
-    threads = max(1, (os.cpu_count() or 1) // workers)
-    here = workers == 1 and not options["on_ray"] and not fresh
-
-    if options["on_ray"]:
-        connected_ray()  # before there are threads, which would each connect
-
-    def hire() -> Worker:
-        if here:
-            return Runner(plan)
-        return RayWorker(plan, threads) if options["on_ray"] else ProcessWorker(plan, threads)
-
-    def keep(ask: Ask, error: str, seconds: float) -> None:
-        record_failure(registry, plan.command, ask, error, seconds)
-
-    with GridProgress(asks, workers, silent=settings.output.format == "quiet") as progress:
-        return fill(asks, hire, progress, keep, workers=0 if here else workers, fresh=fresh)
 
 
 def _picture(experiment: Experiment, options: Mapping[str, Any]) -> Path | None:

@@ -92,7 +92,7 @@ class Bench:
         name: the stem of the prompts' names.
         command: as it was typed.
         tags: for the registry.
-        note: is told warnings of a training.
+        note: is told warnings of a training; without it the listener is.
         validation: what chooses the checkpoint; None keeps the last step.
         k: training rows where they are drawn, for the record.
         kind: "target", or "source" where prompts are trained for others to start from.
@@ -111,7 +111,7 @@ class Bench:
     name: str
     command: str
     tags: tuple[str, ...] = ()
-    note: Callable[[str], None] = print
+    note: Callable[[str], None] | None = None
     validation: Rows | None = None
     k: int | None = None
     kind: str = "target"
@@ -154,8 +154,9 @@ class Bench:
                 f"{error.message.split(';')[0]} of {request.name}", "What was finished is in the registry."
             ) from None
         assert outcome is not None
+        note = self.note or (listener.note if listener else lambda text: None)
         for warning in outcome.trained.warnings:
-            self.note(f"Warning: {request.name}, seed {seed}: {warning}")
+            note(f"Warning: {request.name}, seed {seed}: {warning}")
         made = [f"prompt:{outcome.prompt}", *([f"composition:{outcome.composition}"] if outcome.composition else [])]
         name = outcome.composition or outcome.prompt
         mixed_names = tuple(prompt.ref for prompt in mixed)

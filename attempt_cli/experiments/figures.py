@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,6 +88,8 @@ def draw_experiment(file: Path, rows: Sequence[Row], plot: Mapping[str, Any], si
 def attention_map(rows: Sequence[Row]) -> HeatMap:
     """Targets down, sources across, the target's own weight last (before the 1 of equation 4 is added).
 
+    A source that a target could not attend to (it was trained on the target's own rows) is an empty cell.
+
     Raises:
         AttemptError: no row has attention.
     """
@@ -100,7 +103,7 @@ def attention_map(rows: Sequence[Row]) -> HeatMap:
         "Attention of targets on sources",
         [f"{row.task} ({row.method})" if several else row.task for row in attended],
         names,
-        [[(row.attention or {}).get(name, 0.0) for name in names] for row in attended],
+        [[(row.attention or {}).get(name, math.nan) for name in names] for row in attended],
     )
 
 
@@ -196,6 +199,8 @@ def draw_dots(file: Path, rows: Sequence[Row], x: str) -> None:
         axes.set_yticks(range(len(methods)), methods, fontsize=8)
         axes.set_ylim(len(methods) - 0.5, -0.5)
         axes.set_xlabel("score, %" if x == "score" else "GB at the most", fontsize=8)
+        if x == "memory":
+            axes.set_xlim(left=0)
         axes.tick_params(labelsize=8)
         axes.grid(axis="x", alpha=0.3, linewidth=0.5)
         axes.spines[["top", "right"]].set_visible(False)

@@ -123,13 +123,13 @@ class Runner:
             self._rows.clear()
             self._benches.clear()
         train = self._train_rows(ask)
-        return self._bench(ask, train, listener).cell(ask.method, train, ask.seed, listener)
+        return self._bench(ask, train).cell(ask.method, train, ask.seed, listener)
 
     def close(self) -> None:
         """Closes the registry."""
         self.registry.close()
 
-    def _bench(self, ask: Ask, train: Rows, listener: Listener | None) -> Bench:
+    def _bench(self, ask: Ask, train: Rows) -> Bench:
         plan, task = self.plan, self.plan.tasks[ask.task]
         # what a bench depends on: not the method, and the seed only where it chooses rows that are looked at
         shared = Ask(ask.task, "", 0, ask.backbone, ask.k, ask.sources, ask.kind)
@@ -161,7 +161,6 @@ class Runner:
                 name=ask.task if ask.k is None else f"{ask.task}-{ask.k}-shot",
                 command=plan.command,
                 tags=plan.tags,
-                note=listener.note if listener else lambda text: None,
                 validation=self._validation(ask),
                 k=ask.k,
                 kind=ask.kind,

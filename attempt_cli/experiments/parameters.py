@@ -219,12 +219,12 @@ def parameter_sheet(counts: Sequence[Count], columns: Sequence[str], title: str,
         lines.append(
             {
                 "backbone": count.backbone,
-                "backbone_parameters": f"{count.parameters:,}",
+                "backbone_parameters": count.parameters,
                 "method": count.method,
-                "formula": f"{count.formula:,.0f}",
-                "counted": f"{count.counted:,.0f}",
+                "formula": round(count.formula),
+                "counted": round(count.counted),
                 "share": f"{100 * count.counted / count.parameters:.2g} %",
-                "published": number and f"{number.value:,.0f}",
+                "published": number and round(number.value),
             }
         )
     shown = [number for key, number in published.items() if key in {(c.backbone, c.method) for c in counts}]

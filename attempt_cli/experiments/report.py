@@ -172,8 +172,9 @@ class Report:
             f"Scores in percent; ± is the half width of the 95 % interval over {seeds} seeds."
             if seeds > 1
             else "Scores in percent, of one seed: no interval over seeds.",
-            "Differences are paired by seed against prompt tuning on the same rows with the same steps.",
         ]
+        if any(row.difference is not None for row in self.rows):
+            told.append("Differences are paired by seed against prompt tuning on the same rows with the same steps.")
         if steps:
             budget = f"{steps[0]:,}" if len(steps) == 1 else f"{steps[0]:,} to {steps[-1]:,}"
             told.append(f"Budget: {budget} optimiser steps for every trained method.")

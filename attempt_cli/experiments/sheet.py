@@ -42,6 +42,11 @@ class Sheet:
         """The columns that have something in them."""
         return [column for column in self.columns if any(line.get(column) not in (None, "") for line in self.lines)]
 
+    @property
+    def printed(self) -> list[dict[str, Any]]:
+        """The lines as a table prints them: counts with separators of thousands."""
+        return [{name: _cell(value) for name, value in line.items()} for line in self.lines]
+
     def write(self, folder: Path, version: int) -> list[Path]:
         """Writes NAME.csv, NAME.json and NAME.md into a folder; returns them.
 
@@ -88,14 +93,14 @@ class Sheet:
 
 
 def _table(lines: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
-    rows = [[_cell(line.get(column)) for column in columns] for line in lines]
+    rows = [
+        [_cell(line.get(column)).replace("|", "\\|").replace("\n", " ") or "–" for column in columns] for line in lines
+    ]
     heads = [column.replace("_", " ") for column in columns]
     return "\n".join("| " + " | ".join(row) + " |" for row in [heads, ["---"] * len(columns), *rows])
 
 
 def _cell(value: Any) -> str:
-    if value is None or value == "":
-        return "–"
-    if isinstance(value, int) and not isinstance(value, bool):
+    if isinstance(value, int):
         return f"{value:,}"
-    return str(value).replace("|", "\\|").replace("\n", " ")
+    return "" if value is None else str(value)

@@ -168,6 +168,43 @@ def fill(
     return Filled([cells[ask] for ask in asks if ask in cells], {ask: failures[ask] for ask in asks if ask in failures})
 
 
+@dataclass(frozen=True)
+class Staff:
+    """How many fill a grid, and where they are.
+
+    Args:
+        workers: how many at once.
+        on_ray: as actors of a Ray cluster, else as processes of this machine (one alone: this process).
+    """
+
+    workers: int = 1
+    on_ray: bool = False
+
+    def fill(
+        self,
+        plan: Plan,
+        asks: Sequence[Ask],
+        watcher: Watcher,
+        keep_failure: Callable[[Ask, str, float], None],
+        *,
+        fresh: bool = False,
+    ) -> Filled:
+        """Fills the cells of a plan; see `fill`.
+
+        Raises:
+            AttemptError: Ray is asked for and not installed.
+            TrainingStoppedError: stopped by a signal.
+        """
+        workers = min(self.workers, len(asks))
+        if self.on_ray:
+            threads = ray_threads(workers)  # connects before there are threads, which would each connect
+            return fill(asks, lambda: RayWorker(plan, threads), watcher, keep_failure, workers=workers, fresh=fresh)
+        if workers > 1 or fresh:
+            threads = max(1, (os.cpu_count() or 1) // workers)
+            return fill(asks, lambda: ProcessWorker(plan, threads), watcher, keep_failure, workers=workers, fresh=fresh)
+        return fill(asks, lambda: Runner(plan), watcher, keep_failure)
+
+
 def _here(asks: Sequence[Ask], hire: Callable[[], Worker], heard: Callable[[tuple[Any, ...]], None]) -> None:
     """All cells in this thread, one after the other: signals reach the training that runs."""
 
@@ -217,7 +254,8 @@ class _Forwarder:
         self._total = total
 
     def note(self, text: str) -> None:
-        self._events.put(("note", f"{self._ask}: {text}"))
+        if self._total:  # before a training starts it says whether there is a checkpoint: in a grid that goes by itself
+            self._events.put(("note", text))
 
     def step(self, step: int, loss: float, rows_per_second: float) -> None:
         self._events.put(("step", self._ask, step, self._total, loss))
@@ -365,6 +403,17 @@ class RayWorker:
     def close(self) -> None:
         """Gives the actor back."""
         self._ray.kill(self._actor)
+
+
+def ray_threads(workers: int) -> int:
+    """Processors for each of so many actors; connects to Ray.
+
+    Raises:
+        AttemptError: it is not installed.
+    """
+    ray = connected_ray()
+    largest = max((int(node["Resources"].get("CPU", 0)) for node in ray.nodes()), default=1)
+    return max(1, min(largest, int(ray.cluster_resources().get("CPU", 1)) // workers))
 
 
 def connected_ray() -> Any:
