@@ -13,6 +13,8 @@ import click
 
 # The version of the JSON shapes; it rises when a field is renamed or removed, never when one is added.
 JSON_VERSION = 1
+# a table shows the beginning of lists that are longer
+LONG_LIST = 100
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,10 @@ def cell_text(value: Any) -> str:
             lines.append(f"{key}:\n" + textwrap.indent(text, "  ") if nested else f"{key}: {text}")
         return "\n".join(lines)
     if isinstance(value, Iterable):
-        return ", ".join(cell_text(item) for item in value)
+        items = list(value)
+        if len(items) > LONG_LIST:  # a run's rows: thousands of numbers, which JSON has whole
+            return ", ".join(cell_text(item) for item in items[:10]) + f", … ({len(items):,} in all)"
+        return ", ".join(cell_text(item) for item in items)
     return str(value)
 
 
