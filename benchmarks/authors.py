@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def save_random_t5(folder: Path, size: str) -> Path:
     width, inner, layers, heads = SIZES[size]
     tokenizer = unigram_tokenizer()
     torch.manual_seed(0)
-    config = T5Config(
+    config: Any = T5Config(  # type: ignore[call-arg]
         vocab_size=32128,
         d_model=width,
         d_ff=inner,
@@ -43,7 +44,8 @@ def save_random_t5(folder: Path, size: str) -> Path:
         eos_token_id=tokenizer.eos_token_id,
         decoder_start_token_id=tokenizer.pad_token_id,
     )
-    T5ForConditionalGeneration(config).to(torch.bfloat16).save_pretrained(folder)
+    model: Any = T5ForConditionalGeneration(config)
+    model.to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
@@ -57,7 +59,8 @@ def plain_t5(folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
     """The saved model as transformers loads it, frozen."""
     from transformers import T5ForConditionalGeneration
 
-    return T5ForConditionalGeneration.from_pretrained(folder, dtype=dtype).to(device).requires_grad_(False)
+    model: Any = T5ForConditionalGeneration.from_pretrained(folder, dtype=dtype)
+    return model.to(device).requires_grad_(False)
 
 
 class AuthorsMixture(nn.Module):
@@ -68,6 +71,8 @@ class AuthorsMixture(nn.Module):
         target: [m, d].
         rank: r.
     """
+
+    sources: Tensor
 
     def __init__(self, sources: Tensor, target: Tensor, rank: int = 100) -> None:
         super().__init__()
@@ -128,9 +133,10 @@ def authors_training(
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        return loss.item()
+        value: float = loss.item()
+        return value
 
-    return Contender(name, [lambda batch=batch: step(batch) for batch in random_batches(rows)], len(rows))
+    return Contender(name, [partial(step, batch) for batch in random_batches(rows)], len(rows))
 
 
 def bare_t5_training(name: str, model: Any, batches: Sequence[Sequence[EncodedRow]], length: int) -> Contender:
@@ -153,4 +159,4 @@ def bare_t5_training(name: str, model: Any, batches: Sequence[Sequence[EncodedRo
         labels = padded([row.target_ids for row in batch], -100).to(device)
         model(inputs_embeds=leaf, attention_mask=mask, labels=labels).loss.backward()
 
-    return Contender(name, [lambda batch=batch: step(batch) for batch in batches], sum(map(len, batches)))
+    return Contender(name, [partial(step, batch) for batch in batches], sum(map(len, batches)))

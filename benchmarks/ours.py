@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal
 
 import torch
@@ -12,7 +13,7 @@ from attempt_cli.backbones.base import EncodedRow, FrozenBackbone
 from attempt_cli.backbones.input_cache import InputCache
 from attempt_cli.backbones.prompted import PromptedModel, by_length, score_many
 from attempt_cli.method import PromptAttention, PromptMixture
-from attempt_cli.training.config import TrainingConfig
+from attempt_cli.training.config import make_config
 from attempt_cli.training.initial import vocabulary_prompt
 from attempt_cli.training.loop import gradient_step, make_optimizer
 from attempt_cli.training.processes import Processes
@@ -55,17 +56,18 @@ def training(name: str, model: PromptedModel, rows: Sequence[EncodedRow], *, cac
         rows: the epoch's rows.
         cache: "none"; "first epoch": an empty input cache every round; "kept": one that an epoch before has filled.
     """
-    config = TrainingConfig(prompt_length=model.prompt_length)
+    config = make_config(None, prompt_length=model.prompt_length)
     assert model.mixture is not None
     mixture, optimizer = model.mixture, make_optimizer(model.mixture, config)
     batches = bucketed_batches(rows)
     caches: dict[str, InputCache | None] = {"now": None}
 
     def empty_cache() -> None:
-        caches["now"] = InputCache(CACHE_BYTES)
-        caches["now"].plan([rows], model.backbone.cache_bytes_per_token)
+        store = InputCache(CACHE_BYTES)
+        store.plan([rows], model.backbone.cache_bytes_per_token)
+        caches["now"] = store
 
-    def step(number: int, batch: Sequence[EncodedRow]) -> float:
+    def step(number: int, batch: Sequence[EncodedRow]) -> torch.Tensor:
         if cache == "first epoch" and number == 0:
             empty_cache()
         model.backbone.input_cache = caches["now"]
@@ -77,7 +79,7 @@ def training(name: str, model: PromptedModel, rows: Sequence[EncodedRow], *, cac
 
     if cache == "kept":
         empty_cache()
-    steps = [lambda number=number, batch=batch: step(number, batch) for number, batch in enumerate(batches)]
+    steps = [partial(step, number, batch) for number, batch in enumerate(batches)]
     return Contender(name, steps, len(rows), warm=None)
 
 
@@ -93,7 +95,7 @@ def label_scoring(
         model.backbone.input_cache = None
         model.score_labels(batch, labels)
 
-    return Contender(name, [lambda batch=batch: step(batch) for batch in batches], len(rows), warm=None)
+    return Contender(name, [partial(step, batch) for batch in batches], len(rows), warm=None)
 
 
 def many_tasks(
@@ -105,4 +107,4 @@ def many_tasks(
         models[0].backbone.input_cache = None
         score_many(models, batch, [labels] * len(models))
 
-    return Contender(name, [lambda batch=batch: step(batch) for batch in batches], sum(map(len, batches)), warm=None)
+    return Contender(name, [partial(step, batch) for batch in batches], sum(map(len, batches)), warm=None)

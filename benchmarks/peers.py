@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ def fresh_model(name: str, device: torch.device, dtype: torch.dtype, attention: 
 
     place = find_backbone(name)
     location = str(_unpacked_gguf(Path(place.location))) if place.kind == "gguf" else place.location
-    model = AutoModelForCausalLM.from_pretrained(location, dtype=dtype, attn_implementation=attention)
+    model: Any = AutoModelForCausalLM.from_pretrained(location, dtype=dtype, attn_implementation=attention)
     return model.to(device).eval()
 
 
@@ -63,13 +64,10 @@ def peft_training(name: str, model: Any, rows: Sequence[EncodedRow], pad: int) -
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        return loss.item()  # logged, as a trainer does
+        value: float = loss.item()  # logged, as a trainer does
+        return value
 
-    return Contender(name, [_bound(step, batch) for batch in random_batches(rows)], len(rows))
-
-
-def _bound(step: Callable[[Sequence[EncodedRow]], object], batch: Sequence[EncodedRow]) -> Callable[[], object]:
-    return lambda: step(batch)
+    return Contender(name, [partial(step, batch) for batch in random_batches(rows)], len(rows))
 
 
 # the limit
@@ -104,7 +102,7 @@ def bare_training(
         hidden = model.base_model(inputs_embeds=leaf, use_cache=False).last_hidden_state
         ends = torch.tensor([length + len(row.input_ids) - 1 for row in batch], device=device)
         loss = _target_loss(model, hidden, ends, batch)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         return loss.item()
 
     def after(number: int, batch: Sequence[EncodedRow]) -> float:
@@ -124,13 +122,13 @@ def bare_training(
         ).last_hidden_state
         ends = torch.full((len(batch),), length - 1, device=device)
         loss = _target_loss(model, hidden, ends, batch)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         return loss.item()
 
     if placement == "before":
-        steps = [_bound(before, batch) for batch in batches]
+        steps = [partial(before, batch) for batch in batches]
     else:
-        steps = [lambda number=number, batch=batch: after(number, batch) for number, batch in enumerate(batches)]
+        steps = [partial(after, number, batch) for number, batch in enumerate(batches)]
     return Contender(name, steps, len(rows))
 
 
@@ -193,7 +191,7 @@ def harness_scoring(
         return found
 
     batches = [requests[start : start + BATCH] for start in range(0, len(requests), BATCH)]
-    return Contender(name, [lambda batch=batch: step(batch) for batch in batches], len(rows))
+    return Contender(name, [partial(step, batch) for batch in batches], len(rows))
 
 
 def generate_scoring(name: str, model: Any, rows: Sequence[EncodedRow], pad: int, tokens: int = 4) -> Contender:
@@ -219,7 +217,7 @@ def generate_scoring(name: str, model: Any, rows: Sequence[EncodedRow], pad: int
         ).tolist()
 
     batches = [ordered[start : start + BATCH] for start in range(0, len(ordered), BATCH)]
-    return Contender(name, [_bound(step, batch) for batch in batches], len(rows))
+    return Contender(name, [partial(step, batch) for batch in batches], len(rows))
 
 
 def pass_per_task(
@@ -242,4 +240,4 @@ def pass_per_task(
             ends = [len(row.input_ids) - ids.shape[1] - 1 for row in batch]
             logits[range(len(batch)), ends][:, firsts].log_softmax(-1).tolist()
 
-    return Contender(name, [_bound(step, batch) for batch in batches], sum(map(len, batches)))
+    return Contender(name, [partial(step, batch) for batch in batches], sum(map(len, batches)))

@@ -22,7 +22,7 @@ from benchmarks.rows import BATCH, real_rows
 
 PEFT = "PEFT prompt tuning, bf16"
 # times PEFT's usual bf16 step that are aimed at on RTE rows, by m
-GOALS = {
+GOALS: dict[int, dict[str, float]] = {
     20: {"before": 4, "after": 6, "after, cached": 12},
     100: {"before": 3, "after": 4.5, "after, cached": 6},
 }
@@ -81,7 +81,8 @@ def main() -> None:
         for length in lengths:
             times = race(contenders(backbone, options, rows, length), rounds, wait=device_wait(backbone.device))
             report.add_race(f"{task}, m = {length}", times, PEFT)
-            for way, times_peft in GOALS.get(length, {}).items() if task == "rte" else ():
+            wanted = GOALS.get(length, {}) if task == "rte" else {}
+            for way, times_peft in wanted.items():
                 report.goal(
                     f"m = {length}: {way} against PEFT bf16",
                     times.ratio(f"prompt tuning, {way}", PEFT),

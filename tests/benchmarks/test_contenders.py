@@ -44,7 +44,7 @@ def test_peft_and_ours_have_one_loss_under_one_prompt(
     prompt = next(parameter for parameter in peft.parameters() if parameter.requires_grad)
     with torch.no_grad():
         prompt.copy_(model.mixture.target_prompts[0] * model.scale)
-    first = ours.training("ours", model, rows).steps[0]()
+    first = float(ours.training("ours", model, rows).steps[0]())
     assert peers.peft_training("PEFT", peft, rows, backbone.pad_id).steps[0]() == pytest.approx(first, rel=1e-4)
     assert not torch.equal(prompt, model.mixture.target_prompts[0] * model.scale), "PEFT's step did not train"
 
@@ -57,7 +57,7 @@ def test_the_bare_pass_computes_the_same_positions_as_ours(
     bare = peers.bare_training("bare", plain, rows, LENGTH, placement, kept=kept)
     ids = torch.randint(backbone.vocabulary_size, (LENGTH,), generator=torch.Generator().manual_seed(0))
     model = PromptedModel(backbone, PromptMixture(backbone.embed(ids)[None]), 1.0, placement)
-    expected = ours.training("ours", model, rows).steps[0]()
+    expected = float(ours.training("ours", model, rows).steps[0]())
     assert bare.steps[0]() == pytest.approx(expected, rel=1e-4)
     assert bare.steps[0]() == pytest.approx(expected, rel=1e-4), "the kept keys and values were changed by a step"
 
