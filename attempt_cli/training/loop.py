@@ -112,6 +112,7 @@ def train(
     resume: bool,
     listener: Listener,
     processes: Processes,
+    mix: tuple[Sequence[int], Sequence[int]] | None = None,
 ) -> Trained:
     """Trains the model's mixture in place; at the end it holds the best evaluated state, or the last.
 
@@ -128,6 +129,7 @@ def train(
         resume: go on from the checkpoint, where there is one.
         listener: is told every step and evaluation.
         processes: this process's place among those that share the work.
+        mix: each row's task, and how many rows of each task an epoch holds; without it an epoch is all rows.
 
     Raises:
         TrainingStoppedError: stopped by a signal; the checkpoint is written.
@@ -146,7 +148,7 @@ def train(
     elif checkpoint.exists():
         listener.note("An unfinished training of the same command is there and is replaced; --resume would go on.")
     lengths = [len(row.input_ids) + len(row.target_ids) for row in rows]
-    order = BatchOrder(lengths, config.rows_per_step(processes.count), config.seed)
+    order = BatchOrder(lengths, config.rows_per_step(processes.count), config.seed, *(mix or ()))
     total = config.total_steps(len(rows), processes.count)
     eval_every = config.eval_every if config.eval_every is not None else max(1, total // 10)
     began = time.monotonic() - state.seconds

@@ -27,7 +27,7 @@ from attempt_cli.training.initial import vocabulary_prompt
 from attempt_cli.training.loop import Listener, Trained, train
 from attempt_cli.training.memory import largest_batch
 from attempt_cli.training.processes import Processes
-from registry import Prompt, Registry
+from registry import Attention, Prompt, Registry
 from registry.add import check_one_placement, checked_tags
 from registry.names import check_name
 
@@ -132,41 +132,37 @@ def train_prompt(
     rows = request.train_rows or load_examples(
         task, "train", data_dir=request.data_dir, limit=request.train_limit, seed=config.seed
     )
-    validation, missing = validation_rows(task, request)
+    if request.train_rows is not None:
+        validation, missing = (request.validation_rows if config.eval_every != 0 else None), list[str]()
+    else:
+        validation, missing = validation_rows(task, config, request.data_dir)
     if processes.is_main:
         remember_backbone(registry, backbone)
     model = build_model(registry, backbone, request)
     assert model.mixture is not None
     encoded = encode_examples(model, task, rows.examples, config.max_length)
-    if config.gradient_checkpointing:
-        backbone.checkpoint_gradients(True)
-    if config.compile:
-        backbone.compile_layers()
     if request.largest_batch:
         request = with_largest_batch(model, request, encoded)
         config = request.config
-    plan_input_cache(model, task, config, encoded, validation)
+    looked_at = encode_examples(model, task, validation.examples, config.max_length) if validation is not None else []
+    plan_input_cache(model, config, encoded, looked_at)
     key = training_key(request, backbone, rows, validation, processes.count)
 
     def evaluate(trained: PromptedModel) -> tuple[dict[str, float], float]:
         assert validation is not None
         return validation_score(trained, task, validation.examples, config)
 
-    try:
-        trained = train(
-            model,
-            encoded,
-            config,
-            evaluate=evaluate if validation is not None else None,
-            checkpoint=checkpoint_path(registry, key),
-            key=key,
-            resume=resume,
-            listener=listener or _Silent(),
-            processes=processes,
-        )
-    finally:
-        if config.gradient_checkpointing:
-            backbone.checkpoint_gradients(False)
+    trained = run_training(
+        model,
+        encoded,
+        config,
+        evaluate=evaluate if validation is not None else None,
+        checkpoint=checkpoint_path(registry, key),
+        key=key,
+        resume=resume,
+        listener=listener,
+        processes=processes,
+    )
     if not processes.is_main:
         return None
     trained.warnings.extend(missing)
@@ -183,15 +179,43 @@ def placed(backbone: FrozenBackbone, request: Request) -> Request:
         AttemptError: the backbone cannot have it, or a prompt that is to be mixed or started from stands elsewhere.
     """
     prompts = [*request.sources, *([request.init_from] if request.init_from else [])]
-    check_one_placement(prompts)
-    wanted = request.config.placement or (prompts[0].placement if prompts else None)
-    placement = backbone.check_placement(wanted)
-    if prompts and prompts[0].placement != placement:
+    return replace(request, config=settled_placement(backbone, request.config, prompts))
+
+
+def settled_placement(
+    backbone: FrozenBackbone, config: TrainingConfig, prompts: Sequence[Prompt], attention: Attention | None = None
+) -> TrainingConfig:
+    """The settings with the placement that prompts, attention and backbone agree on; see `placed`."""
+    parts: list[Prompt | Attention] = [*prompts, *([attention] if attention else [])]
+    check_one_placement(parts)
+    placement = backbone.check_placement(config.placement or (parts[0].placement if parts else None))
+    if parts and parts[0].placement != placement:
         raise AttemptError(
-            f"'{prompts[0].ref}' was trained {prompts[0].placement} the input, --placement is {placement}",
+            f"'{parts[0].ref}' was trained {parts[0].placement} the input, --placement is {placement}",
             f"Leave --placement out, or train source prompts with --placement {placement}.",
         )
-    return replace(request, config=request.config.model_copy(update={"placement": placement}))
+    return config.model_copy(update={"placement": placement})
+
+
+def run_training(
+    model: PromptedModel,
+    rows: Sequence[EncodedRow],
+    config: TrainingConfig,
+    *,
+    listener: Listener | None,
+    **arguments: Any,
+) -> Trained:
+    """`training.loop.train` with the backbone's layers as the settings want them; the arguments are its own."""
+    backbone = model.backbone
+    if config.compile:
+        backbone.compile_layers()
+    if not config.gradient_checkpointing:
+        return train(model, rows, config, listener=listener or _Silent(), **arguments)
+    backbone.checkpoint_gradients(True)
+    try:
+        return train(model, rows, config, listener=listener or _Silent(), **arguments)
+    finally:
+        backbone.checkpoint_gradients(False)
 
 
 def with_largest_batch(model: PromptedModel, request: Request, encoded: Sequence[EncodedRow]) -> Request:
@@ -203,28 +227,26 @@ def with_largest_batch(model: PromptedModel, request: Request, encoded: Sequence
 
 
 def plan_input_cache(
-    model: PromptedModel, task: Task, config: TrainingConfig, encoded: Sequence[EncodedRow], validation: Rows | None
+    model: PromptedModel, config: TrainingConfig, encoded: Sequence[EncodedRow], looked_at: Sequence[EncodedRow]
 ) -> None:
     """Keeps the inputs of rows that are read more than once: those of validation, then those of training."""
     cache = model.backbone.input_cache
     if cache is None or model.placement != "after":
         return
-    looked_at = encode_examples(model, task, validation.examples, config.max_length) if validation is not None else []
     again = config.total_steps(len(encoded)) * config.rows_per_step() > len(encoded)
     cache.plan([looked_at, encoded if again else []], model.backbone.cache_bytes_per_token)
 
 
-def validation_rows(task: Task, request: Request) -> tuple[Rows | None, list[str]]:
+def validation_rows(task: Task, config: TrainingConfig, data_dir: Path | None) -> tuple[Rows | None, list[str]]:
     """The rows that choose the checkpoint, if any are wanted, and what to say when they cannot be had.
 
     Raises:
         AttemptError: --eval-every asks for them or they are in files of one's own, and they cannot be had.
     """
-    config = request.config
-    if config.eval_every == 0 or request.train_rows is not None:
-        return request.validation_rows if config.eval_every != 0 else None, []
+    if config.eval_every == 0:
+        return None, []
     try:
-        rows = load_examples(task, "validation", data_dir=request.data_dir, limit=config.eval_rows, seed=config.seed)
+        rows = load_examples(task, "validation", data_dir=data_dir, limit=config.eval_rows, seed=config.seed)
     except AttemptError as error:
         if config.eval_every is not None or task.files or isinstance(error, RowError):
             raise
@@ -271,13 +293,15 @@ def temperature(config: TrainingConfig, width: int) -> float:
 
 
 def validation_score(
-    model: PromptedModel, task: Task, examples: Sequence[Example], config: TrainingConfig
+    model: PromptedModel, task: Task, examples: Sequence[Example], config: TrainingConfig, task_index: int = 0
 ) -> tuple[dict[str, float], float]:
     """The task's metrics, and the log-likelihood per row, which tells equal metrics apart."""
-    said = predict(model, task, examples, max_length=config.max_length, max_tokens=config.max_tokens)
+    said = predict(
+        model, task, examples, task_index=task_index, max_length=config.max_length, max_tokens=config.max_tokens
+    )
     likelihoods = [row.log_likelihood for row in said.rows if row.log_likelihood is not None]
     if not likelihoods:  # free text was generated, its own answer not yet scored
-        encoded = encode_examples(model, task, examples, config.max_length)
+        encoded = [replace(row, task=task_index) for row in encode_examples(model, task, examples, config.max_length)]
         lengths = [len(row.input_ids) + len(row.target_ids) for row in encoded]
         with torch.no_grad():
             for indices in by_length(lengths, model.prompt_length, config.max_tokens):
