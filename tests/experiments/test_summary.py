@@ -1,0 +1,63 @@
+"""Means over seeds and over groups of tasks, computed by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from attempt_cli.experiments.cells import Cell
+from attempt_cli.experiments.summary import averages, summarise
+
+
+def cell(task: str, method: str, seed: int, score: float, **others: Any) -> Cell:
+    fields = {"interval": (0.0, 1.0), "n": 50, "prompt": f"{task}-{method}@{seed + 1}", "steps": 4}
+    return Cell(task=task, method=method, seed=seed, score=score, **(fields | others))  # type: ignore[arg-type]
+
+
+def test_settings_are_kept_apart() -> None:
+    cells = [
+        cell("toy", method, seed, score + seed / 100, k=k, backbone=backbone)
+        for backbone, k, shift in (("one", 4, 0.0), ("one", 8, 0.1), ("two", 4, 0.2))
+        for method, score in (("prompt-tuning", 0.5 + shift), ("attempt", 0.6 + 2 * shift))
+        for seed in (0, 1)
+    ]
+    rows = summarise(cells)
+    assert [(row.backbone, row.k, row.method) for row in rows] == [
+        (backbone, k, method)
+        for backbone, k in (("one", 4), ("one", 8), ("two", 4))
+        for method in ("prompt-tuning", "attempt")
+    ]
+    # each setting has its own prompt tuning: 0.1, 0.2 and 0.3
+    assert [row.difference for row in rows] == pytest.approx([None, 0.1, None, 0.2, None, 0.3])
+
+
+def test_numbers_of_sources_have_a_row_each() -> None:
+    cells = [cell("toy", "prompt-tuning", 0, 0.5)]
+    cells += [cell("toy", "attempt", 0, 0.5 + t / 10, sources=t) for t in (1, 2)]
+    rows = summarise(cells)
+    assert [(row.method, row.sources) for row in rows] == [("prompt-tuning", None), ("attempt", 1), ("attempt", 2)]
+    assert [row.difference for row in rows[1:]] == pytest.approx([0.1, 0.2])
+
+
+def test_a_group_s_mean_is_a_cell_a_seed() -> None:
+    groups = {"Pair": ["a", "b"], "Trio": ["a", "b", "c"], "Other": ["d", "e"]}
+    cells = [cell(task, "attempt", seed, score, steps=steps, trained_parameters=7) for task, seed, score, steps in (
+        ("a", 0, 0.2, 4), ("b", 0, 0.4, 5), ("a", 1, 0.6, 4), ("b", 1, 0.8, 4), ("d", 0, 1.0, 4),
+    )]  # fmt: skip
+    made = averages(cells, groups)
+    assert [(c.task, c.seed, c.steps, c.n) for c in made] == [
+        ("Pair average", 0, 5, 100),
+        ("Pair average", 1, 4, 100),
+        ("Trio average (2 of 3)", 0, 5, 100),
+        ("Trio average (2 of 3)", 1, 4, 100),
+    ]
+    assert [c.score for c in made] == pytest.approx([0.3, 0.7, 0.3, 0.7])
+    (row, _) = summarise(made)
+    assert (row.mean, row.trained_parameters) == (pytest.approx(0.5), 7)
+    assert row.width == pytest.approx(12.7062 * 0.2, abs=1e-3)  # t(0.975, 1) · sqrt(0.08) / sqrt(2)
+
+
+def test_a_seed_that_misses_a_task_has_no_mean() -> None:
+    cells = [cell("a", "attempt", 0, 0.2), cell("b", "attempt", 0, 0.4), cell("a", "attempt", 1, 0.9)]
+    assert [c.seed for c in averages(cells, {"Pair": ["a", "b"]})] == [0]
