@@ -81,14 +81,11 @@ def test_rows_of_a_group_are_drawn_together() -> None:
     toy = task("multirc_f1a", "accuracy", group="{question}")
     other = ["no"] * 60
     one = compare(toy, per_row(toy, said, alone), per_row(toy, other, alone))
-    two = compare(
-        toy,
-        per_row(toy, [s for s in said for _ in "12"], paired),
-        per_row(toy, [s for s in other for _ in "12"], paired),
-    )
+    twice = [text for text in said for _ in "12"]
+    two = compare(toy, per_row(toy, twice, paired), per_row(toy, other * 2, paired))
     assert two.n == 2 * one.n
     assert two.test.interval == pytest.approx(one.test.interval)
-    accuracy = compare(toy, per_row(toy, said * 2, paired), per_row(toy, other * 2, paired), "accuracy")
+    accuracy = compare(toy, per_row(toy, twice, paired), per_row(toy, other * 2, paired), "accuracy")
     assert "bootstrap" in accuracy.test.name  # McNemar's rows are independent
 
 
