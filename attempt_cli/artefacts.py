@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -91,7 +93,7 @@ def load_composition(registry: Registry, backbone: FrozenBackbone, composition: 
     Raises:
         AttemptError: it has no target prompt, nothing mixes its sources, or it belongs to another backbone.
     """
-    if not composition.targets:
+    if not composition.targets and not composition.sources:
         raise AttemptError(
             f"the composition '{composition.ref}' has no target prompt",
             "Train one: `attempt train-target TASK --sources …`, or name one: `attempt compose NAME --target …`.",
@@ -110,14 +112,16 @@ def load_composition(registry: Registry, backbone: FrozenBackbone, composition: 
     def tensors(prompts: list[Prompt]) -> Tensor:
         return torch.stack([prompt_in_units(registry, backbone, prompt, scale) for prompt in prompts])
 
-    mixture = PromptMixture(tensors(targets))
+    # without target prompts the sources alone are mixed: how an attention prior serves a task that has no rows
+    own = tensors(targets) if targets else torch.zeros_like(tensors(sources)[:1])
+    mixture = PromptMixture(own)
     if sources:
         mixture = PromptMixture(
-            tensors(targets),
+            own,
             tensors(sources),
             None if mixer is None else load_attention(registry, mixer),
             level="token" if mixer is not None and mixer.level == "token" else "instance",
-            with_target=composition.settings.get("with_target", True),
+            with_target=bool(targets) and composition.settings.get("with_target", True),
             fixed_weights=torch.tensor([forced[ref] for ref in (*composition.sources, TARGET)]) if forced else None,
         )
     inputs = [f"composition:{composition.ref}", *(f"prompt:{ref}" for ref in composition.targets + composition.sources)]
@@ -134,6 +138,22 @@ def load_composition(registry: Registry, backbone: FrozenBackbone, composition: 
         inputs=tuple(inputs),
         prompts=tuple(targets),
     )
+
+
+def mixing_settings(mixture: PromptMixture, sources: Sequence[str], scale: float) -> dict[str, Any]:
+    """What a composition's settings say of how it mixes; `load_composition` reads it.
+
+    Args:
+        mixture: what was trained.
+        sources: the sources' full names, in its order.
+        scale: the unit of its prompts.
+    """
+    settings: dict[str, Any] = {"embedding_scale": scale}
+    if not mixture.with_target:
+        settings["with_target"] = False
+    if mixture.fixed_weights is not None:
+        settings["weights"] = dict(zip((*sources, TARGET), mixture.fixed_weights.tolist(), strict=True))
+    return settings
 
 
 def _place(backbone: FrozenBackbone, record: Prompt | Composition) -> str:

@@ -19,6 +19,7 @@ from attempt_cli.errors import AttemptError
 if TYPE_CHECKING:
     from attempt_cli.backbones.attention import Past
     from attempt_cli.backbones.input_cache import InputCache
+    from attempt_cli.backbones.tuned import TunedWeights
 
 # When a row is too long, its middle goes. At least so many of its last tokens stay: they are the template's cue
 # ("sentiment:"), without which the model does not know what is asked.
@@ -82,6 +83,8 @@ class FrozenBackbone(ABC):
     architecture: str
     # keys and values of inputs that are read again and again; shared by all trainings on this backbone
     input_cache: InputCache | None = None
+    # a training's weights that are in the model now; it is the frozen one again when they are released
+    tuned: TunedWeights | None = None
 
     def __init__(self, model: Any, tokenizer: Any, *, name: str, source: str) -> None:
         self.model: Any = model.eval().requires_grad_(False)

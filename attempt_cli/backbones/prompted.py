@@ -10,7 +10,8 @@ from torch import Tensor
 
 from attempt_cli.backbones.attention import Past
 from attempt_cli.backbones.base import Batch, EncodedRow, FrozenBackbone
-from attempt_cli.method import PromptMixture, pool_input
+from attempt_cli.backbones.tuned import TunedWeights
+from attempt_cli.method import DecomposedPrompt, PromptModule, pool_input
 
 
 @dataclass(frozen=True)
@@ -19,16 +20,35 @@ class PromptedModel:
 
     Args:
         backbone: the frozen model.
-        mixture: gives each row its prompt; None is the bare model.
+        mixture: gives each row its prompt, or DePT's prompt and offsets; None is the bare model.
         scale: what a prompt is multiplied with to enter the model: the backbone's embedding RMS when prompts are kept
             in its units, 1 when they are kept as they are (the paper).
         placement: "before" the input, [P ; X], or "after" it, [X ; P]. What X is mixed by is the same in both.
+        tuned: trained weights that are in the backbone, in the place of prompts.
     """
 
     backbone: FrozenBackbone
-    mixture: PromptMixture | None = None
+    mixture: PromptModule | None = None
     scale: float = 1.0
     placement: str = "before"
+    tuned: TunedWeights | None = None
+
+    @property
+    def trained(self) -> PromptModule | TunedWeights:
+        """What a training changes: its parameters, by `speed_groups`.
+
+        Raises:
+            ValueError: the bare model has nothing to train.
+        """
+        module = self.mixture if self.mixture is not None else self.tuned
+        if module is None:
+            raise ValueError("a bare model has nothing to train")
+        return module
+
+    def release(self) -> None:
+        """Takes trained weights out of the backbone; prompts leave nothing in it."""
+        if self.tuned is not None:
+            self.tuned.release()
 
     @property
     def prompt_length(self) -> int:
@@ -43,13 +63,13 @@ class PromptedModel:
             task_ids = batch.task_ids
         pooled = None
         if self.mixture.attention is not None:
-            pooled = pool_input(embeddings.float() / self.scale, batch.input_mask)
+            pooled = pool_input(embeddings, batch.input_mask).float() / self.scale
         prompts, weights = self.mixture(task_ids, pooled)
         return prompts * self.scale, weights
 
     def log_likelihood(self, rows: Sequence[EncodedRow], task_ids: Tensor | None = None) -> Tensor:
         """log p of each row's own target, [b], differentiable in the mixture."""
-        batch, embeddings = self._enter(rows)
+        batch, embeddings = self._enter(rows, task_ids)
         prompts, _ = self.prompts(batch, embeddings, task_ids)
         return self.backbone.target_log_likelihood(batch, embeddings, prompts, self._read(rows))
 
@@ -58,7 +78,7 @@ class PromptedModel:
         self, rows: Sequence[EncodedRow], labels: Sequence[Sequence[int]], task_ids: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """log p of every label word for every row, [b, c], and the mixture's weights, [b, t + 1]."""
-        batch, embeddings = self._enter(rows)
+        batch, embeddings = self._enter(rows, task_ids)
         prompts, weights = self.prompts(batch, embeddings, task_ids)
         return self.backbone.label_log_likelihoods(batch, embeddings, prompts, labels, self._read(rows)), weights
 
@@ -67,7 +87,7 @@ class PromptedModel:
         self, rows: Sequence[EncodedRow], max_new_tokens: int, task_ids: Tensor | None = None
     ) -> tuple[list[str], Tensor | None]:
         """The model's continuation of every row, and the mixture's weights."""
-        batch, embeddings = self._enter(rows)
+        batch, embeddings = self._enter(rows, task_ids)
         prompts, weights = self.prompts(batch, embeddings, task_ids)
         return self.backbone.generate(batch, embeddings, prompts, max_new_tokens, self.placement), weights
 
@@ -75,10 +95,21 @@ class PromptedModel:
         after = self.placement == "after" and self.mixture is not None
         return self.backbone.read(rows) if after else None
 
-    def _enter(self, rows: Sequence[EncodedRow]) -> tuple[Batch, Tensor]:
+    def _enter(self, rows: Sequence[EncodedRow], task_ids: Tensor | None = None) -> tuple[Batch, Tensor]:
+        """The rows as a batch, and what stands for their input, [b, l, d]: its embeddings; DePT adds to them."""
+        if self.backbone.tuned is not self.tuned:
+            held = "another training's" if self.backbone.tuned is not None else "no"
+            raise RuntimeError(f"{self.backbone.name} holds {held} weights: a model of weights ends with its release")
         batch = self.backbone.collate(rows)
+        if self.tuned is not None:
+            self.tuned.refresh()
+            return batch, self.backbone.embed(batch.input_ids)  # fine-tuning trains the embeddings, too
         with torch.no_grad():
-            return batch, self.backbone.embed(batch.input_ids)
+            embeddings = self.backbone.embed(batch.input_ids)
+        if isinstance(self.mixture, DecomposedPrompt):
+            offsets = self.mixture.offsets(batch.task_ids if task_ids is None else task_ids, embeddings.shape[1])
+            embeddings = embeddings + (offsets * self.scale).to(embeddings.dtype)
+        return batch, embeddings
 
     def longest_input(self, max_length: int, target_tokens: int) -> int:
         """How many input tokens fit: the task's limit, or less where the model sees fewer positions."""

@@ -1,4 +1,4 @@
-"""A training's state in one small file: prompts, G and the optimiser's moments, never the backbone."""
+"""A training's state in one small file: what is trained and the optimiser's moments, never the frozen backbone."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from attempt_cli.errors import AttemptError
-from attempt_cli.method import PromptMixture
 
 
 @dataclass
@@ -28,7 +27,7 @@ class TrainingState:
         history: the evaluations, each with its step and metrics.
         best_step: the step of the best evaluation, None before the first.
         best_score: its rank: (metric, log-likelihood per row).
-        best: the mixture's tensors then.
+        best: the trained module's tensors then.
         stale: evaluations since the best.
         seconds: time spent, over all runs of this training.
     """
@@ -47,7 +46,7 @@ _FIELDS = ("step", "losses", "history", "best_step", "best_score", "stale", "sec
 
 
 def save_checkpoint(
-    path: Path, key: str, state: TrainingState, mixture: PromptMixture, optimizer: torch.optim.Optimizer
+    path: Path, key: str, state: TrainingState, module: torch.nn.Module, optimizer: torch.optim.Optimizer
 ) -> None:
     """Writes the state whole or not at all: to a temporary name, synced, renamed.
 
@@ -56,7 +55,7 @@ def save_checkpoint(
     """
     from safetensors.torch import save
 
-    tensors = {f"mixture.{name}": tensor for name, tensor in mixture.state_dict().items()}
+    tensors = {f"mixture.{name}": tensor for name, tensor in module.state_dict().items()}
     tensors |= {f"best.{name}": tensor for name, tensor in state.best.items()}
     for index, moments in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in moments.items()}
@@ -82,8 +81,8 @@ def save_checkpoint(
             partial.unlink(missing_ok=True)
 
 
-def load_checkpoint(path: Path, key: str, mixture: PromptMixture, optimizer: torch.optim.Optimizer) -> TrainingState:
-    """Puts a saved state back into the mixture and the optimiser.
+def load_checkpoint(path: Path, key: str, module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> TrainingState:
+    """Puts a saved state back into what is trained and the optimiser.
 
     Raises:
         AttemptError: the file is damaged or belongs to another training.
@@ -104,7 +103,7 @@ def load_checkpoint(path: Path, key: str, mixture: PromptMixture, optimizer: tor
         ) from error
     if metadata.get("key") != key:
         raise AttemptError(f"the checkpoint {path} belongs to another training", "Run without --resume to start anew.")
-    mixture.load_state_dict(_part(tensors, "mixture."))
+    module.load_state_dict(_part(tensors, "mixture."))
     moments: dict[int, dict[str, Tensor]] = {}
     for name, tensor in _part(tensors, "optimizer.").items():
         index, moment = name.split(".", 1)

@@ -16,8 +16,25 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-Method = Literal["prompt-tuning", "spot", "attempt"]
+Method = Literal[
+    "prompt-tuning",
+    "spot",
+    "attempt",
+    "mpt",
+    "dept",
+    "fine-tuning",
+    "bitfit",
+    "adapter",
+    "adapterdrop",
+    "lora",
+    "ia3",
+]
 Placement = Literal["before", "after"]
+
+# they train weights of the backbone, or weights put into it, and no prompt
+WEIGHT_METHODS = ("fine-tuning", "bitfit", "adapter", "adapterdrop", "lora", "ia3")
+# they need the input to be read anew in every step: no prompt can stand after it
+PLACED_BEFORE = (*WEIGHT_METHODS, "dept")
 
 
 class TrainingConfig(BaseModel):
@@ -37,7 +54,8 @@ class TrainingConfig(BaseModel):
     batch_size: int = Field(16, ge=1)  # rows of a micro-step, per process
     accumulate: int = Field(1, ge=1)  # micro-steps of an optimiser step
     learning_rate: float = Field(0.03, gt=0)  # of prompts, in their units
-    attention_learning_rate: float = Field(0.01, gt=0)  # of G
+    attention_learning_rate: float = Field(0.01, gt=0)  # of G, of MPT's factors, of DePT's offsets
+    weight_learning_rate: float = Field(3e-4, gt=0)  # of weights: the paper's for fine-tuning, BitFit and Adapter
     weight_decay: float = Field(1e-5, ge=0)
     warmup_steps: int | None = Field(None, ge=0)  # None: a tenth of the steps, at most the paper's 500
     clip_norm: float = Field(
@@ -47,6 +65,10 @@ class TrainingConfig(BaseModel):
     units: Literal["rms", "raw"] = "rms"
     attention_rank: int | None = Field(None, ge=1)  # r; None: the paper's 100, or half the width where that is less
     temperature: float | None = Field(None, gt=0)  # None: e·√d in RMS units, the paper's e·d in raw ones
+    level: Literal["instance", "token"] = "instance"  # of the attention: equation 3, or 5
+    constant_attention: bool = False  # 1/t for every source instead of G
+    with_target: bool = True  # whether the target prompt takes part in the mixture
+    learned_temperature: bool = False  # T is trained with G
     max_length: int | None = Field(None, ge=4)  # input tokens; None: the task's own limit
     max_tokens: int = Field(8192, ge=1)  # positions computed at once, pads included
     gradient_checkpointing: bool = False  # compute layers twice rather than keep what their gradient needs
@@ -60,6 +82,35 @@ class TrainingConfig(BaseModel):
         if self.steps is not None and self.epochs is not None:
             raise ValueError("give --steps or --epochs, not both")
         return self
+
+    @model_validator(mode="after")
+    def _no_conflict(self) -> TrainingConfig:
+        if conflicts := self.conflicts():
+            raise ValueError("; ".join(conflicts))
+        return self
+
+    def conflicts(self) -> list[str]:
+        """What settings cannot be meant together (a copy with an update is not validated, and may have such)."""
+        given = {
+            "--level token": self.level == "token",
+            "--constant-attention": self.constant_attention,
+            "--no-target": not self.with_target,
+            "--learned-temperature": self.learned_temperature,
+        }
+        chosen = [option for option, on in given.items() if on]
+        if chosen and self.method != "attempt":
+            return [f"{option} only goes with --method attempt, not with {self.method}" for option in chosen]
+        found = []
+        if self.constant_attention:
+            without = [option for option in ("--level token", "--learned-temperature") if given[option]]
+            found += [f"{option} is the attention's, and --constant-attention has none" for option in without]
+            if not self.with_target:
+                found.append("--constant-attention with --no-target leaves nothing to train")
+        if self.placement == "after" and self.method in PLACED_BEFORE:
+            found.append(f"{self.method} changes how the input is read: --placement after is not for it")
+        if self.compile and self.method in WEIGHT_METHODS:
+            found.append(f"--compile does not go with {self.method}: the layers are other ones after the training")
+        return found
 
     def total_steps(self, rows: int, processes: int = 1) -> int:
         """Optimiser steps of the whole training."""

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from attempt_cli.backbones.base import EncodedRow
 from attempt_cli.backbones.prompted import PromptedModel, by_length
+from attempt_cli.backbones.tuned import TunedWeights
 from attempt_cli.errors import AttemptError
-from attempt_cli.method import PromptMixture
+from attempt_cli.method import PromptModule
 from attempt_cli.training.checkpoint import TrainingState, load_checkpoint, save_checkpoint
 from attempt_cli.training.config import TrainingConfig
 from attempt_cli.training.memory import PeakMemory
@@ -27,6 +28,8 @@ from attempt_cli.training.processes import Processes
 SECONDS_BETWEEN_CHECKPOINTS = 15.0
 # a GPU computes ahead of us; it is waited for only so often, to look at its losses
 STEPS_BETWEEN_LOOKS = 16
+# of a tensor, to see whether a training moves it
+SAMPLED_ENTRIES = 65_536
 
 # Evaluates the model as it is: the metrics by name, the one that chooses first, and the log-likelihood per row.
 Evaluate = Callable[[PromptedModel], tuple[dict[str, float], float]]
@@ -92,12 +95,14 @@ class Trained:
         return numbers
 
 
-def make_optimizer(mixture: PromptMixture, config: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW with two speeds: one group holds the target prompts, the other all of G."""
-    peaks = {"prompts": config.learning_rate, "attention": config.attention_learning_rate}
-    groups = [
-        {"name": name, "params": tensors, "peak": peaks[name]} for name, tensors in mixture.speed_groups().items()
-    ]
+def make_optimizer(module: PromptModule | TunedWeights, config: TrainingConfig) -> torch.optim.AdamW:
+    """AdamW with a speed of its own for target prompts, for all of G, and for weights."""
+    peaks = {
+        "prompts": config.learning_rate,
+        "attention": config.attention_learning_rate,
+        "weights": config.weight_learning_rate,
+    }
+    groups = [{"name": name, "params": tensors, "peak": peaks[name]} for name, tensors in module.speed_groups().items()]
     return torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=config.weight_decay)
 
 
@@ -114,13 +119,13 @@ def train(
     processes: Processes,
     mix: tuple[Sequence[int], Sequence[int]] | None = None,
 ) -> Trained:
-    """Trains the model's mixture in place; at the end it holds the best evaluated state, or the last.
+    """Trains the model's mixture or weights in place; at the end it holds the best evaluated state, or the last.
 
     The loss of a step is the mean over the target tokens of all its rows, whatever micro-batches and processes they
     are spread over.
 
     Args:
-        model: the backbone and the mixture to train.
+        model: the backbone and what is to be trained.
         rows: the training rows with their targets.
         config: the settings.
         evaluate: looks at validation rows; None keeps the last step.
@@ -135,14 +140,12 @@ def train(
         TrainingStoppedError: stopped by a signal; the checkpoint is written.
         NotFiniteError: the loss or its gradient is no longer a number; the last checkpoint before is kept.
     """
-    mixture = model.mixture
-    if mixture is None:
-        raise ValueError("a bare model has nothing to train")
-    optimizer = make_optimizer(mixture, config)
-    initial = mixture.target_prompts.detach().clone()
+    module = model.trained
+    optimizer = make_optimizer(module, config)
+    initial = _samples(module)
     state = TrainingState()
     if resume and checkpoint.exists():
-        state = load_checkpoint(checkpoint, key, mixture, optimizer)
+        state = load_checkpoint(checkpoint, key, module, optimizer)
     elif resume:
         listener.note("There is no checkpoint of this very training (command, rows, sources): it starts at step 0.")
     elif checkpoint.exists():
@@ -157,7 +160,7 @@ def train(
     def save() -> None:
         state.seconds = time.monotonic() - began
         if processes.is_main:
-            save_checkpoint(checkpoint, key, state, mixture, optimizer)
+            save_checkpoint(checkpoint, key, state, module, optimizer)
 
     def look() -> None:
         if evaluate is None:
@@ -169,7 +172,7 @@ def train(
         better = state.best_score is None or score > state.best_score
         if better:
             state.best_step, state.best_score, state.stale = state.step, score, 0
-            state.best = {name: tensor.detach().clone() for name, tensor in mixture.state_dict().items()}
+            state.best = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
         else:
             state.stale += 1
         state.history.append({"step": state.step, "metrics": metrics})
@@ -210,7 +213,7 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * factor
             loss = gradient_step(model, [rows[i] for i in indices], config, processes, positions)
-            norm = torch.nn.utils.clip_grad_norm_(trained_tensors(mixture), config.clip_norm)
+            norm = torch.nn.utils.clip_grad_norm_(trained_tensors(module), config.clip_norm)
             pending.append(torch.stack([loss, norm.to(loss.device)]))
             if len(pending) >= look_every:
                 read_pending()
@@ -230,9 +233,9 @@ def train(
                 saved_at = time.monotonic()
     read_pending()
     save()
-    warnings = _warnings(state, initial, mixture, config)
+    warnings = _warnings(state, initial, module, config)
     if state.best:
-        mixture.load_state_dict(state.best)
+        module.load_state_dict(state.best)
     return Trained(state, total, warnings, (positions.computed, positions.real), memory.bytes())
 
 
@@ -251,7 +254,7 @@ def gradient_step(
     processes: Processes,
     positions: Positions | None = None,
 ) -> Tensor:
-    """Leaves the gradient of the mean loss per target token in the mixture, summed over processes.
+    """Leaves the gradient of the mean loss per target token in what is trained, summed over processes.
 
     Args:
         positions: what is computed is added here.
@@ -259,7 +262,6 @@ def gradient_step(
     Returns:
         The loss over the rows of all processes, a scalar on the device.
     """
-    assert model.mixture is not None
     tokens = sum(len(row.target_ids) for row in rows)
     mine = rows[processes.index :: processes.count]
     loss = torch.zeros((), device=model.backbone.device)
@@ -275,7 +277,7 @@ def gradient_step(
             positions.computed += len(micro) * (max(lengths[i] for i in micro) + overhead)
             positions.real += sum(lengths[i] + overhead for i in micro)
     gradients: list[Tensor] = []
-    for parameter in trained_tensors(model.mixture):
+    for parameter in trained_tensors(model.trained):
         if parameter.grad is None:  # a process may have no rows in the last batch of an epoch
             parameter.grad = torch.zeros_like(parameter)
         gradients.append(parameter.grad)
@@ -309,6 +311,14 @@ def caught_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
+def _samples(module: PromptModule | TunedWeights) -> dict[str, list[Tensor]]:
+    """The trained tensors by speed, of large ones a sample: enough to see whether they move."""
+    return {
+        name: [tensor.detach().flatten()[:: max(1, tensor.numel() // SAMPLED_ENTRIES)].clone() for tensor in tensors]
+        for name, tensors in module.speed_groups().items()
+    }
+
+
 def _not_finite(step: int, checkpoint: Path, config: TrainingConfig) -> NotFiniteError:
     kept = f"; the checkpoint before it is kept at {checkpoint}" if checkpoint.exists() else ""
     return NotFiniteError(
@@ -318,15 +328,24 @@ def _not_finite(step: int, checkpoint: Path, config: TrainingConfig) -> NotFinit
     )
 
 
-def _warnings(state: TrainingState, initial: Tensor, mixture: PromptMixture, config: TrainingConfig) -> list[str]:
+def _warnings(
+    state: TrainingState,
+    initial: dict[str, list[Tensor]],
+    module: PromptModule | TunedWeights,
+    config: TrainingConfig,
+) -> list[str]:
     """Says when nothing was learned (PEFT's users find that out much later)."""
     warnings = []
-    moved = float((mixture.target_prompts.detach() - initial).norm() / initial.norm().clamp_min(1e-12))
+    name, before = next(iter(initial.items()))  # prompts where there are any
+    now = torch.cat(_samples(module)[name])
+    moved = float((now - torch.cat(before)).norm() / torch.cat(before).norm().clamp_min(1e-12))
     if moved < 1e-3:
-        warnings.append(
-            f"the prompt hardly moved (by {moved:.2g} of its norm): "
-            f"raise --learning-rate (now {config.learning_rate:g})"
-        )
+        what, option, rate = {
+            "prompts": ("the prompt", "--learning-rate", config.learning_rate),
+            "attention": ("G", "--attention-learning-rate", config.attention_learning_rate),
+            "weights": ("the weights", "--weight-learning-rate", config.weight_learning_rate),
+        }[name]
+        warnings.append(f"{what} hardly moved (by {moved:.2g} of the norm): raise {option} (now {rate:g})")
     losses = state.losses
     first, last = _mean(losses[: _tenth(losses)]), _mean(losses[-_tenth(losses) :])
     if len(losses) >= 20 and last > 0.98 * first:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from attempt_cli.artefacts import load_attention, prompt_in_units, remember_backbone, versions
+from attempt_cli.artefacts import load_attention, mixing_settings, prompt_in_units, remember_backbone, versions
 from attempt_cli.backbones.base import EncodedRow, FrozenBackbone
 from attempt_cli.backbones.prompted import PromptedModel
 from attempt_cli.data.rows import Rows, load_examples
@@ -22,7 +22,8 @@ from attempt_cli.data.schema import task_fields
 from attempt_cli.data.task import Task
 from attempt_cli.errors import AttemptError
 from attempt_cli.evaluation.predict import encode_examples
-from attempt_cli.method import PromptAttention, PromptMixture
+from attempt_cli.method import PromptMixture
+from attempt_cli.training.build import offset_positions, prompt_module
 from attempt_cli.training.config import TrainingConfig
 from attempt_cli.training.initial import vocabulary_prompt
 from attempt_cli.training.loop import Listener, Trained
@@ -33,7 +34,6 @@ from attempt_cli.training.recipes import (
     plan_input_cache,
     run_training,
     settled_placement,
-    temperature,
     training_task,
     validation_rows,
     validation_score,
@@ -281,13 +281,13 @@ def _build(registry: Registry, backbone: FrozenBackbone, request: ManyRequest) -
     if request.sources:
         sources = torch.stack([prompt_in_units(registry, backbone, prompt, scale) for prompt in request.sources])
         if given is not None:
-            attention = load_attention(registry, given)
-        else:
-            rank = config.attention_rank or min(100, backbone.width // 2)
-            attention = PromptAttention(backbone.width, rank, temperature(config, backbone.width), generator=generator)
-        if request.onto is not None:
-            attention.requires_grad_(False)  # the other targets' mixtures stay what they are
-    mixture = PromptMixture(torch.stack(initial), sources, attention)
+            # with `onto` the other targets' mixtures stay what they are
+            attention = load_attention(registry, given).requires_grad_(request.onto is None)
+            config = config.model_copy(update={"level": given.level})
+    positions = max(offset_positions(backbone, task, config) for task in request.tasks)
+    mixture = prompt_module(
+        config, torch.stack(initial), sources, generator=generator, positions=positions, attention=attention
+    )
     placement = backbone.check_placement(config.placement)
     return PromptedModel(backbone, mixture.to(backbone.device), scale, placement)
 
@@ -398,7 +398,7 @@ def _record(
                 sources=sources,
                 attention=attention_ref,
                 targets=(*(request.onto.targets if request.onto else ()), *prompts.values()),
-                settings={"embedding_scale": model.scale},
+                settings=mixing_settings(mixture, sources, model.scale),
                 note=request.note,
                 **identity,
             )

@@ -64,19 +64,20 @@ def total_memory() -> int:
 
 def activation_bytes(model: PromptedModel, rows: Sequence[EncodedRow]) -> int:
     """Bytes that the backward pass of these rows needs kept, weights not counted."""
-    weights = {parameter.untyped_storage().data_ptr() for parameter in model.backbone.model.parameters()}
     kept: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
+        kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         likelihood = model.log_likelihood(rows)
+    # weights that are trained are cast anew in every pass: which they are is only known after it
+    weights = [*model.backbone.model.parameters(), *model.trained.parameters()]
+    known = {parameter.untyped_storage().data_ptr() for parameter in weights}
     del likelihood
-    return sum(kept.values())
+    return sum(size for place, size in kept.items() if place not in known)
 
 
 def largest_batch(model: PromptedModel, rows: Sequence[EncodedRow]) -> int:
@@ -88,7 +89,9 @@ def largest_batch(model: PromptedModel, rows: Sequence[EncodedRow]) -> int:
     longest = sorted(rows, key=lambda row: len(row.input_ids) + len(row.target_ids))[-1]
     # the gradients of a layer stand beside what the backward pass still needs: twice is on the safe side
     per_row = 2 * activation_bytes(model, [longest])
-    fits = int(SHARE * free_memory(model.backbone.device) / max(1, per_row))
+    # beside every trained number come its gradient and AdamW's two moments, in fp32
+    beside = 12 * sum(tensor.numel() for tensor in model.trained.parameters() if tensor.requires_grad)
+    fits = int((SHARE * free_memory(model.backbone.device) - beside) / max(1, per_row))
     if fits < 1:
         raise AttemptError(
             "not even one row fits in the free memory",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,19 +13,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attempt_cli.artefacts import prompt_in_units, remember_backbone, versions
+from attempt_cli.artefacts import mixing_settings, prompt_in_units, remember_backbone, versions
 from attempt_cli.backbones.base import EncodedRow, FrozenBackbone
 from attempt_cli.backbones.prompted import PromptedModel, by_length
+from attempt_cli.backbones.tuned import tune
 from attempt_cli.data.metrics import score
 from attempt_cli.data.rows import Rows, load_examples
 from attempt_cli.data.schema import task_fields
 from attempt_cli.data.task import Example, RowError, Task
 from attempt_cli.errors import AttemptError
 from attempt_cli.evaluation.predict import encode_examples, predict
-from attempt_cli.method import PromptAttention, PromptMixture, paper_temperature, rms_temperature
-from attempt_cli.training.config import TrainingConfig
+from attempt_cli.method import PromptMixture, SharedPrompt
+from attempt_cli.training.build import offset_positions, offsets_shape, prompt_module
+from attempt_cli.training.config import PLACED_BEFORE, WEIGHT_METHODS, TrainingConfig
 from attempt_cli.training.initial import vocabulary_prompt
-from attempt_cli.training.loop import Listener, Trained, train
+from attempt_cli.training.loop import Listener, Trained, train, trained_tensors
 from attempt_cli.training.memory import largest_batch
 from attempt_cli.training.processes import Processes
 from registry import Attention, Prompt, Registry
@@ -73,7 +76,8 @@ class Outcome:
     """What a training left in the registry.
 
     Args:
-        prompt: the prompt's full name.
+        prompt: the prompt's full name; None where no prompt was trained (weights, DePT): then the run alone is kept,
+            and `model` is all that can predict, until `release`.
         composition: ATTEMPT's composition, else None.
         attention: ATTEMPT's G, else None.
         model: the trained model, ready to predict.
@@ -84,7 +88,7 @@ class Outcome:
         run: the run's id.
     """
 
-    prompt: str
+    prompt: str | None
     composition: str | None
     attention: str | None
     model: PromptedModel
@@ -93,6 +97,10 @@ class Outcome:
     rows: int
     trained_parameters: int
     run: int
+
+    def release(self) -> None:
+        """Takes trained weights out of the backbone, which is the frozen one again; prompts leave nothing there."""
+        self.model.release()
 
 
 @dataclass
@@ -139,47 +147,64 @@ def train_prompt(
     if processes.is_main:
         remember_backbone(registry, backbone)
     model = build_model(registry, backbone, request)
-    assert model.mixture is not None
-    encoded = encode_examples(model, task, rows.examples, config.max_length)
-    if request.largest_batch:
-        request = with_largest_batch(model, request, encoded)
-        config = request.config
-    looked_at = encode_examples(model, task, validation.examples, config.max_length) if validation is not None else []
-    plan_input_cache(model, config, encoded, looked_at)
-    key = training_key(request, backbone, rows, validation, processes.count)
+    with _released_on_failure(model):
+        encoded = encode_examples(model, task, rows.examples, config.max_length)
+        if request.largest_batch:
+            request = with_largest_batch(model, request, encoded)
+            config = request.config
+        looked_at = (
+            encode_examples(model, task, validation.examples, config.max_length) if validation is not None else []
+        )
+        plan_input_cache(model, config, encoded, looked_at)
+        key = training_key(request, backbone, rows, validation, processes.count)
 
-    def evaluate(trained: PromptedModel) -> tuple[dict[str, float], float]:
-        assert validation is not None
-        return validation_score(trained, task, validation.examples, config)
+        def evaluate(trained: PromptedModel) -> tuple[dict[str, float], float]:
+            assert validation is not None
+            return validation_score(trained, task, validation.examples, config)
 
-    trained = run_training(
-        model,
-        encoded,
-        config,
-        evaluate=evaluate if validation is not None else None,
-        checkpoint=checkpoint_path(registry, key),
-        key=key,
-        resume=resume,
-        listener=listener,
-        processes=processes,
-    )
-    if not processes.is_main:
-        return None
-    trained.warnings.extend(missing)
-    outcome = _record(registry, backbone, request, model, trained, rows, validation, processes)
-    for file in checkpoint_path(registry, key).parent.glob(f"{key}.*"):  # and what a kill left of writing it
-        file.unlink(missing_ok=True)
-    return replace(outcome, truncated=sum(row.truncated > 0 for row in encoded))
+        trained = run_training(
+            model,
+            encoded,
+            config,
+            evaluate=evaluate if validation is not None else None,
+            checkpoint=checkpoint_path(registry, key),
+            key=key,
+            resume=resume,
+            listener=listener,
+            processes=processes,
+        )
+        if not processes.is_main:
+            model.release()
+            return None
+        trained.warnings.extend(missing)
+        outcome = _record(registry, backbone, request, model, trained, rows, validation, processes)
+        for file in checkpoint_path(registry, key).parent.glob(f"{key}.*"):  # and what a kill left of writing it
+            file.unlink(missing_ok=True)
+        return replace(outcome, truncated=sum(row.truncated > 0 for row in encoded))
+
+
+@contextmanager
+def _released_on_failure(model: PromptedModel) -> Iterator[None]:
+    """A training that fails or is stopped leaves nothing in the backbone, which others share."""
+    try:
+        yield
+    except BaseException:
+        model.release()
+        raise
 
 
 def placed(backbone: FrozenBackbone, request: Request) -> Request:
     """The request with its placement settled: as asked for, else where its source prompts stand, else the default.
 
+    Methods that change how the input is read have it before.
+
     Raises:
         AttemptError: the backbone cannot have it, or a prompt that is to be mixed or started from stands elsewhere.
     """
-    prompts = [*request.sources, *([request.init_from] if request.init_from else [])]
-    return replace(request, config=settled_placement(backbone, request.config, prompts))
+    config, prompts = request.config, [*request.sources, *([request.init_from] if request.init_from else [])]
+    if config.placement is None and config.method in PLACED_BEFORE:
+        config = config.model_copy(update={"placement": "before"})
+    return replace(request, config=settled_placement(backbone, config, prompts))
 
 
 def settled_placement(
@@ -263,8 +288,10 @@ def training_task(task: Task, config: TrainingConfig) -> Task:
 
 
 def build_model(registry: Registry, backbone: FrozenBackbone, request: Request) -> PromptedModel:
-    """The model before the first step: initial prompts, frozen sources, a fresh G."""
+    """The model before the first step: initial prompts, frozen sources, a fresh G; or weights in the backbone."""
     config = request.config
+    if config.method in WEIGHT_METHODS:
+        return PromptedModel(backbone, tuned=tune(backbone, config.method, config.seed))
     scale = backbone.embedding_rms if config.units == "rms" else 1.0
     generator = torch.Generator().manual_seed(config.seed)
     if request.init_from is not None:
@@ -272,24 +299,11 @@ def build_model(registry: Registry, backbone: FrozenBackbone, request: Request) 
     else:
         initial = vocabulary_prompt(backbone, config.prompt_length, generator).float() / scale
     sources: Tensor | None = None
-    attention = None
-    if config.method == "attempt":
+    if request.sources:
         sources = torch.stack([prompt_in_units(registry, backbone, prompt, scale) for prompt in request.sources])
-        attention = PromptAttention(
-            backbone.width,
-            config.attention_rank or min(100, backbone.width // 2),
-            temperature(config, backbone.width),
-            generator=generator,
-        )
-    mixture = PromptMixture(initial[None], sources, attention)
+    positions = offset_positions(backbone, request.task, config)
+    mixture = prompt_module(config, initial[None], sources, generator=generator, positions=positions)
     return PromptedModel(backbone, mixture.to(backbone.device), scale, backbone.check_placement(config.placement))
-
-
-def temperature(config: TrainingConfig, width: int) -> float:
-    """T as it was given, else the one that belongs to the units."""
-    if config.temperature is not None:
-        return config.temperature
-    return rms_temperature(width) if config.units == "rms" else paper_temperature(width)
 
 
 def validation_score(
@@ -337,8 +351,12 @@ def _check(backbone: FrozenBackbone, request: Request) -> None:
     """Refuses requests whose parts do not fit, all problems at once."""
     check_name(request.name)  # before the training, not after it
     checked_tags(request.tags)
-    problems = []
     config = request.config
+    problems = config.conflicts()
+    if config.method in PLACED_BEFORE and (request.sources or request.init_from):
+        problems.append(f"{config.method} starts from no prompt")
+    if config.method == "dept":
+        offsets_shape(backbone.width, config.prompt_length, offset_positions(backbone, request.task, config))
     if config.method == "attempt" and not request.sources:
         problems.append("ATTEMPT needs source prompts: --sources a,b,c or --sources all")
     backbone.label_tokens(request.task.label_words)  # refuses words that the backbone cannot tell apart
@@ -353,7 +371,7 @@ def _check(backbone: FrozenBackbone, request: Request) -> None:
     if rank is not None and rank >= backbone.width:
         problems.append(f"--attention-rank {rank} is not below the width {backbone.width}")
     positions = backbone.max_positions
-    if positions is not None and config.prompt_length >= positions - 8:
+    if positions is not None and config.prompt_length >= positions - 8 and config.method not in WEIGHT_METHODS:
         problems.append(f"--prompt-length {config.prompt_length} leaves no room in {positions} positions")
     if problems:
         raise AttemptError("this cannot be trained:\n  " + "\n  ".join(dict.fromkeys(problems)))
@@ -371,8 +389,6 @@ def _record(
 ) -> Outcome:
     """Prompt, G, composition and run become visible together, or not at all."""
     config, task = request.config, training_task(request.task, request.config)
-    mixture = model.mixture
-    assert mixture is not None
     sources = tuple(prompt.ref for prompt in request.sources)
     parents = tuple(dict.fromkeys([*([request.init_from.ref] if request.init_from else []), *sources]))
     settings = {
@@ -381,10 +397,9 @@ def _record(
         "training": config.model_dump(exclude_none=True),
         "total_steps": trained.total,
         "dtype": str(backbone.dtype).removeprefix("torch."),
-        "init_from": request.init_from.ref if request.init_from else "vocabulary",
+        "init_from": _start(request),
     }
-    trained_parameters = sum(parameter.numel() for parameter in mixture.parameters())
-    identity: dict[str, Any] = {"backbone": backbone.name, "fingerprint": backbone.fingerprint}
+    trained_parameters = sum(tensor.numel() for tensor in trained_tensors(model.trained))
     budget = {
         "steps": trained.state.step,
         "rows_per_step": config.rows_per_step(processes.count),
@@ -401,52 +416,8 @@ def _record(
             "sha256": validation.sha256,
             "n": len(validation.examples),
         }
-    attention_ref = composition_ref = None
     with registry.transaction():
-        prompt = registry.add_prompt(
-            mixture.target_prompts[0].detach().cpu().numpy(),
-            name=request.name,
-            kind=request.kind,
-            method=config.method,
-            task=task.name,
-            task_version=task.version,
-            embedding_scale=model.scale,
-            placement=model.placement,
-            settings=settings,
-            numbers=trained.numbers,
-            seed=config.seed,
-            note=request.note,
-            tags=request.tags,
-            parents=parents,
-            **identity,
-        )
-        artefacts = [f"prompt:{prompt.ref}"]
-        if mixture.attention is not None:
-            attention = registry.add_attention(
-                {name: tensor.detach().cpu().numpy() for name, tensor in mixture.attention.state_dict().items()},
-                name=request.name,
-                rank=mixture.attention.rank,
-                level="instance",
-                temperature=mixture.attention.temperature,
-                width=backbone.width,
-                placement=model.placement,
-                settings={"embedding_scale": model.scale, "training": settings["training"]},
-                seed=config.seed,
-                note=request.note,
-                parents=sources,
-                **identity,
-            )
-            composition = registry.add_composition(
-                name=request.name,
-                sources=sources,
-                attention=attention.ref,
-                targets=(prompt.ref,),
-                settings={"embedding_scale": model.scale},
-                note=request.note,
-                **identity,
-            )
-            attention_ref, composition_ref = attention.ref, composition.ref
-            artefacts += [f"attention:{attention.ref}", f"composition:{composition.ref}"]
+        kept = _record_prompt(registry, request, model, settings, trained.numbers, parents)
         run = registry.add_run(
             command=request.command,
             settings=settings,
@@ -456,9 +427,89 @@ def _record(
             numbers=trained.numbers,
             versions=versions(),
             duration=trained.state.seconds,
-            artefacts=artefacts,
+            artefacts=[f"{kind}:{ref}" for kind, ref in kept.items()],
             inputs=[f"prompt:{ref}" for ref in parents],
         )
     return Outcome(
-        prompt.ref, composition_ref, attention_ref, model, trained, 0, len(rows.examples), trained_parameters, run.id
+        kept.get("prompt"),
+        kept.get("composition"),
+        kept.get("attention"),
+        model,
+        trained,
+        0,
+        len(rows.examples),
+        trained_parameters,
+        run.id,
     )
+
+
+def _start(request: Request) -> str:
+    """What the training started from, in words or as a prompt's full name."""
+    if request.config.method in WEIGHT_METHODS:
+        return "the backbone"
+    if request.config.method == "mpt" and request.sources:
+        return "the mean of the sources"
+    return request.init_from.ref if request.init_from else "vocabulary"
+
+
+def _record_prompt(
+    registry: Registry,
+    request: Request,
+    model: PromptedModel,
+    settings: dict[str, Any],
+    numbers: dict[str, Any],
+    parents: tuple[str, ...],
+) -> dict[str, str]:
+    """Records the prompt, and G and the composition where sources are mixed.
+
+    Returns:
+        Each record's full name by its kind; none where what was trained is no prompt.
+    """
+    mixture, backbone, config = model.mixture, model.backbone, request.config
+    if not isinstance(mixture, PromptMixture | SharedPrompt):
+        return {}
+    sources = tuple(prompt.ref for prompt in request.sources)
+    identity: dict[str, Any] = {"backbone": backbone.name, "fingerprint": backbone.fingerprint, "note": request.note}
+    prompt = registry.add_prompt(
+        mixture.target_prompts[0].detach().cpu().numpy(),
+        name=request.name,
+        kind=request.kind,
+        method=config.method,
+        task=request.task.name,
+        task_version=request.task.version,
+        embedding_scale=model.scale,
+        placement=model.placement,
+        settings=settings,
+        numbers=numbers,
+        seed=config.seed,
+        tags=request.tags,
+        parents=parents,
+        **identity,
+    )
+    kept = {"prompt": prompt.ref}
+    if isinstance(mixture, SharedPrompt) or mixture.source_prompts is None:
+        return kept
+    if mixture.attention is not None:
+        attention = registry.add_attention(
+            {name: tensor.detach().cpu().numpy() for name, tensor in mixture.attention.state_dict().items()},
+            name=request.name,
+            rank=mixture.attention.rank,
+            level=mixture.level,
+            temperature=mixture.attention.temperature,
+            width=backbone.width,
+            placement=model.placement,
+            settings={"embedding_scale": model.scale, "training": settings["training"]},
+            seed=config.seed,
+            parents=sources,
+            **identity,
+        )
+        kept["attention"] = attention.ref
+    composition = registry.add_composition(
+        name=request.name,
+        sources=sources,
+        attention=kept.get("attention"),
+        targets=(prompt.ref,),
+        settings=mixing_settings(mixture, sources, model.scale),
+        **identity,
+    )
+    return {**kept, "composition": composition.ref}
