@@ -187,7 +187,8 @@ def _to_file(file: Path, tensor: Tensor) -> Tensor:
         partial.replace(file)
     finally:
         partial.unlink(missing_ok=True)
-    return _from_file(file, file.with_suffix(".shape")) or tensor
+    mapped = _from_file(file, file.with_suffix(".shape"))
+    return tensor if mapped is None else mapped
 
 
 def _from_file(file: Path, shape_file: Path) -> Tensor | None:

@@ -50,11 +50,13 @@ def command(
 ) -> None:
     """Join source prompts, target prompts and a trained attention under NAME, to evaluate and to predict with.
 
+    Without --target the sources alone are mixed: an attention prior serves a task that has no training rows.
     G scores prompts by a dot product, so their number is free: sources may be dropped or added without training, and
     weights may be forced. `attempt eval` takes the same changes, and says what they do to the score.
 
     \b
       attempt compose both --sources all --target rte-attempt,cb-attempt --attention cb-attempt
+      attempt compose any-task --sources all --attention prior
       attempt compose rte-without-sst2 --from rte-attempt --drop sst2
       attempt compose rte-even --from rte-attempt --only mnli,qnli --weights mnli=.5,qnli=.5
     """
@@ -67,12 +69,14 @@ def command(
             raise click.UsageError("--from wants a change: --add, --drop, --only or --weights")
         draft = registry.composition(base)
         draft = replace(draft, settings={**draft.settings, "from": draft.ref, "changes": str(changes)})
-    elif targets is None:
-        raise click.UsageError("name the target prompts with --target, or a composition with --from")
+    elif targets is None and (sources is None or attention is None):
+        raise click.UsageError(
+            "name the target prompts with --target, a composition with --from, or --sources and --attention alone"
+        )
     else:
-        found = [registry.prompt(target) for target in split_names(targets)]
+        found = [registry.prompt(target) for target in split_names(targets)] if targets else []
         tasks = [prompt.task for prompt in found]
-        where = backbone_name({"backbone": backbone}) or found[0].backbone
+        where = backbone_name({"backbone": backbone}) or (found[0].backbone if found else None)
         mixed = chosen_sources(registry, sources, where, targets=tasks)
         if not mixed and not changes.add and attention is not None:
             raise click.UsageError("--attention mixes sources: give --sources too")
@@ -101,7 +105,7 @@ def command(
         note=note,
     )
     settings.output.record("composition", {**asdict(composition), "name": composition.ref})
-    settings.output.note(f"Next: `attempt eval --tasks {','.join(tasks)} --composition {composition.ref}`")
+    settings.output.note(f"Next: `attempt eval --tasks {','.join(tasks) or 'TASK'} --composition {composition.ref}`")
 
 
 def _draft(
@@ -109,16 +113,17 @@ def _draft(
 ) -> Composition:
     """The composition of these parts, not kept yet."""
     mixer = None if attention is None else registry.attention(attention)
-    scale = mixer.settings.get("embedding_scale", 1.0) if mixer else targets[0].embedding_scale
+    first = [*targets, *sources][0]
+    scale = mixer.settings.get("embedding_scale", 1.0) if mixer else first.embedding_scale
     return Composition(
         name=name,
         version=(registry.versions(name, kind="composition") or [0])[-1] + 1,
-        backbone=targets[0].backbone,
-        fingerprint=targets[0].fingerprint,
+        backbone=first.backbone,
+        fingerprint=first.fingerprint,
         sources=tuple(prompt.ref for prompt in sources),
         attention=mixer.ref if mixer else None,
         targets=tuple(prompt.ref for prompt in targets),
-        placement=targets[0].placement,
+        placement=first.placement,
         settings={"embedding_scale": scale},
         created="",
         note="",

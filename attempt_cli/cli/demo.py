@@ -55,6 +55,7 @@ def command(settings: Settings, /, **options: Any) -> None:
         with TrainingProgress(f"source {name}", silent=silent) as progress:
             outcome = train_prompt(registry, backbone, request, listener=progress)
         assert outcome is not None
+        assert outcome.prompt is not None
         sources.append(registry.prompt(outcome.prompt))
     task = load_task(TARGET)
     pool = load_examples(task, "train")

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 COMMANDS = {
     "train-source": "train_source",
     "train-target": "train_target",
+    "train-attention": "train_attention",
     "compose": "compose",
     "eval": "eval",
     "compare": "compare",

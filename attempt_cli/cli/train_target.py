@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from attempt_cli.cli.many import named_tasks, sampling_options, starts, train_many_and_report
 from attempt_cli.cli.options import (
     backbone_name,
     backbone_options,
@@ -14,15 +15,17 @@ from attempt_cli.cli.options import (
     record_options,
     task_options,
     training_options,
+    where_from,
 )
 from attempt_cli.cli.training import train_and_report
 
 if TYPE_CHECKING:
     from attempt_cli.cli.main import Settings
+    from registry import Composition, Registry
 
 
 @click.command("train-target")
-@click.argument("task", required=False)
+@click.argument("task", required=False, metavar="[TASK[,TASK…]]")
 @task_options
 @click.option(
     "--method",
@@ -38,6 +41,10 @@ if TYPE_CHECKING:
 @click.option(
     "--temperature", type=float, help="T of the softmax. [default: e·√d in RMS units, the paper's e·d in raw ones]"
 )
+@click.option("--attention-from", help="Start from this trained G: an attention prior, or another target's.")
+@click.option("--add-task", help="Tasks that join --composition: its G and its targets stay as they are.")
+@click.option("--composition", help="With --add-task: the composition that they join.")
+@sampling_options
 @training_options
 @record_options
 @backbone_options
@@ -46,17 +53,28 @@ def command(settings: Settings, /, task: str | None, method: str, **options: Any
     """Train a target prompt for TASK, by default with ATTEMPT (equations 2 to 4 of the paper).
 
     Sources and backbone stay frozen. The prompt, G and the composition that joins them are kept in the registry under
-    --name (TASK-METHOD without it).
+    --name (TASK-METHOD without it). Several tasks share one G and mix in every batch (ATTEMPT-m); each has a target
+    prompt of its own, NAME.TASK.
 
     \b
       attempt train-target rte --sources mnli,qnli,sst2 --init-from mnli
       attempt train-target cb --sources all
+      attempt train-target rte,mrpc,cb --sources all --name glue-m
+      attempt train-target --add-task boolq --composition glue-m
+      attempt train-target rte --sources all --attention-from prior
       attempt train-target rte --method spot --init-from mnli
       attempt train-target rte --method prompt-tuning
       attempt train-target reviews --train-file reviews.csv --input "{text} sentiment:" --label stars --sources all
     """
     registry = settings.registry()
+    added, composition = options.pop("add_task"), options.pop("composition")
+    if (added is None) != (composition is None) or (added is not None and task is not None):
+        raise click.UsageError("tasks join a composition with: --add-task TASK --composition NAME")
     names, start = options.pop("sources"), options.pop("init_from")
+    attention_from = options.pop("attention_from")
+    if added is not None:
+        _add_tasks(settings, registry, added, registry.composition(composition), names, start, attention_from, options)
+        return
     if method == "attempt" and names is None:
         raise click.UsageError("ATTEMPT mixes source prompts: give --sources a,b,c or --sources all")
     if method == "spot" and start is None:
@@ -68,6 +86,26 @@ def command(settings: Settings, /, task: str | None, method: str, **options: Any
     for option in ("attention_rank", "attention_learning_rate", "temperature"):
         if method != "attempt" and options[option] is not None:
             raise click.UsageError(f"--{option.replace('_', '-')} only goes with --method attempt, not with {method}")
+    several = task is not None and "," in task
+    if method != "attempt" and (several or attention_from is not None):
+        raise click.UsageError(f"several tasks and --attention-from only go with --method attempt, not with {method}")
+    if several or attention_from is not None:
+        tasks = named_tasks(task, options) if several and task else (chosen_task(task, options),)
+        sources = chosen_sources(registry, names, backbone_name(options), targets=[t.name for t in tasks])
+        train_many_and_report(
+            settings,
+            registry,
+            tasks,
+            options,
+            name=f"{'-'.join(t.name for t in tasks)}-attempt",
+            keep="targets",
+            sources=sources,
+            init_from=starts(sources, tasks, registry.prompt(start) if start else None),
+            attention_from=registry.attention(attention_from) if attention_from else None,
+        )
+        return
+    if options.pop("max_rows_per_task") is not None or options.pop("sampling_temperature") != 1:
+        raise click.UsageError("--max-rows-per-task and --sampling-temperature are for several tasks")
     chosen = chosen_task(task, options)
     sources = chosen_sources(registry, names, backbone_name(options), targets=[chosen.name])
     train_and_report(
@@ -80,4 +118,40 @@ def command(settings: Settings, /, task: str | None, method: str, **options: Any
         sources=sources,
         init_from=registry.prompt(start) if start else (sources[0] if sources else None),
         name=f"{chosen.name}-{method}",
+    )
+
+
+def _add_tasks(
+    settings: Settings,
+    registry: Registry,
+    names: str,
+    composition: Composition,
+    sources: str | None,
+    start: str | None,
+    attention_from: str | None,
+    options: dict[str, Any],
+) -> None:
+    """Trains target prompts for a composition's own sources and G, which stay as they are."""
+    if sources is not None or attention_from is not None:
+        raise click.UsageError("--add-task takes the sources and the attention of --composition")
+    if composition.attention is None:
+        raise click.UsageError(f"the composition '{composition.ref}' has no attention that a task could join")
+    for option in ("attention_rank", "attention_learning_rate", "temperature"):
+        if options[option] is not None:
+            raise click.UsageError(f"--{option.replace('_', '-')} is settled: --add-task leaves G as it is")
+    tasks = named_tasks(names, options)
+    mixed = tuple(registry.prompt(ref) for ref in composition.sources)
+    if options["backbone"] is None:
+        options["backbone"] = where_from(registry, composition)
+    train_many_and_report(
+        settings,
+        registry,
+        tasks,
+        options,
+        name=composition.name,
+        keep="targets",
+        sources=mixed,
+        init_from=starts(mixed, tasks, registry.prompt(start) if start else None),
+        attention_from=registry.attention(composition.attention),
+        onto=composition,
     )

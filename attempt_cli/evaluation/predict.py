@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from attempt_cli.backbones.base import EncodedRow
-from attempt_cli.backbones.prompted import PromptedModel, by_length
+from attempt_cli.backbones.prompted import PromptedModel, by_length, score_many
 from attempt_cli.data.task import Example, Task
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MAX_TOKENS = 8192
 MAX_NEW_TOKENS = 32  # an extracted answer is a few words
@@ -91,47 +94,116 @@ def predict(
         max_tokens: the token budget of a batch.
         progress: is told how many more rows are done.
     """
+    asked = [Asked(model, task, task_index)]
+    return predict_many(asked, examples, max_length=max_length, max_tokens=max_tokens, progress=progress)[0]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One of several prompts that are asked about the same rows.
+
+    Args:
+        model: the backbone and its prompts.
+        task: gives the label words; its inputs read as those of the others do.
+        task_index: which of the mixture's target prompts is meant.
+    """
+
+    model: PromptedModel
+    task: Task
+    task_index: int = 0
+
+
+def predict_many(
+    asked: Sequence[Asked],
+    examples: Sequence[Example],
+    *,
+    max_length: int | None = None,
+    max_tokens: int = MAX_TOKENS,
+    progress: Callable[[int], Any] | None = None,
+) -> list[Predictions]:
+    """Asks several prompts of one backbone about the same rows.
+
+    Where prompts stand after the input it is read once: N tasks cost one reading and N short tails.
+
+    Args:
+        asked: the prompts; `predict` is this with one.
+        examples, max_length, max_tokens, progress: as in `predict`.
+
+    Returns:
+        The predictions of each; the time is that of all of them together.
+    """
     began = time.monotonic()
-    encoded = encode_examples(model, task, examples, max_length)
-    found: list[Prediction | None] = [None] * len(encoded)
-    for indices, batch in _batches(model, task, encoded, max_tokens, task_index):
-        for index, prediction in zip(indices, batch, strict=True):
-            found[index] = prediction
+    # one cut for all: the longest prompt leaves the least room
+    longest = max(asked, key=lambda one: one.model.prompt_length)
+    encoded = encode_examples(longest.model, longest.task, examples, max_length)
+    targets = [
+        encoded if one is longest else encode_examples(one.model, one.task, examples, max_length) for one in asked
+    ]
+    found: list[list[Prediction | None]] = [[None] * len(encoded) for _ in asked]
+    for indices, batches in _batches(asked, encoded, targets, max_tokens):
+        for predictions, batch in zip(found, batches, strict=True):
+            for index, prediction in zip(indices, batch, strict=True):
+                predictions[index] = prediction
         if progress is not None:
             progress(len(indices))
-    rows = [prediction for prediction in found if prediction is not None]
+    seconds = time.monotonic() - began
     truncated = sum(row.truncated > 0 for row in encoded)
-    return Predictions(rows, time.monotonic() - began, truncated)
+    return [
+        Predictions([prediction for prediction in predictions if prediction is not None], seconds, truncated)
+        for predictions in found
+    ]
 
 
 def _batches(
-    model: PromptedModel, task: Task, encoded: Sequence[EncodedRow], max_tokens: int, task_index: int
-) -> Iterator[tuple[list[int], list[Prediction]]]:
-    import torch
-
-    labels = model.backbone.label_tokens(task.label_words) if task.is_classification else []
-    behind = sum(len(word) for word in labels) if labels else MAX_NEW_TOKENS
+    asked: Sequence[Asked], encoded: Sequence[EncodedRow], targets: Sequence[Sequence[EncodedRow]], max_tokens: int
+) -> Iterator[tuple[list[int], list[list[Prediction]]]]:
+    """Indices of a batch's rows and what each of those asked says of them."""
+    backbone = asked[0].model.backbone
+    labels = [backbone.label_tokens(one.task.label_words) if one.task.is_classification else [] for one in asked]
+    behind = max(sum(len(word) for word in words) if words else MAX_NEW_TOKENS for words in labels)
+    prompt_length = max(one.model.prompt_length for one in asked)
     lengths = [len(row.input_ids) for row in encoded]
-    for indices in by_length(lengths, model.prompt_length + behind, max_tokens):
+    scored = [number for number, words in enumerate(labels) if words]
+    for indices in by_length(lengths, prompt_length + behind, max_tokens):
         rows = [encoded[i] for i in indices]
-        task_ids = torch.full((len(rows),), task_index, device=model.backbone.device)
-        if labels:
-            scores, weights = model.score_labels(rows, labels, task_ids)
-            probabilities = scores.softmax(dim=-1).tolist()
-            texts = [task.label_words[best] for best in scores.argmax(dim=-1).tolist()]
-            # a row that is only to be predicted has no answer among the labels
-            gold = [labels.index(row.target_ids) if row.target_ids in labels else None for row in rows]
-            likelihoods = [None if g is None else float(scores[i, g]) for i, g in enumerate(gold)]
-        else:
-            written, weights = model.generate(rows, MAX_NEW_TOKENS, task_ids)
-            # an answer is one line; a bare decoder-only model goes on with the next question
-            texts = [text.split("\n", 1)[0].strip() for text in written]
-            probabilities = likelihoods = [None] * len(rows)
-        attention = [None] * len(rows) if weights is None else weights.tolist()
-        yield (
-            indices,
-            [
-                Prediction(text, p and tuple(p), likelihood, a and tuple(a))
-                for text, p, likelihood, a in zip(texts, probabilities, likelihoods, attention, strict=True)
-            ],
+        results: list[list[Prediction]] = [[] for _ in asked]
+        answers = score_many(
+            [asked[number].model for number in scored],
+            rows,
+            [labels[number] for number in scored],
+            task_ids=[asked[number].task_index for number in scored],
+            max_tokens=max_tokens,
         )
+        for number, (scores, weights) in zip(scored, answers, strict=True):
+            words, golds = labels[number], [targets[number][i].target_ids for i in indices]
+            texts = [asked[number].task.label_words[best] for best in scores.argmax(dim=-1).tolist()]
+            # a row that is only to be predicted has no answer among the labels
+            places = [words.index(gold) if gold in words else None for gold in golds]
+            likelihoods = [None if g is None else float(scores[i, g]) for i, g in enumerate(places)]
+            results[number] = _predictions(texts, weights, scores.softmax(dim=-1).tolist(), likelihoods)
+        for number, one in enumerate(asked):
+            if labels[number]:
+                continue
+            own = [replace(row, task=one.task_index) for row in rows]
+            written, weights = one.model.generate(own, MAX_NEW_TOKENS)
+            # an answer is one line; a bare decoder-only model goes on with the next question
+            results[number] = _predictions([text.split("\n", 1)[0].strip() for text in written], weights)
+        yield indices, results
+
+
+def _predictions(
+    texts: Sequence[str],
+    weights: Tensor | None,
+    probabilities: Sequence[Sequence[float]] | None = None,
+    likelihoods: Sequence[float | None] | None = None,
+) -> list[Prediction]:
+    attention = None if weights is None else weights.tolist()
+    return [
+        Prediction(
+            text,
+            tuple(probabilities[i]) if probabilities else None,
+            likelihoods[i] if likelihoods else None,
+            tuple(attention[i]) if attention else None,
+        )
+        for i, text in enumerate(texts)
+    ]

@@ -280,6 +280,7 @@ def _build(registry: Registry, backbone: FrozenBackbone, request: ManyRequest) -
     sources = attention = None
     if request.sources:
         sources = torch.stack([prompt_in_units(registry, backbone, prompt, scale) for prompt in request.sources])
+        config = config.model_copy(update={"method": "attempt"})  # whatever the prompts are recorded as
         if given is not None:
             # with `onto` the other targets' mixtures stay what they are
             attention = load_attention(registry, given).requires_grad_(request.onto is None)

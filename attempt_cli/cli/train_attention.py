@@ -1,0 +1,63 @@
+"""`attempt train-attention`: the attention prior, a G trained on the source tasks themselves."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from attempt_cli.cli.many import sampling_options, train_many_and_report
+from attempt_cli.cli.options import (
+    backbone_name,
+    backbone_options,
+    chosen_sources,
+    record_options,
+    split_names,
+    training_options,
+)
+
+if TYPE_CHECKING:
+    from attempt_cli.cli.main import Settings
+
+
+@click.command("train-attention")
+@click.option("--sources", required=True, help="Source prompts, comma separated and in order, or `all`.")
+@click.option("--tasks", help="Train on these tasks. [default: those of the sources]")
+@click.option("--attention-rank", type=int, help="r, the width inside G. [default: 100, at most half the width]")
+@click.option("--attention-learning-rate", type=float, help="Of G. [default: 0.01]")
+@click.option(
+    "--temperature", type=float, help="T of the softmax. [default: e·√d in RMS units, the paper's e·d in raw ones]"
+)
+@sampling_options
+@training_options
+@record_options
+@backbone_options
+@click.pass_obj
+def command(settings: Settings, /, sources: str, tasks: str | None, **options: Any) -> None:
+    """Pre-train the attention G on the source tasks (the paper's attention prior).
+
+    Every source task gets a fresh target prompt, G is shared by all; G is kept under --name (`prior` without it), the
+    target prompts are not. A target's training starts from it with `--attention-from`, and a task without training
+    rows is served by it as it is: `attempt compose NAME --sources … --attention prior`.
+
+    \b
+      attempt train-attention --sources mnli,sst2,qqp,qnli --name glue-prior
+      attempt train-attention --sources all --steps 2000 --max-rows-per-task 10000
+      attempt train-target rte --sources mnli,sst2,qqp,qnli --attention-from glue-prior
+    """
+    from attempt_cli.data.task import load_task
+
+    registry = settings.registry()
+    chosen = chosen_sources(registry, sources, backbone_name(options))
+    names = split_names(tasks) if tasks else list(dict.fromkeys(prompt.task for prompt in chosen))
+    train_many_and_report(
+        settings,
+        registry,
+        tuple(load_task(name) for name in names),
+        options,
+        name="prior",
+        keep="attention",
+        sources=chosen,
+        # fresh: from frequent words, not from the prompt of the task itself, which would leave nothing to mix
+        init_from=(),
+    )

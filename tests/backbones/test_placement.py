@@ -1,0 +1,240 @@
+"""The prompt after the input: the numbers and gradients of [X ; P ; y] in one plain pass, with a cache and without."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from attempt_cli.backbones.attention import causal_mask, choose_kernel
+from attempt_cli.backbones.base import EncodedRow, FrozenBackbone
+from attempt_cli.backbones.input_cache import InputCache
+from attempt_cli.backbones.load import load_backbone
+from attempt_cli.backbones.prompted import PromptedModel, score_many
+from attempt_cli.errors import AttemptError
+from attempt_cli.method import PromptAttention, PromptMixture
+from tests.backbones.plain import greedy, plain_model
+from tests.backbones.test_scores import close, rows_of
+from tests.models import save_llama
+
+DECODERS = ("llama", "gpt2")
+LABELS = ("yes", "no", "nothing", "entailment", "entailed")
+
+
+@pytest.fixture(params=DECODERS)
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def prompted(
+    backbone: FrozenBackbone, length: int = 3, *, seed: int = 0, sources: int = 0, tasks: int = 1
+) -> PromptedModel:
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randn(tasks + sources, length, backbone.width, generator=generator)
+    if not sources:
+        return PromptedModel(backbone, PromptMixture(drawn), 0.7, "after")
+    mixer = PromptAttention(backbone.width, 4, 3.0, generator=generator)
+    return PromptedModel(backbone, PromptMixture(drawn[:tasks], drawn[tasks:], mixer), 0.7, "after")
+
+
+def plain(folder: Path, row: EncodedRow, prompt: Tensor) -> Tensor:
+    """log p(y | [X ; P]) of one row by one plain pass over all of it."""
+    model = plain_model(folder)
+    table = model.get_input_embeddings().weight
+    prefix = torch.cat([table[row.input_ids], prompt])
+    target = torch.tensor(row.target_ids, dtype=torch.long)
+    logits = model(inputs_embeds=torch.cat([prefix, table[target]])[None]).logits[0, len(prefix) - 1 : -1]
+    return logits.log_softmax(dim=-1).gather(1, target[:, None]).sum()
+
+
+@pytest.mark.parametrize("length", [1, 4])
+@pytest.mark.parametrize("cached", [False, True])
+def test_scores_and_gradients_are_those_of_one_plain_pass(
+    backbone: FrozenBackbone, folder: Path, length: int, cached: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, rows = prompted(backbone, length, sources=2), rows_of(backbone, end=True)
+    if cached:
+        monkeypatch.setattr(backbone, "input_cache", InputCache(1 << 20))
+        assert backbone.input_cache is not None
+        backbone.input_cache.plan([rows], backbone.cache_bytes_per_token)
+        model.log_likelihood(rows)
+    assert model.mixture is not None
+    ours = model.log_likelihood(rows)
+    ours.sum().backward()
+    gradients = [p.grad.clone() for p in model.mixture.parameters() if p.grad is not None]
+    model.mixture.zero_grad()
+    batch = backbone.collate(rows)
+    prompts, _ = model.prompts(batch, backbone.embed(batch.input_ids), None)
+    assert prompts is not None
+    theirs = torch.stack([plain(folder, row, prompt) for row, prompt in zip(rows, prompts, strict=True)])
+    close(ours, theirs)
+    theirs.sum().backward()
+    for gradient, parameter in zip(gradients, model.mixture.parameters(), strict=True):
+        torch.testing.assert_close(gradient, parameter.grad, rtol=1e-3, atol=1e-3)
+    if cached:
+        assert backbone.input_cache is not None
+        assert backbone.input_cache.hits >= len(rows)
+
+
+def test_a_row_scores_the_same_alone_and_in_any_batch(backbone: FrozenBackbone) -> None:
+    model, rows = prompted(backbone), rows_of(backbone)
+    whole = model.log_likelihood(rows).detach()
+    close(torch.cat([model.log_likelihood([row]).detach() for row in rows]), whole)
+    close(model.log_likelihood(rows[::-1]).detach().flip(0), whole)
+
+
+def test_label_words_score_as_targets_do(backbone: FrozenBackbone) -> None:
+    model, rows = prompted(backbone, sources=2), rows_of(backbone)
+    labels = backbone.label_tokens(LABELS)
+    scores, weights = model.score_labels(rows, labels)
+    assert weights is not None
+    close(weights.sum(dim=1), torch.ones(len(rows)))
+    for j, label in enumerate(labels):
+        close(scores[:, j], model.log_likelihood([EncodedRow(row.input_ids, label) for row in rows]).detach())
+
+
+def test_an_input_read_once_serves_many_prompts(backbone: FrozenBackbone) -> None:
+    """Prompts of two lengths, with words of one token and of several, before and after, with several target prompts."""
+    rows = rows_of(backbone)
+    models = [
+        prompted(backbone, 3, seed=1),
+        prompted(backbone, 3, seed=2, sources=2),
+        prompted(backbone, 3, seed=3, sources=1, tasks=2),
+        prompted(backbone, 5, seed=4),
+        PromptedModel(backbone, prompted(backbone, 3, seed=5).mixture, 0.7, "before"),
+        PromptedModel(backbone),
+    ]
+    words = [("yes", "no"), LABELS, ("good", "bad"), ("no", "yes", "it"), LABELS, ("yes", "no")]
+    labels = [backbone.label_tokens(names) for names in words]
+    reads = 0
+    read = backbone.read
+
+    def counted(rows: list[EncodedRow]) -> object:
+        nonlocal reads
+        reads += 1
+        return read(rows)
+
+    backbone.read = counted  # type: ignore[method-assign,assignment]
+    try:
+        answers = score_many(models, rows, labels, task_ids=[0, 0, 1, 0, 0, 0])
+        narrow = score_many(models, rows, labels, task_ids=[0, 0, 1, 0, 0, 0], max_tokens=1)
+    finally:
+        del backbone.read  # type: ignore[method-assign]
+    assert reads == 2
+    for model, label, (scores, weights), (again, _) in zip(models, labels, answers, narrow, strict=True):
+        task = 1 if model.mixture is not None and len(model.mixture.target_prompts) == 2 else 0
+        alone, own = model.score_labels(rows, label, torch.full((len(rows),), task))
+        close(scores, alone)
+        close(again, alone)
+        assert (weights is None) == (own is None)
+        if weights is not None and own is not None:
+            close(weights, own)
+
+
+def test_generation_goes_on_from_input_and_prompt(backbone: FrozenBackbone, folder: Path) -> None:
+    model, rows = prompted(backbone), [row for row in rows_of(backbone) if len(row.input_ids) > 2]
+    assert model.mixture is not None
+    prompt = model.mixture.target_prompts[0].detach() * 0.7
+    table = plain_model(folder).get_input_embeddings().weight
+    texts, _ = model.generate(rows, 5)
+    for row, text in zip(rows, texts, strict=True):
+        whole = torch.cat([table[row.input_ids], prompt])
+        written = greedy(plain_model(folder), [], whole, backbone.end_id, 5)
+        assert text == backbone.tokenizer.decode(written, skip_special_tokens=True).strip()
+
+
+def test_both_kernels_agree(backbone: FrozenBackbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = rows_of(backbone, end=True)
+    found = {}
+    for kernel in ("plain", "sdpa"):
+        monkeypatch.setattr("attempt_cli.backbones.decoder_only.choose_kernel", lambda *_, kernel=kernel: kernel)
+        for placement in ("before", "after"):
+            model = prompted(backbone, 4, sources=2)
+            model = PromptedModel(backbone, model.mixture, model.scale, placement)
+            assert model.mixture is not None
+            scores = model.log_likelihood(rows)
+            scores.sum().backward()
+            found[kernel, placement] = scores.detach(), model.mixture.target_prompts.grad
+    for placement in ("before", "after"):
+        for ours, theirs in zip(found["plain", placement], found["sdpa", placement], strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=2e-4)
+    assert not torch.allclose(found["plain", "before"][0], found["plain", "after"][0], atol=0.1)
+
+
+def test_the_kernel_is_measured_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from attempt_cli.backbones import attention
+
+    monkeypatch.setenv("ATTEMPT_CACHE", str(tmp_path))
+    measured = []
+    monkeypatch.setattr(attention, "_measured_kernel", lambda *a: measured.append(a[-1]) or "sdpa")
+    attention._kept_kernel.cache_clear()
+    cpu = torch.device("cpu")
+    assert choose_kernel(cpu, torch.float32, 4, 2, 6, 64) == "plain"  # too short to be worth a measurement
+    assert [choose_kernel(cpu, torch.float32, 4, 2, 6, keys) for keys in (65, 100, 128)] == ["sdpa"] * 3
+    attention._kept_kernel.cache_clear()  # another process
+    assert choose_kernel(cpu, torch.float32, 4, 2, 6, 128) == "sdpa"
+    assert measured == [128]
+    (tmp_path / "attention-kernels.json").write_text("{damaged")
+    attention._kept_kernel.cache_clear()
+    assert choose_kernel(cpu, torch.float32, 4, 2, 6, 128) == "sdpa"
+    assert measured == [128, 128]
+    attention._kept_kernel.cache_clear()
+
+
+def test_a_real_measurement_names_a_kernel() -> None:
+    from attempt_cli.backbones.attention import _measured_kernel
+
+    assert _measured_kernel(torch.device("cpu"), torch.float32, 4, 2, 6, 16) in ("plain", "sdpa")
+    mask = causal_mask(3, torch.float32, torch.device("cpu"))[0, 0]
+    assert (mask == 0).tolist() == [[True, False, False], [True, True, False], [True, True, True]]
+
+
+def test_an_encoder_decoder_reads_prompt_and_input_as_one(backbones: dict[str, FrozenBackbone]) -> None:
+    t5 = backbones["t5"]
+    assert (t5.placements, t5.check_placement(None)) == (("before",), "before")
+    with pytest.raises(AttemptError, match="cannot have the prompt after the input: an encoder reads"):
+        t5.check_placement("after")
+
+
+def test_layers_with_a_window_are_not_asked_to_look_beyond_it(tmp_path: Path) -> None:
+    from transformers import MistralConfig, MistralForCausalLM
+
+    from tests.models import WIDTH, byte_level_tokenizer, save
+
+    tokenizer = byte_level_tokenizer(start="<s>")
+    config = MistralConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=WIDTH,
+        intermediate_size=40,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        sliding_window=24,
+    )
+    folder = save(MistralForCausalLM(config), tokenizer, tmp_path / "mistral")
+    backbone = load_backbone(str(folder), device="cpu", dtype="float32")
+    model = prompted(backbone)
+    short = EncodedRow(backbone.encode(["it is"], None, 64)[0].input_ids[:3], backbone.target_tokens("yes", end=False))
+    close(model.log_likelihood([short])[0], plain(folder, short, model.mixture.target_prompts[0] * 0.7))  # type: ignore[union-attr]
+    long = EncodedRow(short.input_ids * 9, short.target_ids)
+    with pytest.raises(AttemptError, match="longer than the sliding window"):
+        model.log_likelihood([long])
+
+
+def test_an_architecture_that_our_attention_does_not_fit_keeps_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from attempt_cli.backbones import attention
+
+    def wrong(*arguments: object, **others: object) -> Tensor:
+        return attention._sdpa(*arguments) * 1.5  # type: ignore[arg-type]
+
+    monkeypatch.setattr(attention, "_plain", wrong)
+    backbone = load_backbone(str(save_llama(tmp_path / "llama")), device="cpu", dtype="float32")
+    assert backbone.placements == ("before",)
+    assert backbone.model.config._attn_implementation == "sdpa"
+    with pytest.raises(AttemptError, match="cannot have the prompt after the input: its attention"):
+        backbone.check_placement("after")
