@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     "--methods",
     default="source,prompt-tuning,spot,attempt",
     show_default=True,
-    help="Of: none (no prompt), source (the best source as it stands), prompt-tuning, spot, attempt.",
+    help="Of: none (no prompt), source (the best source as it stands), prompt-tuning, spot, attempt and its ablations "
+    "(attempt-single, -constant, -no-target, -token), mpt, dept, lora, ia3, adapter, adapterdrop, bitfit, fine-tuning.",
 )
 @click.option("--sources", default="all", show_default=True, help="Source prompts, comma separated, or `all`.")
 @click.option("--init-from", help="Where SPoT and ATTEMPT start. [default: the source that fits the k rows best]")
@@ -84,13 +85,13 @@ def command(
     from attempt_cli.cli.progress import TrainingProgress
     from attempt_cli.data.rows import load_examples
     from attempt_cli.experiments.cells import Bench, drawn_rows
-    from attempt_cli.experiments.methods import METHODS, check_methods
+    from attempt_cli.experiments.methods import ALONE, METHODS, check_methods
     from attempt_cli.experiments.summary import summarise
     from attempt_cli.training.config import make_config
 
     registry = settings.registry()
     names = split_names(methods)
-    check_methods(names)
+    check_methods(names, ALONE)
     start = registry.prompt(init_from) if init_from else None
     wanted = _tasks(tasks, options)
     helped = {}  # the sources of each task: never one that has seen the task's own training rows

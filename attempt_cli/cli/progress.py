@@ -154,11 +154,11 @@ class GridProgress:
     def note(self, text: str) -> None:
         self._say(text)
 
-    def done(self, ask: Ask, cell: Cell, seconds: float) -> None:
+    def done(self, ask: Ask, cells: tuple[Cell, ...], seconds: float) -> None:
         # a cell that was read back, or that another one shares, says nothing of the time that the next will take
-        if seconds > 0.5 * cell.seconds:
+        if seconds > 0.5 * sum(cell.seconds for cell in cells):
             self._seconds.setdefault(ask.method, []).append(seconds)
-        self._end(ask, f"{100 * cell.score:.1f}")
+        self._end(ask, ", ".join(f"{100 * cell.score:.1f}" for cell in cells) or "done")
 
     def failed(self, ask: Ask, error: str, seconds: float) -> None:
         self._failed += 1

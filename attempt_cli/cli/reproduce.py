@@ -44,7 +44,11 @@ if TYPE_CHECKING:
 @click.option("--train-limit", type=click.IntRange(min=1), help="Train on a random sample of so many rows.")
 @click.option("--sources", default="all", show_default=True, help="Source prompts, comma separated, or `all`.")
 @click.option("--train-sources", help="Train source prompts of these tasks first; `paper` for the paper's six.")
-@click.option("--source-steps", type=click.IntRange(min=1), help="Their optimiser steps. [default: as --steps]")
+@click.option(
+    "--source-steps",
+    type=click.IntRange(min=1),
+    help="Steps for each source task: of source prompts, the attention prior, SPoT-g's prompt. [default: as --steps]",
+)
 @click.option("--init-from", help="Where targets start. [default: the source that fits the training rows best]")
 @click.option("--preset", help="Settings by task and method: `paper`.")
 @click.option("--prompt-length", type=int, help="m. [default: 20, or the sources' own]")
@@ -127,9 +131,10 @@ def _run(settings: Settings, experiment: Experiment, options: dict[str, Any]) ->
     from attempt_cli.cli.progress import GridProgress
     from attempt_cli.experiments.figures import draw_experiment
     from attempt_cli.experiments.grid import record_failure
+    from attempt_cli.experiments.methods import METHODS
     from attempt_cli.experiments.paper import paper_sources
     from attempt_cli.experiments.report import Report
-    from attempt_cli.experiments.sources import train_sources
+    from attempt_cli.experiments.sources import prepare, train_sources
     from attempt_cli.experiments.workers import Staff
 
     registry = settings.registry()
@@ -150,9 +155,13 @@ def _run(settings: Settings, experiment: Experiment, options: dict[str, Any]) ->
     if options["train_sources"] is not None:
         wanted = options["train_sources"].strip()
         names = list(paper_sources()) if wanted == "paper" else split_names(wanted)
-        steps = {"steps": options["source_steps"]} if options["source_steps"] else {}
-        sources, made = train_sources(plan, names, steps, backbones, list(tasks), fill)
+        sources, made = train_sources(plan, names, backbones, list(tasks), fill)
         failures |= made.failures
+    plan = replace(plan, sources=sources)
+    kinds = [kind for kind in ("attention", "shared") if any(METHODS[method].prepared == kind for method in methods)]
+    if kinds:
+        prepared, made = prepare(plan, kinds, fill)
+        plan, failures = replace(plan, prepared=prepared), failures | made.failures
     asks = experiment.asks(
         tasks=list(tasks),
         methods=methods,
@@ -161,7 +170,7 @@ def _run(settings: Settings, experiment: Experiment, options: dict[str, Any]) ->
         ks=ks,
         sources=sources,
     )
-    filled = fill(replace(plan, sources=sources), asks)
+    filled = fill(plan, asks)
     failures |= filled.failures
     used = {cell.backbone for cell in filled.cells}
     sizes = {backbone.name: backbone.parameters for backbone in registry.backbones() if backbone.name in used}
@@ -242,6 +251,7 @@ def _plan(settings: Settings, registry: Registry, tasks: Mapping[str, Task], opt
         registry=registry.folder,
         data_dir=settings.data_dir,
         tasks=tasks,
+        source_settings={"steps": options["source_steps"]} if options["source_steps"] else {},
         init_from=options["init_from"],
         settings=_given(options),
         preset=options["preset"],

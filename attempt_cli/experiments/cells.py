@@ -7,22 +7,23 @@ import json
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from attempt_cli.artefacts import bare, load_prompt, versions
 from attempt_cli.backbones.base import FrozenBackbone
-from attempt_cli.backbones.prompted import PromptedModel
 from attempt_cli.data.fewshot import few_shot
 from attempt_cli.data.rows import Rows, examples_sha256
 from attempt_cli.data.schema import task_fields
 from attempt_cli.data.task import Example, Task
+from attempt_cli.evaluation.compare import per_row, rows_record
 from attempt_cli.evaluation.evaluate import evaluate
 from attempt_cli.evaluation.predict import predict
 from attempt_cli.experiments.methods import METHODS
-from attempt_cli.training.config import TrainingConfig
+from attempt_cli.experiments.subjects import Parts, Subject, Workshop, as_it_stands
+from attempt_cli.training.config import PLACED_BEFORE, TrainingConfig
 from attempt_cli.training.loop import Listener, TrainingStoppedError
-from attempt_cli.training.recipes import Outcome, Request, train_prompt
-from registry import Prompt, Registry, Run
+from registry import Attention, Prompt, Registry, Run
 
 ROWS_FOR_CHOICE = 200  # training rows that the best source is chosen by, at most
 
@@ -67,18 +68,6 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class _Subject:
-    """What is scored: a model, what it is made of, and how it was trained (None: it was not)."""
-
-    model: PromptedModel
-    name: str
-    inputs: Sequence[str]
-    config: TrainingConfig
-    sources: tuple[str, ...] = ()
-    outcome: Outcome | None = None
-
-
-@dataclass(frozen=True)
 class Bench:
     """What all cells of a task share.
 
@@ -99,6 +88,10 @@ class Bench:
         settings: what a method changes in `config` on this task; the method's own settings come after.
         resume: go on from the checkpoint of an unfinished training.
         finished: cells that need not be made again, by key; new ones are added.
+        attention_from: the attention prior, for methods that start from it.
+        generic: the prompt that was trained on all source tasks, for methods that start from it.
+        data_dir: rows in the hub's layout.
+        train_limit: the most training rows of a task.
     """
 
     registry: Registry
@@ -118,7 +111,18 @@ class Bench:
     settings: Callable[[str], dict[str, Any]] = lambda method: {}
     resume: bool = False
     finished: dict[str, Cell] = field(default_factory=dict)
+    attention_from: Attention | None = None
+    generic: Prompt | None = None
+    data_dir: Path | None = None
+    train_limit: int | None = None
     _best: dict[str, Prompt] = field(default_factory=dict)
+
+    @property
+    def workshop(self) -> Workshop:
+        """Where its trainings are made."""
+        return Workshop(
+            self.registry, self.backbone, self.command, self.tags, self.resume, self.data_dir, self.train_limit
+        )
 
     def run(self, methods: Sequence[str], train: Rows, seed: int, listener: Listener | None = None) -> list[Cell]:
         """All methods on the same training rows with the same steps."""
@@ -126,41 +130,38 @@ class Bench:
 
     def cell(self, method: str, train: Rows, seed: int, listener: Listener | None = None) -> Cell:
         """One method's result, taken from `finished` where it is there."""
-        config, start, mixed = self._parts(method, train, seed)
-        key = self._key(method, train, config, start, mixed)
-        if key in self.finished:
-            # what was not trained hangs on no seed, and counts for every number of rows and sources
-            return replace(self.finished[key], seed=seed, k=self.k, sources=self._source_count(method))
+        parts = self.parts(method, train, seed)
+        key = self.key(method, train, parts)
+        if found := self.found(key, method, seed):
+            return found
         if not METHODS[method].trains:
-            loaded = bare(self.backbone) if start is None else load_prompt(self.registry, self.backbone, start)
-            subject = _Subject(loaded.model, loaded.name, loaded.inputs, config)
-            return self._scored(method, seed, key, train, subject)
-        request = Request(
-            task=self.task,
-            kind=self.kind,
-            name=self.name if self.kind == "source" else f"{self.name}-{method}",
-            config=config,
-            sources=mixed,
-            init_from=start,
-            train_rows=train,
-            validation_rows=self.validation,
-            command=self.command,
-            tags=self.tags,
-        )
+            as_is = (
+                bare(self.backbone) if parts.start is None else load_prompt(self.registry, self.backbone, parts.start)
+            )
+            return self.scored(method, seed, key, train, as_it_stands(as_is, parts.config))
+        name = self.name if self.kind == "source" else f"{self.name}-{method}"
         try:
-            outcome = train_prompt(self.registry, self.backbone, request, resume=self.resume, listener=listener)
+            subject = self.workshop.train_one(self.task, self.kind, name, (train, self.validation), parts, listener)
         except TrainingStoppedError as error:
             raise TrainingStoppedError(
-                f"{error.message.split(';')[0]} of {request.name}", "What was finished is in the registry."
+                f"{error.message.split(';')[0]} of {name}", "What was finished is in the registry."
             ) from None
-        assert outcome is not None
+        try:
+            self.warn(f"{name}, seed {seed}", subject, listener)
+            return self.scored(method, seed, key, train, subject)
+        finally:
+            subject.model.release()
+
+    def found(self, key: str, method: str, seed: int) -> Cell | None:
+        """The finished cell of a key; what was not trained counts for every seed and number of rows and sources."""
+        cell = self.finished.get(key)
+        return cell and replace(cell, seed=seed, k=self.k, sources=self._source_count(method))
+
+    def warn(self, what: str, subject: Subject, listener: Listener | None) -> None:
+        """Passes on what the user should know of a training."""
         note = self.note or (listener.note if listener else lambda text: None)
-        for warning in outcome.trained.warnings:
-            note(f"Warning: {request.name}, seed {seed}: {warning}")
-        made = [f"prompt:{outcome.prompt}", *([f"composition:{outcome.composition}"] if outcome.composition else [])]
-        name = outcome.composition or outcome.prompt
-        mixed_names = tuple(prompt.ref for prompt in mixed)
-        return self._scored(method, seed, key, train, _Subject(outcome.model, name, made, config, mixed_names, outcome))
+        for warning in subject.warnings:
+            note(f"Warning: {what}: {warning}")
 
     def best_source(self, train: Rows) -> Prompt:
         """The source that fits these training rows best, looked for once."""
@@ -173,54 +174,66 @@ class Bench:
             )
         return self._best[train.sha256]
 
-    def _parts(self, method: str, train: Rows, seed: int) -> tuple[TrainingConfig, Prompt | None, tuple[Prompt, ...]]:
-        """The settings, the prompt that it starts from (or is), and the sources that it mixes."""
+    def parts(self, method: str, train: Rows, seed: int) -> Parts:
+        """What the method's training on these rows is made of."""
         made = METHODS[method]
         config = self.config.model_copy(update={**self.settings(method), **made.settings, "seed": seed})
-        if config.placement is None and self.sources:  # where the sources stand, for all methods alike
+        if config.method in PLACED_BEFORE:
+            config = config.model_copy(update={"placement": "before"})
+        elif config.placement is None and self.sources:  # where the sources stand, for all methods alike
             config = config.model_copy(update={"placement": self.sources[0].placement})
         start = None
-        if made.source is not None and self.sources:
-            start = self.best_source(train) if made.source == "stands" or self.init_from is None else self.init_from
-        elif made.source == "starts":
+        if made.source == "generic":
+            start = self.generic
+        elif made.source is not None and self.init_from is not None and made.source != "stands":
             start = self.init_from
-        mixed = self.sources if made.mixes == "all" else ()
-        if made.mixes == "best":
-            mixed = (self.best_source(train),)
-        return config, start, mixed
+        elif made.source is not None and self.sources:
+            start = self.best_source(train)
+        mixed: tuple[Prompt, ...] = ()
+        if made.mixes is not None:
+            mixed = self.sources if made.mixes == "all" else (self.best_source(train),)
+        return Parts(config, start, mixed, self.attention_from if made.prior else None)
 
     def _source_count(self, method: str) -> int | None:
         return len(self.sources) if METHODS[method].uses_sources else None
 
-    def _key(
-        self, method: str, train: Rows, config: TrainingConfig, start: Prompt | None, mixed: Sequence[Prompt]
-    ) -> str:
-        """Hashes all that the result depends on: what was not trained hangs on no training rows, steps or seed."""
+    def key(self, method: str, train: Rows, parts: Parts, together: Sequence[str] = ()) -> str:
+        """Hashes all that the result depends on: what was not trained hangs on no training rows, steps or seed.
+
+        Args:
+            together: the keys of the tasks that are trained with this one.
+        """
         identity: dict[str, Any] = {
             "task": task_fields(self.task) | {"format": self.task.format},
             "test": self.test.sha256,
             "backbone": [self.backbone.fingerprint, str(self.backbone.dtype)],
-            "start": start.sha256 if start else None,
-            "max_length": config.max_length,
+            "start": parts.start.sha256 if parts.start else None,
+            "max_length": parts.config.max_length,
         }
         if METHODS[method].trains:
             identity |= {
                 "method": method,
                 "kind": self.kind,
-                "config": config.model_dump(),
-                "sources": [prompt.sha256 for prompt in mixed],
+                "config": parts.config.model_dump(),
+                "sources": [prompt.sha256 for prompt in parts.mixed],
+                "attention": parts.attention.sha256 if parts.attention else None,
+                "together": list(together),
                 "train": train.sha256,
                 "validation": self.validation.sha256 if self.validation else None,
             }
         return hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
-    def _scored(self, method: str, seed: int, key: str, train: Rows, subject: _Subject) -> Cell:
+    def scored(self, method: str, seed: int, key: str, train: Rows, subject: Subject) -> Cell:
         """Scores a model on the test rows and keeps the result."""
-        config, outcome = subject.config, subject.outcome
+        config = subject.config
         result = evaluate(
-            subject.model, self.task, self.test.examples, max_length=config.max_length, max_tokens=config.max_tokens
+            subject.model,
+            self.task,
+            self.test.examples,
+            task_index=subject.task_index,
+            max_length=config.max_length,
+            max_tokens=config.max_tokens,
         )
-        trained = outcome.trained.numbers if outcome else {}
         weights = result.mean_attention
         names = [*subject.sources, "target"]
         cell = Cell(
@@ -231,26 +244,37 @@ class Bench:
             interval=result.interval,
             n=result.n,
             prompt=subject.name,
-            steps=outcome.trained.state.step if outcome else 0,
+            steps=subject.steps,
             attention=None if weights is None else dict(zip(names, weights, strict=True)),
             backbone=self.backbone.name,
             k=self.k,
             sources=self._source_count(method),
-            trained_parameters=outcome.trained_parameters if outcome else 0,
-            peak_memory=trained.get("peak_memory"),
-            seconds=round(trained.get("seconds", 0.0) + result.predictions.seconds, 1),
+            trained_parameters=subject.trained_parameters,
+            peak_memory=subject.numbers.get("peak_memory"),
+            seconds=round(subject.numbers.get("seconds", 0.0) + result.predictions.seconds, 1),
             key=key,
         )
         self.registry.add_run(
             command=self.command,
-            settings={"method": method, "cell": key, "training": config.model_dump(exclude_none=True)},
+            settings={
+                "method": method,
+                "cell": key,
+                "training": config.model_dump(exclude_none=True),
+                "task": task_fields(self.task),
+                "format": self.task.format,
+            },
             rows={
                 "train": {"origin": train.origin, "sha256": train.sha256, "rows": [e.row for e in train.examples]},
-                "test": {"origin": self.test.origin, "sha256": self.test.sha256, "n": result.n},
+                "test": rows_record(self.test),
             },
             seed=seed,
             budget={"steps": cell.steps},
-            numbers={**asdict(cell), "metrics": result.metrics},
+            numbers={
+                **asdict(cell),
+                "metrics": result.metrics,
+                "model": cell.prompt,
+                "per_row": per_row(self.task, result.predictions.texts, self.test.examples).record(),
+            },
             versions=versions(),
             duration=result.predictions.seconds,
             inputs=subject.inputs,

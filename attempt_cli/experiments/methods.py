@@ -17,8 +17,11 @@ class Method:
     Args:
         description: for `--help` and reports.
         trains: False for what is scored as it stands.
-        source: "stands": the best source is the model; "starts": the training starts from it; None: needs no source.
+        source: "stands": the best source is the model; "starts": the training starts from it; "generic": it starts
+            from one prompt that was trained on all source tasks; None: needs no source.
         mixes: "all": the sources are mixed by attention; "best": only the best of them; None: none is.
+        prior: G starts from one that was trained on the source tasks.
+        together: several targets in one training.
         settings: what the method changes in `TrainingConfig`.
     """
 
@@ -26,6 +29,8 @@ class Method:
     trains: bool = True
     source: str | None = None
     mixes: str | None = None
+    prior: bool = False
+    together: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -37,25 +42,63 @@ class Method:
         """Whether source prompts must be there; one that only starts from a prompt is content with a named one."""
         return self.uses_sources and not (self.source == "starts" and self.mixes is None and start_is_given)
 
+    @property
+    def prepared(self) -> str | None:
+        """What is trained on the source tasks once, before any target: "attention", "shared" (a prompt), or nothing."""
+        return "attention" if self.prior else "shared" if self.source == "generic" else None
+
+
+def _attempt(
+    description: str, *, mixes: str = "all", prior: bool = False, together: bool = False, **settings: Any
+) -> Method:
+    """ATTEMPT and what differs from it: all start from the best source, and mix sources."""
+    return Method(description, True, "starts", mixes, prior, together, {"method": "attempt", **settings})
+
+
+def _alone(method: str, description: str) -> Method:
+    """A method that needs no sources."""
+    return Method(description, settings={"method": method})
+
 
 METHODS: dict[str, Method] = {
     "none": Method("the backbone without a prompt", trains=False),
     "source": Method("the best source prompt as it stands", trains=False, source="stands"),
-    "prompt-tuning": Method("a prompt from frequent words", settings={"method": "prompt-tuning"}),
+    "prompt-tuning": _alone("prompt-tuning", "a prompt from frequent words"),
     "spot": Method("SPoT-t: prompt tuning from the best source", source="starts", settings={"method": "spot"}),
-    "attempt": Method("ATTEMPT, a G of its own", source="starts", mixes="all", settings={"method": "attempt"}),
+    "spot-g": Method(
+        "SPoT-g: prompt tuning from one prompt of all source tasks", source="generic", settings={"method": "spot"}
+    ),
+    "attempt": _attempt("ATTEMPT, a G of its own"),
+    "attempt-prior": _attempt("ATTEMPT, its G pre-trained on the source tasks", prior=True),
+    "attempt-m": _attempt("ATTEMPT, a G shared by many targets", together=True),
+    "attempt-no-target": _attempt("ATTEMPT without a target prompt", with_target=False),
+    "attempt-constant": _attempt("ATTEMPT without attention: every source has 1/t", constant_attention=True),
+    "attempt-single": _attempt("ATTEMPT with the best source only", mixes="best"),
+    "attempt-token": _attempt("ATTEMPT with a weight for every row of the prompts", level="token"),
+    "mpt": _alone("mpt", "multitask prompt tuning: a prompt times low-rank factors"),
+    "dept": _alone("dept", "decomposed prompt tuning: a short prompt and low-rank offsets"),
+    "fine-tuning": _alone("fine-tuning", "all weights of the backbone"),
+    "bitfit": _alone("bitfit", "biases"),
+    "adapter": _alone("adapter", "adapters in every layer"),
+    "adapterdrop": _alone("adapterdrop", "adapters in the upper layers"),
+    "lora": _alone("lora", "low-rank updates of the attention"),
+    "ia3": _alone("ia3", "(IA)³: learned scales of keys, values and the feed-forward"),
 }
 
+# what `attempt fewshot` can compare: nothing has to be prepared for it, and one target is trained at a time
+ALONE = [name for name, method in METHODS.items() if method.prepared is None and not method.together]
 
-def check_methods(names: Iterable[str], command: str = "attempt fewshot --help") -> None:
+
+def check_methods(names: Iterable[str], known: Iterable[str] = tuple(METHODS)) -> None:
     """Refuses unknown methods, all of them at once.
 
     Raises:
         AttemptError: naming each with the nearest known ones.
     """
-    problems = unknown_names("method", names, METHODS)
+    known = list(known)
+    problems = unknown_names("method", names, known)
     if problems:
-        raise AttemptError("; ".join(problems), f"`{command}` lists them: {', '.join(METHODS)}.")
+        raise AttemptError("; ".join(problems), f"There are {', '.join(known)}.")
 
 
 def unknown_names(kind: str, names: Iterable[str], known: Iterable[str]) -> list[str]:

@@ -44,6 +44,20 @@ class Experiment:
     counted: bool = False
     plot: Mapping[str, Any] = field(default_factory=dict)
 
+    def trained_together(self, tasks: Sequence[str]) -> list[tuple[str, ...]]:
+        """The tasks in the groups that a method of many targets trains at once; those of no group are one, too.
+
+        A task whose inputs are much longer than the others' is a group of its own (appendix C.7 of the paper).
+        """
+        apart = _table()["apart"]
+        groups = [
+            tuple(task for task in group if task in tasks and task not in apart) for group in self.groups.values()
+        ]
+        groups += [(task,) for task in tasks if task in apart]
+        in_groups = {task for group in groups for task in group}
+        groups.append(tuple(task for task in tasks if task not in in_groups))
+        return [group for group in groups if group]
+
     def asks(
         self,
         *,
@@ -60,17 +74,26 @@ class Experiment:
             ks: numbers of training rows; empty for the whole training split.
             sources: the source prompts of a backbone and a task.
         """
-        asks = []
+        alone = [method for method in methods if not METHODS[method].together]
+        together = [method for method in methods if METHODS[method].together]
         draws: list[int | None] = [*ks] or [None]
+        asks = []
         for backbone in backbones:
             for task in tasks:
                 count = len(sources.get((backbone, task), ()))
                 for k in draws:
                     for seed in range(seeds):
-                        for method in methods:
+                        for method in alone:
                             varies = self.vary_sources and METHODS[method].mixes == "all"
                             numbers: list[int | None] = [*range(1, count + 1)] if varies else [None]
-                            asks += [Ask(task, method, seed, backbone, k, number) for number in numbers]
+                            asks += [Ask((task,), method, seed, backbone, k, number) for number in numbers]
+            asks += [
+                Ask(group, method, seed, backbone, k)
+                for group in self.trained_together(tasks)
+                for k in draws
+                for seed in range(seeds)
+                for method in together
+            ]
         return asks
 
 

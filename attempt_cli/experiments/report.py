@@ -78,12 +78,23 @@ class Report:
                 lines.append({**dict.fromkeys(COLUMNS), **line, "failed": said})
         there = {(line["task"], line["method"]) for line in lines}
         if "published" in self.experiment.columns and self.experiment.groups:
-            tasks = [f"{group} average" for group in self.experiment.groups]
-            for task, method in published:
-                if task in tasks and (task, method) not in there:
-                    number = _published_text(published[task, method])
-                    lines.append({**dict.fromkeys(COLUMNS), "task": task, "method": method, "published": number})
+            lines += self._published_lines(published, there)
         return lines
+
+    def _published_lines(
+        self, published: Mapping[tuple[str, str], Published], there: set[tuple[Any, Any]]
+    ) -> list[dict[str, Any]]:
+        """A line for each published mean over a group of tasks that stands beside no number of ours."""
+        tasks = [f"{group} average" for group in self.experiment.groups]
+        numbers = {key: _published_text(number) for key, number in published.items() if key[0] in tasks}
+        for method in methods_not_run():
+            if not any(key[1] == method for key in numbers):
+                numbers[tasks[0], method] = "no number at hand"
+        return [
+            {**dict.fromkeys(COLUMNS), "task": task, "method": method, "published": number}
+            for (task, method), number in numbers.items()
+            if (task, method) not in there
+        ]
 
     def _published(self) -> dict[tuple[str, str], Published]:
         if "memory" in self.experiment.columns:

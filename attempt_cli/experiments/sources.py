@@ -1,10 +1,9 @@
-"""The source prompts of a grid, trained as cells of a grid of their own where they are asked for."""
+"""What a grid needs before its targets: source prompts, the attention prior, one prompt of all sources."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 from attempt_cli.data.task import load_task
 from attempt_cli.errors import AttemptError
@@ -20,7 +19,6 @@ Sources = dict[tuple[str, str], tuple[str, ...]]
 def train_sources(
     plan: Plan,
     names: Sequence[str],
-    settings: Mapping[str, Any],
     backbones: Sequence[str],
     targets: Sequence[str],
     fill: Callable[[Plan, Sequence[Ask]], Filled],
@@ -30,7 +28,6 @@ def train_sources(
     Args:
         plan: of the grid that needs them.
         names: the source tasks.
-        settings: of their training, besides those of the plan.
         backbones: as the user named them.
         targets: the tasks of the grid; a source of a target's own task is not among that target's sources, because it
             has seen its training rows.
@@ -42,18 +39,19 @@ def train_sources(
     Raises:
         AttemptError: a task is unknown, or there is no source for a target.
     """
-    source_plan = replace(
-        plan, tasks={name: load_task(name) for name in names}, settings={**plan.settings, **settings}, init_from=None
-    )
+    source_plan = replace(plan, tasks={name: load_task(name) for name in names})
     asks = [
-        Ask(name, "prompt-tuning", SOURCE_SEED, backbone, kind="source") for backbone in backbones for name in names
+        Ask((name,), "prompt-tuning", SOURCE_SEED, backbone, kind="source") for backbone in backbones for name in names
     ]
     filled = fill(source_plan, asks)
-    made = dict(zip([ask for ask in asks if ask not in filled.failures], filled.cells, strict=True))
     sources = {}
     for backbone in backbones:
         for task in targets:
-            refs = tuple(cell.prompt for ask, cell in made.items() if ask.backbone == backbone and ask.task != task)
+            refs = tuple(
+                result.made
+                for ask, result in filled.results.items()
+                if ask.backbone == backbone and ask.task != task and result.made
+            )
             if not refs:
                 failed = [error for ask, error in filled.failures.items() if ask.task != task]
                 raise AttemptError(
@@ -62,3 +60,34 @@ def train_sources(
                 )
             sources[backbone, task] = refs
     return sources, filled
+
+
+def prepare(
+    plan: Plan, kinds: Sequence[str], fill: Callable[[Plan, Sequence[Ask]], Filled]
+) -> tuple[dict[tuple[str, str, str], str], Filled]:
+    """Trains what targets start from on the source tasks, once for every different set of sources.
+
+    Args:
+        plan: of the grid, with its sources.
+        kinds: "attention", "shared".
+        fill: fills the cells of a plan.
+
+    Returns:
+        Full names for a backbone, a task and a kind, and what came of it.
+    """
+    alike: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    for (backbone, task), refs in plan.sources.items():
+        alike.setdefault((backbone, refs), []).append(task)
+    first = {
+        Ask((tasks[0],), "", SOURCE_SEED, backbone, kind=kind): tasks
+        for kind in kinds
+        for (backbone, _), tasks in alike.items()
+    }
+    filled = fill(plan, list(first))
+    made = {
+        (ask.backbone, task, ask.kind): result.made
+        for ask, result in filled.results.items()
+        for task in first[ask]
+        if result.made
+    }
+    return made, filled

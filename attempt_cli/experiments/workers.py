@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from attempt_cli.errors import AttemptError
 from attempt_cli.experiments.cells import Cell
-from attempt_cli.experiments.grid import Ask, Plan, Runner
+from attempt_cli.experiments.grid import Ask, Plan, Result, Runner
 from attempt_cli.training.loop import Listener, TrainingStoppedError
 
 
@@ -28,7 +28,7 @@ class WorkerDiedError(AttemptError):
 class Worker(Protocol):
     """Fills one cell at a time."""
 
-    def run(self, ask: Ask, listener: Listener | None = None) -> Cell: ...
+    def run(self, ask: Ask, listener: Listener | None = None) -> Result: ...
 
     def close(self) -> None: ...
 
@@ -42,7 +42,7 @@ class Watcher(Protocol):
 
     def note(self, text: str) -> None: ...
 
-    def done(self, ask: Ask, cell: Cell, seconds: float) -> None: ...
+    def done(self, ask: Ask, cells: tuple[Cell, ...], seconds: float) -> None: ...
 
     def failed(self, ask: Ask, error: str, seconds: float) -> None: ...
 
@@ -52,12 +52,17 @@ class Filled:
     """What came of a grid.
 
     Args:
-        cells: the results, in the order of the asks.
+        results: by ask, in the order of the asks.
         failures: the first line of what went wrong, for each ask that has no result.
     """
 
-    cells: list[Cell] = field(default_factory=list)
+    results: dict[Ask, Result] = field(default_factory=dict)
     failures: dict[Ask, str] = field(default_factory=dict)
+
+    @property
+    def cells(self) -> list[Cell]:
+        """Those of all results."""
+        return [cell for result in self.results.values() for cell in result.cells]
 
 
 class Waiting:
@@ -65,7 +70,7 @@ class Waiting:
 
     def __init__(self, asks: Sequence[Ask]) -> None:
         self._asks = list(asks)
-        self._taken: list[tuple[str, str]] = []  # the rooms that workers are in
+        self._taken: list[tuple[str, tuple[str, ...]]] = []  # the rooms that workers are in
         self._lock = threading.Lock()
 
     def take(self, last: Ask | None) -> Ask | None:
@@ -112,7 +117,7 @@ def fill(
     """
     waiting, events = Waiting(asks), queue.SimpleQueue[tuple[Any, ...]]()
     stopping = threading.Event()
-    cells: dict[Ask, Cell] = {}
+    results: dict[Ask, Result] = {}
     failures: dict[Ask, str] = {}
 
     def work() -> None:
@@ -124,8 +129,8 @@ def fill(
                 started, died = time.monotonic(), False
                 try:
                     worker = worker or hire()
-                    cell = worker.run(ask, _Forwarder(ask, events))
-                    events.put(("done", ask, cell, time.monotonic() - started))
+                    result = worker.run(ask, _Forwarder(ask, events))
+                    events.put(("done", ask, result, time.monotonic() - started))
                 except TrainingStoppedError:
                     stopping.set()
                 except Exception as error:  # whatever it is, it is this cell's failure
@@ -143,7 +148,9 @@ def fill(
     def heard(event: tuple[Any, ...]) -> None:
         name, *rest = event
         if name == "done":
-            cells[rest[0]] = rest[1]
+            ask, result, seconds = rest
+            results[ask] = result
+            rest = [ask, result.cells, seconds]
         elif name == "failed":
             failures[rest[0]] = rest[1]
             keep_failure(*rest)
@@ -165,7 +172,9 @@ def fill(
                     heard(event)
         if stopping.is_set():
             raise stopped()
-    return Filled([cells[ask] for ask in asks if ask in cells], {ask: failures[ask] for ask in asks if ask in failures})
+    return Filled(
+        {ask: results[ask] for ask in asks if ask in results}, {ask: failures[ask] for ask in asks if ask in failures}
+    )
 
 
 @dataclass(frozen=True)
@@ -218,13 +227,13 @@ def _here(asks: Sequence[Ask], hire: Callable[[], Worker], heard: Callable[[tupl
             heard(("began", ask))
             started = time.monotonic()
             try:
-                cell = worker.run(ask, _Forwarder(ask, Direct()))
+                result = worker.run(ask, _Forwarder(ask, Direct()))
             except TrainingStoppedError:
                 raise stopped() from None
             except Exception as error:
                 heard(("failed", ask, first_line(error), time.monotonic() - started))
             else:
-                heard(("done", ask, cell, time.monotonic() - started))
+                heard(("done", ask, result, time.monotonic() - started))
     finally:
         worker.close()
 
@@ -281,7 +290,7 @@ class ProcessWorker:
         self._process.start()
         theirs.close()
 
-    def run(self, ask: Ask, listener: Listener | None = None) -> Cell:
+    def run(self, ask: Ask, listener: Listener | None = None) -> Result:
         """Sends the ask and passes on what comes back, until it is the result.
 
         Raises:
@@ -292,8 +301,8 @@ class ProcessWorker:
             while True:
                 name, *rest = self._pipe.recv()
                 if name == "done":
-                    cell: Cell = rest[0]
-                    return cell
+                    result: Result = rest[0]
+                    return result
                 if name == "raised":
                     raise rest[0]
                 if listener is not None:
@@ -385,7 +394,7 @@ class RayWorker:
         self._ray = ray
         self._actor = ray.remote(num_cpus=threads, num_gpus=gpus)(Runner).remote(plan)
 
-    def run(self, ask: Ask, listener: Listener | None = None) -> Cell:
+    def run(self, ask: Ask, listener: Listener | None = None) -> Result:
         """The actor's result.
 
         Raises:
@@ -393,8 +402,8 @@ class RayWorker:
             AttemptError: what the cell failed with.
         """
         try:
-            cell: Cell = self._ray.get(self._actor.run.remote(ask))
-            return cell
+            result: Result = self._ray.get(self._actor.run.remote(ask))
+            return result
         except self._ray.exceptions.RayTaskError as error:
             raise AttemptError(first_line(error.cause or error)) from error
         except self._ray.exceptions.RayError as error:

@@ -60,8 +60,8 @@ def test_the_grid_goes_task_by_task() -> None:
         sources=sources,
     )
     assert asks[:4] == [
-        Ask("boolq", "prompt-tuning", 0, "tiny"),
-        *(Ask("boolq", "attempt", 0, "tiny", None, t) for t in (1, 2, 3)),
+        Ask(("boolq",), "prompt-tuning", 0, "tiny"),
+        *(Ask(("boolq",), "attempt", 0, "tiny", None, t) for t in (1, 2, 3)),
     ]
     assert [ask.task for ask in asks] == ["boolq"] * 8 + ["rte"] * 6
     assert len(set(asks)) == len(asks)

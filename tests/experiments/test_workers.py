@@ -14,17 +14,17 @@ import pytest
 from attempt_cli.data.task import load_task
 from attempt_cli.errors import AttemptError
 from attempt_cli.experiments.cells import Cell
-from attempt_cli.experiments.grid import Ask, Plan
+from attempt_cli.experiments.grid import Ask, Plan, Result
 from attempt_cli.experiments.workers import Filled, ProcessWorker, Waiting, WorkerDiedError, fill, first_line
 from attempt_cli.training.loop import Listener, TrainingStoppedError
 
 
 def ask(task: str, method: str = "none", seed: int = 0) -> Ask:
-    return Ask(task, method, seed, "tiny")
+    return Ask((task,), method, seed, "tiny")
 
 
-def cell_for(asked: Ask) -> Cell:
-    return Cell(asked.task, asked.method, asked.seed, 0.5, (0.4, 0.6), 10, "no prompt", 0)
+def result_for(asked: Ask) -> Result:
+    return Result((Cell(asked.task, asked.method, asked.seed, 0.5, (0.4, 0.6), 10, "no prompt", 0),))
 
 
 class Watching:
@@ -52,7 +52,7 @@ class Scripted:
         type(self).hired += 1
         self.ran = 0
 
-    def run(self, asked: Ask, listener: Listener | None = None) -> Cell:
+    def run(self, asked: Ask, listener: Listener | None = None) -> Result:
         self.ran += 1
         if asked.method == "fails":
             raise AttemptError("no rows\nand more", "hint")
@@ -61,7 +61,7 @@ class Scripted:
         if asked.method == "stops":
             raise TrainingStoppedError("stopped")
         time.sleep(0.02)
-        return cell_for(asked)
+        return result_for(asked)
 
     def close(self) -> None: ...
 
@@ -77,7 +77,8 @@ def filled(asks: list[Ask], workers: int, **options: bool) -> tuple[Filled, Watc
 def test_a_cell_that_fails_is_noted_and_the_others_go_on(workers: int) -> None:
     asks = [ask("a"), ask("a", "fails"), ask("b"), ask("b", "fails", 1), ask("c")]
     result, watching, kept = filled(asks, workers)
-    assert result.cells == [cell_for(asks[0]), cell_for(asks[2]), cell_for(asks[4])]  # in the order of the asks
+    assert result.results == {asked: result_for(asked) for asked in (asks[0], asks[2], asks[4])}
+    assert [cell.task for cell in result.cells] == ["a", "b", "c"]  # in the order of the asks
     assert result.failures == {asks[1]: "no rows", asks[3]: "no rows"}
     assert sorted(kept, key=str) == sorted(result.failures.items(), key=str)
     assert sorted(name for name, _ in watching.told) == ["began"] * 5 + ["done"] * 3 + ["failed"] * 2
@@ -132,15 +133,16 @@ def plan(tmp_path: Path, llama: Path) -> Plan:
 def test_a_process_fills_cells_and_passes_failures_on(plan: Plan, llama: Path) -> None:
     worker = ProcessWorker(plan, 1)
     try:
-        cell = worker.run(Ask("support-chats", "none", 0, str(llama), k=4))
+        (cell,) = worker.run(Ask(("support-chats",), "none", 0, str(llama), k=4)).cells
         assert (cell.n, cell.prompt, cell.k) == (6, "no prompt", 4)
         with pytest.raises(AttemptError, match="5000 are wanted"):
-            worker.run(Ask("support-chats", "none", 0, str(llama), k=10000))
-        assert worker.run(Ask("support-chats", "none", 1, str(llama), k=4)).score == cell.score  # it goes on
+            worker.run(Ask(("support-chats",), "none", 0, str(llama), k=10000))
+        (again,) = worker.run(Ask(("support-chats",), "none", 1, str(llama), k=4)).cells  # it goes on
+        assert (again.score, again.seed) == (cell.score, 1)
         pid = worker._process.pid
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
         with pytest.raises(WorkerDiedError, match="SIGKILL"):
-            worker.run(Ask("support-chats", "none", 2, str(llama), k=4))
+            worker.run(Ask(("support-chats",), "none", 2, str(llama), k=4))
     finally:
         worker.close()

@@ -1,0 +1,234 @@
+"""What a cell scores: a model as it stands, one trained on a task alone, or one trained on several tasks at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from attempt_cli.artefacts import Loaded
+from attempt_cli.backbones.base import FrozenBackbone
+from attempt_cli.backbones.prompted import PromptedModel
+from attempt_cli.data.rows import Rows
+from attempt_cli.data.task import Task
+from attempt_cli.training.config import TrainingConfig
+from attempt_cli.training.loop import Listener
+from attempt_cli.training.many import ManyOutcome, ManyRequest, train_many
+from attempt_cli.training.recipes import Request, train_prompt
+from registry import Attention, Prompt, Registry
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a training is made of, besides its rows.
+
+    Args:
+        config: the settings, with method and seed.
+        start: the prompt that it starts from; where nothing is trained, the prompt that is scored.
+        mixed: the source prompts that are mixed.
+        attention: the trained G that it starts from.
+    """
+
+    config: TrainingConfig
+    start: Prompt | None = None
+    mixed: tuple[Prompt, ...] = ()
+    attention: Attention | None = None
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is scored.
+
+    Args:
+        model: ready to predict.
+        name: a prompt's or a composition's full name, or "no prompt".
+        inputs: what it is made of, as a run records it.
+        config: the settings that it was trained with, or is read with.
+        sources: names of the sources, in the order of the attention's weights.
+        task_index: which of the model's target prompts is the task's.
+        steps: optimiser steps of the task.
+        trained_parameters: numbers that were trained for the task.
+        numbers: of the training, as a record keeps them.
+        warnings: what the user should know of it.
+    """
+
+    model: PromptedModel
+    name: str
+    inputs: Sequence[str]
+    config: TrainingConfig
+    sources: tuple[str, ...] = ()
+    task_index: int = 0
+    steps: int = 0
+    trained_parameters: int = 0
+    numbers: Mapping[str, Any] = field(default_factory=dict)
+    warnings: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """Where trainings are made and kept.
+
+    Args:
+        registry, backbone: where prompts are kept, and what they are for.
+        command: as it was typed.
+        tags: for the registry.
+        resume: go on from the checkpoint of an unfinished training.
+        data_dir: rows in the hub's layout.
+        train_limit: the most training rows of a task.
+    """
+
+    registry: Registry
+    backbone: FrozenBackbone
+    command: str = ""
+    tags: tuple[str, ...] = ()
+    resume: bool = False
+    data_dir: Path | None = None
+    train_limit: int | None = None
+
+    def train_one(
+        self,
+        task: Task,
+        kind: str,
+        name: str,
+        rows: tuple[Rows, Rows | None],
+        parts: Parts,
+        listener: Listener | None,
+    ) -> Subject:
+        """A training on one task.
+
+        Args:
+            kind: "source" or "target".
+            name: under which it is kept.
+            rows: for training, and for choosing the checkpoint (None: the last step counts).
+        """
+        train, validation = rows
+        if parts.attention is not None:  # a given G comes with the training on many tasks, of which this is one
+            given = (train,) if validation is None else ()
+            (subject,) = self.train_together((task,), name, given, (parts,), listener)
+            return subject
+        request = Request(
+            task=task,
+            kind=kind,
+            name=name,
+            config=parts.config,
+            sources=parts.mixed,
+            init_from=parts.start,
+            train_rows=train,
+            validation_rows=validation,
+            command=self.command,
+            tags=self.tags,
+        )
+        outcome = train_prompt(self.registry, self.backbone, request, resume=self.resume, listener=listener)
+        assert outcome is not None
+        kept = {"prompt": outcome.prompt, "composition": outcome.composition}
+        made = [f"{kind}:{ref}" for kind, ref in kept.items() if ref is not None]
+        return Subject(
+            outcome.model,
+            outcome.composition or outcome.prompt or f"{name} (run {outcome.run})",  # weights are not kept
+            made,
+            parts.config,
+            tuple(prompt.ref for prompt in parts.mixed),
+            steps=outcome.trained.state.step,
+            trained_parameters=outcome.trained_parameters,
+            numbers=outcome.trained.numbers,
+            warnings=outcome.trained.warnings,
+        )
+
+    def train_together(
+        self,
+        tasks: Sequence[Task],
+        name: str,
+        trains: Sequence[Rows],
+        parts: Sequence[Parts],
+        listener: Listener | None,
+    ) -> list[Subject]:
+        """One training on several tasks with one G, of as many steps a task as each has alone; a subject a task.
+
+        Args:
+            trains: training rows of each task, of which the last step counts; empty takes the tasks' own and looks at
+                validation rows.
+            parts: of each task; settings, sources and G are the first one's.
+        """
+        config = _for_all(parts[0].config, len(tasks))
+        request = ManyRequest(
+            tasks=tuple(tasks),
+            name=name,
+            config=config,
+            sources=parts[0].mixed,
+            init_from=tuple(part.start for part in parts),
+            attention_from=parts[0].attention,
+            train_rows=tuple(trains),
+            train_limit=self.train_limit,
+            data_dir=self.data_dir,
+            command=self.command,
+            tags=self.tags,
+        )
+        outcome = self._many(request, listener)
+        return [
+            Subject(
+                outcome.model,
+                f"{outcome.prompts[task.name]} of {outcome.composition}",
+                [f"composition:{outcome.composition}", f"prompt:{outcome.prompts[task.name]}"],
+                part.config,
+                tuple(prompt.ref for prompt in part.mixed),
+                task_index=index,
+                steps=round(outcome.trained.state.step / len(tasks)),
+                trained_parameters=round(outcome.parameters_per_task),
+                numbers={
+                    **outcome.trained.numbers,
+                    "seconds": outcome.trained.numbers.get("seconds", 0.0) / len(tasks),
+                },
+                warnings=outcome.trained.warnings if index == 0 else (),
+            )
+            for index, (task, part) in enumerate(zip(tasks, parts, strict=True))
+        ]
+
+    def prepare(
+        self,
+        keep: str,
+        tasks: Sequence[Task],
+        name: str,
+        config: TrainingConfig,
+        sources: tuple[Prompt, ...],
+        listener: Listener | None,
+    ) -> str:
+        """What targets start from, trained on the source tasks: the attention prior, or one prompt for all.
+
+        Args:
+            keep: "attention" or "shared"; see `training.many`.
+
+        Returns:
+            The full name of the attention, or of the prompt.
+        """
+        request = ManyRequest(
+            tasks=tuple(tasks),
+            name=name,
+            config=_for_all(config, len(tasks)),
+            keep=keep,
+            sources=sources if keep == "attention" else (),
+            train_limit=self.train_limit,
+            data_dir=self.data_dir,
+            command=self.command,
+            tags=self.tags,
+        )
+        outcome = self._many(request, listener)
+        made = outcome.attention if keep == "attention" else next(iter(outcome.prompts.values()))
+        assert made is not None
+        return made
+
+    def _many(self, request: ManyRequest, listener: Listener | None) -> ManyOutcome:
+        outcome = train_many(self.registry, self.backbone, request, resume=self.resume, listener=listener)
+        assert outcome is not None
+        return outcome
+
+
+def as_it_stands(loaded: Loaded, config: TrainingConfig) -> Subject:
+    """A model without a training."""
+    return Subject(loaded.model, loaded.name, loaded.inputs, config)
+
+
+def _for_all(config: TrainingConfig, tasks: int) -> TrainingConfig:
+    """The settings of a training on several tasks: every task has the steps that it would have alone."""
+    steps = config.steps if config.epochs is not None else config.total_steps(0)
+    return config.model_copy(update={"steps": steps and steps * tasks})
