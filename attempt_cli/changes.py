@@ -52,7 +52,8 @@ def changed(registry: Registry, composition: Composition, changes: Changes) -> C
 
     Raises:
         AttemptError: a name that is not among the sources, one that is there already, a prompt of another backbone,
-            length or placement, no source left, a weight that is negative or no number.
+            length or placement, no source left, a weight that is negative or no number, or of a target that takes no
+            part.
         RegistryError: `add` names no prompt.
     """
     sources = list(composition.sources)
@@ -85,6 +86,11 @@ def changed(registry: Registry, composition: Composition, changes: Changes) -> C
         forced = {}
         for name, weight in changes.weights.items():
             ref = name if name == TARGET else source_named(name, sources, composition.ref)
+            if ref == TARGET and weight and not (composition.targets and settings.get("with_target", True)):
+                raise AttemptError(
+                    f"the composition '{composition.ref}' mixes its sources alone, without a target prompt",
+                    "Leave target= out of --weights.",
+                )
             if not (math.isfinite(weight) and weight >= 0):
                 raise AttemptError(
                     f"the weight of '{name}' is {weight:g}", "A weight is a number from 0 on, as in mnli=.5,target=.5."
@@ -92,6 +98,11 @@ def changed(registry: Registry, composition: Composition, changes: Changes) -> C
             if ref in forced:
                 raise AttemptError(f"'{ref}' has two weights", "Name each source once in --weights.")
             forced[ref] = weight
+    elif forced and changes.add:
+        raise AttemptError(
+            f"the weights of '{composition.ref}' are forced, and {', '.join(changes.add)} would have none",
+            "Say them all with --weights.",
+        )
     if forced:
         settings["weights"] = {ref: forced.get(ref, 0.0) for ref in (*sources, TARGET)}
     elif composition.attention is None:

@@ -99,6 +99,23 @@ def test_forced_weights(registry: Registry) -> None:
     assert fewer.settings["weights"] == {"qnli@1": 0, "sst2@1": 0.25, "target": 0.5}
 
 
+def test_forced_weights_need_one_for_what_is_added(registry: Registry) -> None:
+    forced = changed(registry, composed(registry, "mnli", "qnli"), Changes(weights={"mnli": 1}))
+    with pytest.raises(AttemptError, match="are forced, and sst2 would have none"):
+        changed(registry, forced, Changes(add=("sst2",)))
+
+
+def test_sources_without_a_target_have_no_weight_for_one(registry: Registry) -> None:
+    prior = registry.add_composition(name="prior", backbone="tiny", fingerprint="f", sources=["mnli"], attention="g")
+    assert changed(registry, prior, Changes(add=("qnli",), weights={"qnli": 1, "target": 0})).settings["weights"] == {
+        "mnli@1": 0,
+        "qnli@1": 1,
+        "target": 0,
+    }
+    with pytest.raises(AttemptError, match="mixes its sources alone"):
+        changed(registry, prior, Changes(weights={"mnli": 1, "target": 1}))
+
+
 def test_without_an_attention_weights_mix(registry: Registry) -> None:
     whole = composed(registry, "mnli", "qnli", attention=None)
     assert changed(registry, whole, Changes(weights={"mnli": 1})).settings["weights"]["mnli@1"] == 1

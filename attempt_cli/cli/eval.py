@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -98,10 +99,9 @@ def command(
       attempt eval --composition rte-attempt --drop sst2
       attempt eval --composition rte-attempt --weights mnli=.5,target=.5
     """
-    from attempt_cli.artefacts import remember_backbone, versions
+    from attempt_cli.artefacts import remember_backbone
     from attempt_cli.cli.progress import RowProgress
-    from attempt_cli.data.schema import task_fields
-    from attempt_cli.evaluation.compare import compare, per_row, rows_record
+    from attempt_cli.evaluation.compare import compare, per_row
     from attempt_cli.evaluation.evaluate import evaluate
 
     changes = chosen_changes(options)
@@ -123,7 +123,7 @@ def command(
     for task, model, words in plan:
         loaded = models[_key(model), words]
         own, length = as_trained(task, loaded.prompt_for(task.name), text_format, settings.output.note)
-        jobs.append((own, loaded, loader.rows(own), max_length or length, words))
+        jobs.append(_Job(own, loaded, loader.rows(own), max_length or length, words))
     for prompt in {model.ref: model for model in used if isinstance(model, Prompt)}.values():
         if prompt.method == "attempt":
             settings.output.note(alone_note(prompt))
@@ -131,50 +131,34 @@ def command(
     as_it_is: PerRow | None = None
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(output.open("w", encoding="utf-8")) if output is not None else None
-        rows_in_all = sum(len(rows.examples) for _, _, rows, _, _ in jobs)
+        rows_in_all = sum(len(job.rows.examples) for job in jobs)
         progress = stack.enter_context(RowProgress(rows_in_all, settings.output.format))
-        for task, loaded, rows, length, words in jobs:
+        for job in jobs:
             result = evaluate(
-                loaded.model,
-                task,
-                rows.examples,
-                task_index=loaded.task_index(task.name),
-                max_length=length,
+                job.loaded.model,
+                job.task,
+                job.rows.examples,
+                task_index=job.loaded.task_index(job.task.name),
+                max_length=job.max_length,
                 max_tokens=max_tokens,
                 progress=progress.advance,
             )
-            record = summary(task, loaded, rows, result)
-            kept = per_row(task, result.predictions.texts, rows.examples)
-            if words and as_it_is is not None:
-                record["change"] = difference_record(compare(task, kept, as_it_is))
+            record = summary(job.task, job.loaded, job.rows, result)
+            kept = per_row(job.task, result.predictions.texts, job.rows.examples)
+            if job.changes and as_it_is is not None:
+                record["change"] = difference_record(compare(job.task, kept, as_it_is))
             else:
                 as_it_is = kept
             try:  # each as it ends: a later failure loses nothing
                 remember_backbone(registry, frozen)
-                record["run"] = registry.add_run(
-                    command=typed_command(),
-                    settings={
-                        "split": split,
-                        "limit": limit,
-                        "max_length": length,
-                        "dtype": str(frozen.dtype),
-                        "changes": words or None,
-                        "task": task_fields(task),
-                        "format": task.format,
-                    },
-                    rows={split: rows_record(rows)},
-                    seed=seed,
-                    budget={},
-                    numbers={**record, "per_row": kept.record()},
-                    versions=versions(),
-                    duration=result.predictions.seconds,
-                    inputs=loaded.inputs,
-                ).id
+                how = {"split": split, "limit": limit, "dtype": str(frozen.dtype)}
+                seconds = result.predictions.seconds
+                record["run"] = _keep_run(registry, job, {**record, "per_row": kept.record()}, how, seed, seconds)
             except RegistryError as error:  # someone else's registry may be evaluated, too
                 settings.output.note(f"This evaluation is not recorded: {error.message}")
             records.append(record)
             if file is not None:
-                write_predictions(file, task, loaded, rows, result)
+                write_predictions(file, job.task, job.loaded, job.rows, result)
     if output is not None:
         settings.output.note(f"Wrote every prediction to {output}")
     truncated = sum(record["truncated"] for record in records)
@@ -185,6 +169,43 @@ def command(
     else:
         columns = (*COLUMNS, "change") if changes else COLUMNS
         settings.output.rows("evaluations", [table_row(record) for record in records], columns, name="score")
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One row of the table: a model on a task's rows, in the text format that it was trained under."""
+
+    task: Task
+    loaded: Loaded
+    rows: Rows
+    max_length: int | None
+    changes: str  # in words; empty where the model is as it is kept
+
+
+def _keep_run(
+    registry: Registry, job: _Job, numbers: dict[str, Any], how: dict[str, Any], seed: int, seconds: float
+) -> int:
+    """Records an evaluation, with all that `attempt compare` needs of it; gives its number.
+
+    Raises:
+        RegistryError: the registry cannot be written.
+    """
+    from attempt_cli.artefacts import versions
+    from attempt_cli.data.schema import task_fields
+    from attempt_cli.evaluation.compare import rows_record
+
+    task = {"task": task_fields(job.task), "format": job.task.format}
+    return registry.add_run(
+        command=typed_command(),
+        settings={**how, "max_length": job.max_length, "changes": job.changes or None, **task},
+        rows={how["split"]: rows_record(job.rows)},
+        seed=seed,
+        budget={},
+        numbers=numbers,
+        versions=versions(),
+        duration=seconds,
+        inputs=job.loaded.inputs,
+    ).id
 
 
 class RowLoader:
@@ -282,6 +303,8 @@ def _tasks(registry: Registry, names: str | None, options: dict[str, Any], model
     if loose:
         raise click.UsageError(f"--{loose[0]} goes with --input; without both the prompt's own are used")
     targets = [registry.prompt(ref) for ref in first.targets] if isinstance(first, Composition) else [first]
+    if first is not None and not targets:
+        raise click.UsageError(f"'{first.ref}' mixes sources for any task: name one with --tasks")
     rows = {"train": files["train_file"], "validation": files["validation_file"], "test": files["test_file"]}
     if len(targets) > 1 and any(rows.values()):
         raise click.UsageError("a composition with several targets needs --tasks, or --input and --label with files")

@@ -101,6 +101,7 @@ def command(
     loader = RowLoader(split, settings.data_dir, limit, seed)
     jobs: list[tuple[Task, int | None]] = []
     if mixes:
+        assert isinstance(model, Composition)
         for prompt, task in _tasks(registry, model, task_name):
             jobs.append(as_trained(task, prompt, None, settings.output.note))
             loader.rows(jobs[-1][0])  # before the backbone: rows are quick to find missing
@@ -145,21 +146,25 @@ def _attention(
     }
 
 
-def _tasks(registry: Registry, model: Prompt | Composition, name: str | None) -> list[tuple[Prompt, Task]]:
-    """The target prompts with their tasks; with a name the one that serves it.
+def _tasks(registry: Registry, model: Composition, name: str | None) -> list[tuple[Prompt | None, Task]]:
+    """The target prompts with their tasks; with a name the one that serves it (None: the sources alone do).
 
     Raises:
         AttemptError: a composition with several targets has none for that task.
+        click.UsageError: one without targets serves any task, and none is named.
     """
     from attempt_cli.data.task import load_task
 
-    assert isinstance(model, Composition)
+    if not model.targets and name is None:
+        raise click.UsageError(f"'{model.ref}' mixes sources for any task: name one with --task")
     prompts = [registry.prompt(ref) for ref in model.targets]
-    own = [(prompt, trained_task(prompt.settings, prompt.task)) for prompt in prompts if name in (None, prompt.task)]
+    own: list[tuple[Prompt | None, Task]] = [
+        (prompt, trained_task(prompt.settings, prompt.task)) for prompt in prompts if name in (None, prompt.task)
+    ]
     if own:
         return own
-    if len(prompts) == 1:  # a single target serves any task
-        return [(prompts[0], load_task(name or ""))]
+    if len(prompts) <= 1:  # a single target, or sources alone, serve any task
+        return [(prompts[0] if prompts else None, load_task(name or ""))]
     raise AttemptError(
         f"the composition '{model.ref}' has no target prompt for the task '{name}'",
         f"It has: {', '.join(prompt.task for prompt in prompts)}.",
@@ -205,9 +210,10 @@ def draw(file: Path, tasks: Sequence[dict[str, Any]]) -> None:
 
 
 def bar(weight: float, width: int) -> str:
-    """A weight in [0, 1] as a number and as a bar of at most `width` characters."""
+    """A weight in [0, 1] as a number and as a cell of `width` characters that is full at 1."""
     eighths = round(min(max(weight, 0.0), 1.0) * width * 8)
-    return f"{weight:.2f} {'█' * (eighths // 8)}{EIGHTHS[eighths % 8]}".rstrip()
+    full = "█" * (eighths // 8) + EIGHTHS[eighths % 8].strip()
+    return f"{weight:.2f} {full:░<{width}}"
 
 
 def _write_tables(settings: Settings, record: dict[str, Any]) -> None:

@@ -109,6 +109,16 @@ def test_what_cannot_be_compared(evaluated: Attempt) -> None:
             assert text in result.err, command
 
 
+def test_cells_of_a_few_shot_comparison_are_compared_by_their_runs(trained: Attempt) -> None:
+    few = "--methods none,prompt-tuning --seeds 1 --steps 1"
+    trained.succeed(f"fewshot -k 4 --tasks aim.yaml {few} {FLOAT}")
+    with opened(trained) as registry:
+        cells = {run.numbers["method"]: run.id for run in registry.runs() if "cell" in run.settings}
+    found = trained.json(f"compare {cells['prompt-tuning']} {cells['none']}")["comparison"]
+    assert (found["task"], found["split"], found["n"]) == ("aim", "test", 24)
+    assert found["second"]["model"] == "no prompt"
+
+
 # --- changes
 
 
@@ -213,7 +223,7 @@ def test_attention_as_cells_and_as_json(trained: Attempt) -> None:
         assert row["attention"] == pytest.approx(said[row["row"]]["attention"], abs=2e-5)
     lines = trained.succeed(f"inspect aim-attempt --rows 2 {FLOAT}").out.splitlines()
     assert lines[0].split() == ["task", "n", "one@1", "two@1", "target"]
-    assert re.fullmatch(r"aim +16(  0\.\d\d [█▏▎▍▌▋▊▉]* *){3}", lines[1])
+    assert re.fullmatch(r"aim +16(  0\.\d\d [█▏▎▍▌▋▊▉░]+){3}", lines[1])
     assert lines[2].split() == ["task", "row", "one@1", "two@1", "target", "input"]
     assert len(lines) == 5
 
@@ -237,6 +247,18 @@ def test_words_near_a_prompt(trained: Attempt) -> None:
     ]
     assert prompts == [name for name in ("aim-attempt@1", "one@1", "two@1") for _ in range(4)]
     assert trained.succeed(f"inspect one {FLOAT}").out.splitlines()[0].split() == ["prompt", "position", "nearest"]
+
+
+def test_sources_alone_serve_any_task_that_is_named(trained: Attempt) -> None:
+    trained.succeed("compose prior --sources one,two --attention aim-attempt")
+    for command in ("inspect prior", "eval --composition prior"):
+        asked = trained(f"{command} {FLOAT}")
+        assert (asked.code, "name one with --task" in asked.err) == (2, True)
+    (aim,) = trained.json(f"inspect prior --task aim.yaml {FLOAT}")["inspection"]["tasks"]
+    assert aim["attention"]["target"] == 0
+    assert sum(aim["attention"].values()) == pytest.approx(1, abs=1e-4)
+    (scored,) = trained.json(f"eval --tasks aim.yaml --composition prior {FLOAT}")["evaluations"]
+    assert scored["attention"]["target"] == 0
 
 
 # --- rank-sources
