@@ -90,12 +90,12 @@ def command(
     loader = RowLoader(split, settings.data_dir, limit, seed)
     n = len(loader.rows(task).examples)  # before the backbone: rows are quick to find missing
     backbone = chosen_backbone(registry, options, ranked, settings.output.note)
-    left_out = [ref for ref in composition.sources if ref in {p.ref for p in ranked}] if composition else []
+    left_out = _left_out(composition, ranked)
     passes = len(ranked) + (1 + len(left_out) if left_out else 0)
     with RowProgress(passes * n, settings.output.format) as progress:
         scorer = _Scorer(settings, registry, backbone, task, loader, max_tokens, progress)
         records = [scorer.as_it_stands(prompt) for prompt in ranked]
-        if composition is not None:
+        if composition is not None and left_out:
             changes = scorer.without_each(composition, left_out)
             records = [{**record, **changes.get(record["source"], {})} for record in records]
     if likened is not None:
@@ -160,6 +160,13 @@ def _sources(
         return [registry.prompt(ref) for ref in composition.sources]
     backbone = composition.backbone if composition is not None else backbone
     return chosen_sources(registry, names or "all", backbone, targets=[task.name])
+
+
+def _left_out(composition: Composition | None, ranked: Sequence[Prompt]) -> list[str]:
+    """The ranked sources that the composition can do without; without its only one it would be no mixture."""
+    if composition is None or len(composition.sources) == 1:
+        return []
+    return [prompt.ref for prompt in ranked if prompt.ref in composition.sources]
 
 
 def _likened(
@@ -230,8 +237,6 @@ class _Scorer:
         _, _, whole = kept(composition)
         found = {}
         for source in sources:
-            if len(composition.sources) == 1:
-                break  # without its only source it is no mixture
             task, result, rest = kept(changed(self.registry, composition, Changes(drop=(source,))))
             found[source] = {
                 "score_without": round(result.score, 6),

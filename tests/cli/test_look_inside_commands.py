@@ -291,3 +291,10 @@ def test_the_columns_that_can_be_had(trained: Attempt) -> None:
     full = trained.succeed(f"rank-sources aim.yaml --composition aim-attempt --limit 6 {FLOAT}").out.splitlines()
     assert full[0].endswith("cosine  cosine of pairs  change without it")
     assert len(full) == 3
+
+
+def test_an_only_source_cannot_be_left_out(trained: Attempt) -> None:
+    trained.succeed("compose single --from aim-attempt --only two")
+    ranking = trained.json(f"rank-sources aim.yaml --composition single --limit 6 {FLOAT}")["ranking"]
+    (two,) = ranking["sources"]
+    assert (two["source"], "change" in two, "cosine" in two) == ("two@1", False, True)
