@@ -7,12 +7,13 @@ for grouped heads, and none is copied for the tails that share an input.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -178,27 +179,44 @@ def causal_mask(length: int, dtype: torch.dtype, device: torch.device) -> Tensor
 UNMEASURED = 64
 
 
-def choose_kernel(device: torch.device, dtype: torch.dtype, heads: int, key_heads: int, width: int, keys: int) -> str:
-    """The faster of the two kernels for this device, dtype and length, measured once on this machine and kept.
-
-    It is kept in the cache's folder, so that a resumed training computes with the kernel it began with.
+@dataclass(frozen=True)
+class Shape:
+    """What a kernel's speed hangs on.
 
     Args:
-        keys: how many positions are looked at; measured is the next power of two.
+        device, dtype: where and in what it computes.
+        heads, key_heads, width: of the attention.
+        keys: how many positions are looked at.
+        backward: whether a gradient is wanted, too.
     """
-    if keys <= UNMEASURED:
+
+    device: torch.device
+    dtype: torch.dtype
+    heads: int
+    key_heads: int
+    width: int
+    keys: int
+    backward: bool
+
+
+def choose_kernel(shape: Shape) -> str:
+    """The faster of the two kernels, measured once on this machine for the next power of two of keys, and kept.
+
+    It is kept in the cache's folder, so that a resumed training computes with the kernel it began with.
+    """
+    if shape.keys <= UNMEASURED:
         return "plain"
-    bucket = 1 << (keys - 1).bit_length()
-    threads = torch.get_num_threads() if device.type == "cpu" else 0
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
-    name = f"{where} x{threads} torch {torch.__version__} {dtype} heads {heads}/{key_heads}x{width} keys {bucket}"
-    return _kept_kernel(name, device, dtype, heads, key_heads, width, bucket)
+    return _kept_kernel(replace(shape, keys=1 << (shape.keys - 1).bit_length()))
 
 
 @lru_cache(maxsize=256)
-def _kept_kernel(
-    name: str, device: torch.device, dtype: torch.dtype, heads: int, key_heads: int, width: int, keys: int
-) -> str:
+def _kept_kernel(shape: Shape) -> str:
+    device = shape.device
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{processor_name()} x{_threads()}"
+    name = (
+        f"{where} torch {torch.__version__} {shape.dtype} heads {shape.heads}/{shape.key_heads}x{shape.width} "
+        f"keys {shape.keys} {'and back' if shape.backward else 'forward'}"
+    )
     file = cache_folder() / "attention-kernels.json"
     try:
         kept: dict[str, str] = json.loads(file.read_text("utf-8"))
@@ -206,33 +224,41 @@ def _kept_kernel(
         kept = {}
     if kept.get(name) in ("plain", "sdpa"):
         return kept[name]
-    fastest = _measured_kernel(device, dtype, heads, key_heads, width, keys)
-    try:
+    fastest = _measured_kernel(shape)
+    # a cache that cannot be written costs the next process a measurement, nothing else
+    with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
         partial = file.with_suffix(f".{os.getpid()}.partial")
         partial.write_text(json.dumps({**kept, name: fastest}, indent=1), "utf-8")
         partial.replace(file)
-    except OSError:
-        pass  # a cache that cannot be written costs the next process a measurement, nothing else
     return fastest
 
 
-def _measured_kernel(
-    device: torch.device, dtype: torch.dtype, heads: int, key_heads: int, width: int, keys: int
-) -> str:
-    """Forward and backward of causal attention over 4 rows, each kernel in turn, best of 5."""
-    mask = causal_mask(keys, dtype, device)
-    shapes = [(4, heads, keys, width), (4, key_heads, keys, width), (4, key_heads, keys, width)]
-    query, key, value = (torch.randn(shape, dtype=dtype, device=device, requires_grad=True) for shape in shapes)
+def _threads() -> int:
+    return torch.get_num_threads()
+
+
+def _measured_kernel(shape: Shape) -> str:
+    """Causal attention over 4 rows, each kernel in turn, best of 5."""
+    mask = causal_mask(shape.keys, shape.dtype, shape.device)
+    heads = (shape.heads, shape.key_heads, shape.key_heads)
+    query, key, value = (
+        torch.randn(4, n, shape.keys, shape.width, dtype=shape.dtype, device=shape.device).requires_grad_(
+            shape.backward
+        )
+        for n in heads
+    )
     kernels: dict[str, Callable[..., Tensor]] = {"plain": _plain, "sdpa": _sdpa}
     best = dict.fromkeys(kernels, float("inf"))
-    with torch.enable_grad():
+    with torch.set_grad_enabled(shape.backward):
         for turn in range(6):
             for kernel, function in kernels.items():
-                _wait(device)
+                _wait(shape.device)
                 began = time.perf_counter()
-                function(0, query, key, value, mask, width**-0.5, None, None).sum().backward()  # type: ignore[no-untyped-call]
-                _wait(device)
+                output = function(0, query, key, value, mask, shape.width**-0.5, None, None)
+                if shape.backward:
+                    output.sum().backward()  # type: ignore[no-untyped-call]
+                _wait(shape.device)
                 if turn:  # the first call sets things up
                     best[kernel] = min(best[kernel], time.perf_counter() - began)
     return min(best, key=best.__getitem__)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from attempt_cli.backbones.tokens import kept_tokens
 from attempt_cli.errors import AttemptError
 
 if TYPE_CHECKING:
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 # When a row is too long, its middle goes. At least so many of its last tokens stay: they are the template's cue
 # ("sentiment:"), without which the model does not know what is asked.
 CUE_TOKENS = 16
+
+# From so many rows on, their tokens are kept on disk: the next training on them starts at once.
+KEPT_ROWS = 2000
 
 # Positions whose logits over the vocabulary stand in memory together (256 × 49,152 logits in fp32 take 48 MiB).
 PROJECTED_AT_ONCE = 256
@@ -210,8 +214,25 @@ class FrozenBackbone(ABC):
             tails: the end of each input that a cut must leave whole (the question behind a passage); of a tail that
                 takes more than three quarters of the limit, its end.
         """
+        if len(inputs) < KEPT_ROWS:
+            found = self._cut_tokens(inputs, max_length, tails)
+        else:
+            digest = hashlib.sha256(f"{self._tokenizer_digest} {max_length}".encode())
+            for text in (*inputs, None, *(tails or ())):
+                digest.update(b"\0" if text is None else text.encode() + b"\1")
+            found = kept_tokens(digest.hexdigest()[:32], lambda: self._cut_tokens(inputs, max_length, tails))
+        # an empty input still needs one position from which the target is predicted
+        return [
+            EncodedRow(ids or [self.end_id], list(targets[number]) if targets else [], cut)
+            for number, (ids, cut) in enumerate(found)
+        ]
+
+    def _cut_tokens(
+        self, inputs: Sequence[str], max_length: int, tails: Sequence[str] | None
+    ) -> list[tuple[list[int], int]]:
+        """Each input's tokens under the limit, and how many did not fit."""
         encoded: list[list[int]] = self.tokenizer(list(inputs))["input_ids"] if inputs else []
-        rows = []
+        found = []
         for number, ids in enumerate(encoded):
             cut = max(0, len(ids) - max_length)
             if cut:
@@ -219,9 +240,14 @@ class FrozenBackbone(ABC):
                 if tails is not None:
                     tail = min(max(tail, len(self.tokenizer(tails[number])["input_ids"])), max_length * 3 // 4)
                 ids = ids[: max_length - tail] + ids[len(ids) - tail :]
-            # an empty input still needs one position from which the target is predicted
-            rows.append(EncodedRow(ids or [self.end_id], list(targets[number]) if targets else [], cut))
-        return rows
+            found.append((ids, cut))
+        return found
+
+    @cached_property
+    def _tokenizer_digest(self) -> str:
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        text = backend.to_str() if backend is not None else f"{self.name} {self.fingerprint}"
+        return hashlib.sha256(text.encode()).hexdigest()
 
     @abstractmethod
     def target_tokens(self, text: str, *, end: bool) -> list[int]:
@@ -285,6 +311,7 @@ class FrozenBackbone(ABC):
         """
         if not on:
             self.model.gradient_checkpointing_disable()
+            self.model.eval()
             return
         try:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from attempt_cli.backbones import attention
-from attempt_cli.backbones.attention import Past, causal_mask, choose_kernel
+from attempt_cli.backbones.attention import Past, Shape, causal_mask, choose_kernel
 from attempt_cli.backbones.base import Batch, EncodedRow, FrozenBackbone, with_prompts
 from attempt_cli.backbones.input_cache import Group
 from attempt_cli.errors import AttemptError
@@ -266,9 +266,9 @@ class DecoderOnlyBackbone(FrozenBackbone):
             config = self.model.config
             _, key_heads, width = self._key_shape
             keys = sequence.shape[1] + (past.keys.shape[3] if past is not None else 0)
-            arguments["kernel"] = choose_kernel(
-                self.device, self.dtype, config.num_attention_heads, key_heads, width, keys
-            )
+            heads = config.num_attention_heads
+            backward = torch.is_grad_enabled()
+            arguments["kernel"] = choose_kernel(Shape(self.device, self.dtype, heads, key_heads, width, keys, backward))
             if past is not None:
                 arguments["past"] = past
         hidden: Tensor = self.model.base_model(inputs_embeds=sequence, use_cache=False, **arguments).last_hidden_state

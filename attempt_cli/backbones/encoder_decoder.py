@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from attempt_cli.backbones.attention import Past
+from attempt_cli.backbones.attention import Past, Shape, choose_kernel
 from attempt_cli.backbones.base import Batch, FrozenBackbone, with_prompts
 
 
@@ -81,10 +81,20 @@ class EncoderDecoderBackbone(FrozenBackbone):
         mask = batch.input_mask
         if prompts is not None:
             mask = torch.cat([mask.new_ones(mask.shape[0], prompts.shape[1]), mask], dim=1)
+        self._attend_by(mask.shape[1])
         states: Tensor = self.model.get_encoder()(
             inputs_embeds=with_prompts(embeddings, prompts), attention_mask=mask.long()
         ).last_hidden_state
         return states, mask.long()
+
+    def _attend_by(self, keys: int) -> None:
+        """Switches the library's attention to the faster one at this length; both take T5's position bias."""
+        config = self.model.config
+        heads, width = config.num_heads, config.d_kv
+        shape = Shape(self.device, self.dtype, heads, heads, width, keys, torch.is_grad_enabled())
+        name = "eager" if choose_kernel(shape) == "plain" else "sdpa"
+        if self.model.config._attn_implementation != name:
+            self.model.set_attn_implementation(name)
 
     def _decode(self, target_ids: Tensor, states: Tensor, mask: Tensor) -> Tensor:
         """The decoder's hidden states before each token of the target, [b, c, d]."""

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from attempt_cli.backbones.attention import causal_mask, choose_kernel
+from attempt_cli.backbones.attention import Shape, causal_mask, choose_kernel
 from attempt_cli.backbones.base import EncodedRow, FrozenBackbone
 from attempt_cli.backbones.input_cache import InputCache
 from attempt_cli.backbones.load import load_backbone
@@ -168,25 +168,32 @@ def test_the_kernel_is_measured_once_and_kept(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setenv("ATTEMPT_CACHE", str(tmp_path))
     measured = []
-    monkeypatch.setattr(attention, "_measured_kernel", lambda *a: measured.append(a[-1]) or "sdpa")
+    monkeypatch.setattr(attention, "_measured_kernel", lambda shape: measured.append(shape.keys) or "sdpa")
     attention._kept_kernel.cache_clear()
-    cpu = torch.device("cpu")
-    assert choose_kernel(cpu, torch.float32, 4, 2, 6, 64) == "plain"  # too short to be worth a measurement
-    assert [choose_kernel(cpu, torch.float32, 4, 2, 6, keys) for keys in (65, 100, 128)] == ["sdpa"] * 3
+
+    def chosen(keys: int, backward: bool = True) -> str:
+        return choose_kernel(Shape(torch.device("cpu"), torch.float32, 4, 2, 6, keys, backward))
+
+    assert chosen(64) == "plain"  # too short to be worth a measurement
+    assert [chosen(keys) for keys in (65, 100, 128)] == ["sdpa"] * 3
     attention._kept_kernel.cache_clear()  # another process
-    assert choose_kernel(cpu, torch.float32, 4, 2, 6, 128) == "sdpa"
+    assert chosen(128) == "sdpa"
     assert measured == [128]
+    assert chosen(128, backward=False) == "sdpa"  # scoring is measured for itself
+    assert measured == [128, 128]
     (tmp_path / "attention-kernels.json").write_text("{damaged")
     attention._kept_kernel.cache_clear()
-    assert choose_kernel(cpu, torch.float32, 4, 2, 6, 128) == "sdpa"
-    assert measured == [128, 128]
+    assert chosen(128) == "sdpa"
+    assert measured == [128, 128, 128]
     attention._kept_kernel.cache_clear()
 
 
 def test_a_real_measurement_names_a_kernel() -> None:
     from attempt_cli.backbones.attention import _measured_kernel
 
-    assert _measured_kernel(torch.device("cpu"), torch.float32, 4, 2, 6, 16) in ("plain", "sdpa")
+    for backward in (True, False):
+        shape = Shape(torch.device("cpu"), torch.float32, 4, 2, 6, 16, backward)
+        assert _measured_kernel(shape) in ("plain", "sdpa")
     mask = causal_mask(3, torch.float32, torch.device("cpu"))[0, 0]
     assert (mask == 0).tolist() == [[True, False, False], [True, True, False], [True, True, True]]
 

@@ -18,6 +18,23 @@ from tests.models import save_gpt2, save_llama
 LONG = "text: " + "it was the one " * 30 + "label:"
 
 
+def test_tokens_of_many_rows_are_made_once(
+    backbone: FrozenBackbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ATTEMPT_CACHE", str(tmp_path))
+    monkeypatch.setattr("attempt_cli.backbones.base.KEPT_ROWS", 3)
+    texts = ["it was good", "", "the text: one two three four five, bad was the text it is label", "two"]
+    targets = [[5], [6], [7], [8]]
+    first = backbone.encode(texts, targets, 8)
+    made = []
+    monkeypatch.setattr(type(backbone), "_cut_tokens", lambda *_: made.append(1) or [([9], 0)])
+    assert backbone.encode(texts, targets, 8) == first
+    assert not made
+    assert backbone.encode(texts[:2], None, 8) == [EncodedRow([9], [])]  # few rows are not kept
+    assert backbone.encode(texts, targets, 7) == [EncodedRow([9], [5])]  # another limit, other tokens
+    assert len(made) == 2
+
+
 def test_a_long_input_keeps_its_head_and_its_cue(backbone: FrozenBackbone) -> None:
     whole = backbone.encode([LONG], None, 1000)[0]
     assert whole.truncated == 0

@@ -1,0 +1,44 @@
+"""Tokens of many rows, made once and kept in the cache's folder."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import zipfile
+from collections.abc import Callable
+
+import numpy as np
+
+from attempt_cli.backbones.attention import cache_folder
+
+Tokens = list[tuple[list[int], int]]  # each row's tokens, and how many more it had
+
+
+def kept_tokens(name: str, make: Callable[[], Tokens]) -> Tokens:
+    """The tokens kept under a name, else those that are made now.
+
+    Args:
+        name: a hash of all that they depend on: tokenizer, texts, limit.
+        make: tokenises.
+    """
+    file = cache_folder() / "tokens" / f"{name}.npz"
+    try:
+        with np.load(file) as kept:
+            ends = np.cumsum(kept["lengths"])[:-1]
+            rows = [part.tolist() for part in np.split(kept["ids"], ends)]
+            return list(zip(rows, kept["cuts"].tolist(), strict=True))
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        pass  # not there yet, or damaged: made anew
+    rows_and_cuts = make()
+    partial = file.with_suffix(f".{os.getpid()}.partial")
+    # a cache that cannot be written costs the next training its time, nothing else
+    with contextlib.suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        ids = np.concatenate([np.asarray(row, dtype=np.int32) for row, _ in rows_and_cuts])
+        lengths = np.asarray([len(row) for row, _ in rows_and_cuts], dtype=np.int32)
+        with partial.open("wb") as out:
+            np.savez(out, ids=ids, lengths=lengths, cuts=np.asarray([cut for _, cut in rows_and_cuts], dtype=np.int32))
+        partial.replace(file)
+    with contextlib.suppress(OSError):
+        partial.unlink(missing_ok=True)
+    return rows_and_cuts
