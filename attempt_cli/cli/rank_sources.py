@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from attempt_cli.errors import AttemptError
 from registry.errors import RegistryError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from attempt_cli.backbones.base import FrozenBackbone
     from attempt_cli.cli.main import Settings
@@ -93,7 +94,8 @@ def command(
     left_out = _left_out(composition, ranked)
     passes = len(ranked) + (1 + len(left_out) if left_out else 0)
     with RowProgress(passes * n, settings.output.format) as progress:
-        scorer = _Scorer(settings, registry, backbone, task, loader, max_tokens, progress)
+        note = functools.cache(settings.output.note)  # each remark once, however often a composition is scored
+        scorer = _Scorer(registry, backbone, task, loader, max_tokens, progress, note)
         records = [scorer.as_it_stands(prompt) for prompt in ranked]
         if composition is not None and left_out:
             changes = scorer.without_each(composition, left_out)
@@ -207,13 +209,13 @@ def _cosines(registry: Registry, source: str, target: Prompt) -> dict[str, float
 class _Scorer:
     """Scores models on one task's rows, each in the text format that it was trained under."""
 
-    settings: Settings
     registry: Registry
     backbone: FrozenBackbone
     task: Task
     loader: RowLoader
     max_tokens: int
     progress: RowProgress
+    note: Callable[[str], None]
     seconds: float = 0.0
 
     def as_it_stands(self, prompt: Prompt) -> dict[str, Any]:
@@ -248,7 +250,7 @@ class _Scorer:
         from attempt_cli.evaluation.evaluate import evaluate
 
         loaded = load_model(self.registry, self.backbone, model)
-        task, length = as_trained(self.task, loaded.prompt_for(self.task.name), None, self.settings.output.note)
+        task, length = as_trained(self.task, loaded.prompt_for(self.task.name), None, self.note)
         result = evaluate(
             loaded.model,
             task,

@@ -133,7 +133,7 @@ def test_a_composition_that_cannot_predict(registry: Registry, backbone: FrozenB
     keep(registry, backbone, "aim", 0, 1.0)
     same: dict[str, Any] = {"backbone": backbone.name, "fingerprint": backbone.fingerprint}
     sources_only = registry.add_composition(name="sources-only", sources=["one"], **same)
-    with pytest.raises(AttemptError, match="has no target prompt"):
+    with pytest.raises(AttemptError, match="no attention to mix them"):
         load_composition(registry, backbone, sources_only)
     no_attention = registry.add_composition(name="no-attention", sources=["one"], targets=["aim"], **same)
     with pytest.raises(AttemptError, match="no attention to mix them"):
