@@ -1,0 +1,247 @@
+"""`attempt reproduce` as users meet it: reports, failures, kills and workers, on a tiny random model."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import os
+import re
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from registry import Registry, Run
+from tests.training.commands import Attempt
+from tests.training.test_kill import slow_with_a_checkpoint_every_step
+
+QUICK = "--steps 4 --limit 12 --batch-size 8 --prompt-length 4 --learning-rate 0.1 --dtype float32"
+FEW = f"reproduce table3 --tasks support-chats -k 4,8 --seeds 2 {QUICK} --train-sources shop-reviews,message-topics"
+METHODS = ["none", "source", "prompt-tuning", "spot", "attempt"]
+SMALL = f"{FEW} --methods {','.join(METHODS)} --source-steps 3 --train-limit 20"
+
+
+def opened(attempt: Attempt) -> Registry:
+    return Registry.open(attempt.folder / attempt.registry, must_exist=True)
+
+
+def cell_runs(attempt: Attempt) -> list[Run]:
+    return [run for run in opened(attempt).runs() if "cell" in run.settings]
+
+
+def results(document: Any) -> list[Any]:
+    """What must not depend on interruptions and workers."""
+    kept = ("task", "k", "method", "seed", "score", "interval", "n", "steps", "key")
+    return [{name: cell[name] for name in kept} for cell in document["cells"]]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, llama: Path) -> tuple[Attempt, Any]:
+    """The grid of SMALL, filled in one go, with its JSON."""
+    attempt = Attempt(tmp_path_factory.mktemp("whole"), llama)
+    return attempt, attempt.json(f"{SMALL} --output out")
+
+
+def test_a_report_in_every_form(whole: tuple[Attempt, Any]) -> None:
+    attempt, document = whole
+    out = attempt.folder / "out"
+    assert (document["experiment"], document["failures"]) == ("table3", [])
+    assert [(row["k"], row["method"], len(row["scores"])) for row in document["rows"]] == [
+        (k, method, 2) for k in (4, 8) for method in METHODS
+    ]
+    for row in document["rows"]:
+        of = [cell for cell in document["cells"] if (cell["k"], cell["method"]) == (row["k"], row["method"])]
+        assert row["mean"] == pytest.approx(sum(cell["score"] for cell in of) / 2)
+        assert {cell["steps"] for cell in of} == {4 if row["method"] in METHODS[2:] else 0}
+        assert (row["difference"] is None) == (row["method"] == "prompt-tuning")
+    with (out / "table3.csv").open(encoding="utf-8", newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert [(line["k"], line["method"], line["seeds"]) for line in lines] == [
+        (str(k), method, "2") for k in (4, 8) for method in METHODS
+    ]
+    markdown = (out / "table3.md").read_text("utf-8")
+    assert markdown.startswith("# table3: Few-shot\n\n    attempt --format json reproduce table3 ")
+    assert "| method | k | support-chats |" in markdown
+    assert "Budget: 4 optimiser steps for every trained method." in markdown
+    assert (out / "table3.png").read_bytes().startswith(b"\x89PNG")
+    assert (out / "table3.json").read_text("utf-8").startswith('{\n  "version": 1,')
+
+
+def test_resumed_nothing_is_done_again(whole: tuple[Attempt, Any]) -> None:
+    attempt, document = whole
+    before = len(opened(attempt).runs())
+    again = attempt.json(f"{SMALL} --resume")
+    assert results(again) == results(document)
+    assert len(opened(attempt).runs()) == before
+    more = attempt.json(
+        f"{SMALL.replace('--seeds 2', '--seeds 3')} --resume"
+    )  # a larger grid has the smaller one in it
+    assert len(more["cells"]) == 30
+    seeds = [run.seed for run in opened(attempt).runs()[before:]]
+    assert set(seeds) == {2}
+
+
+def test_a_killed_grid_goes_on_where_it_was(attempt: Attempt, whole: tuple[Attempt, Any]) -> None:
+    checkpoints = attempt.folder / attempt.registry / "checkpoints"
+    running = attempt.start(SMALL, prepare=slow_with_a_checkpoint_every_step)
+    running.until(lambda: running.err.count("support-chats") >= 4 and any(checkpoints.glob("*.safetensors")))
+    assert running.process.pid is not None
+    os.kill(running.process.pid, signal.SIGKILL)
+    assert running.result().code == -signal.SIGKILL
+    done = {run.settings["cell"] for run in cell_runs(attempt)}
+    assert len(done) >= 4
+    resumed = attempt.json(f"{SMALL} --resume")
+    assert results(resumed) == results(whole[1])
+    keys = [run.settings["cell"] for run in cell_runs(attempt)]
+    assert len(keys) == len(set(keys))  # no cell was made twice
+    assert list(checkpoints.glob("*")) == []  # the unfinished training found its own
+
+
+def test_two_workers_give_the_same_numbers(attempt: Attempt, whole: tuple[Attempt, Any]) -> None:
+    document = attempt.json(f"{SMALL} --workers 2")
+    assert results(document) == results(whole[1])
+
+
+def test_workers_end_with_their_parent(attempt: Attempt) -> None:
+    running = attempt.start(f"{SMALL.replace('--steps 4', '--steps 4000')} --source-steps 2 --workers 2")
+    running.until(lambda: "[2/2]" in running.err)  # the sources are there, targets are trained
+    pid = running.process.pid
+    assert pid is not None
+
+    def children() -> list[int]:
+        # every worker is a child of the thread that feeds it
+        return [
+            int(child) for file in Path(f"/proc/{pid}/task").glob("*/children") for child in file.read_text().split()
+        ]
+
+    workers: list[int] = []
+
+    def started() -> bool:
+        workers[:] = children()
+        return len(workers) >= 2
+
+    running.until(started)
+    os.kill(pid, signal.SIGKILL)
+    running.result()
+    deadline = time.monotonic() + 60
+    while any(Path(f"/proc/{worker}").exists() for worker in workers):
+        assert time.monotonic() < deadline, workers
+        time.sleep(0.1)
+
+
+def test_ctrl_c_stops_the_workers_and_the_grid_goes_on(attempt: Attempt, whole: tuple[Attempt, Any]) -> None:
+    running = attempt.start(f"{SMALL} --workers 2")
+    running.until(lambda: "[2/20]" in running.err)
+    assert running.process.pid is not None
+    os.kill(running.process.pid, signal.SIGINT)
+    stopped = running.result()
+    assert stopped.code == 130
+    assert stopped.err.splitlines()[-2:] == [
+        "stopped; what was finished is in the registry",
+        "Go on with the same command and --resume.",
+    ]
+    assert results(attempt.json(f"{SMALL} --resume")) == results(whole[1])
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
+def test_two_actors_of_a_local_ray(attempt: Attempt, whole: tuple[Attempt, Any]) -> None:
+    document = attempt.json(f"{SMALL} --ray --workers 2", PYTHONPATH=str(Path(__file__).parents[2]))
+    assert results(document) == results(whole[1])
+
+
+def test_a_cell_that_fails_is_shown_and_the_others_go_on(attempt: Attempt) -> None:
+    command = f"{SMALL.replace('-k 4,8', '-k 4,4000').replace('--seeds 2', '--seeds 1')} --output out"
+    failed = attempt(command)
+    assert failed.code == 1
+    assert re.search(r"^support-chats +4 +attempt +\d", failed.out, flags=re.M)
+    assert re.search(r"^support-chats +4,000 +attempt .*1 failed: class '\w+' has \d+ rows", failed.out, flags=re.M)
+    assert "5 cells failed; the same command with --resume tries again." in failed.err
+    kept = [run for run in opened(attempt).runs() if "failed" in run.settings]
+    assert [run.settings["failed"]["k"] for run in kept] == [4000] * 5
+    assert kept[0].numbers["failed"].startswith("class ")
+    assert "1 failed: class" in (attempt.folder / "out" / "table3.md").read_text("utf-8")
+    assert len(cell_runs(attempt)) == 7  # two sources and five methods
+
+
+def test_every_method_has_a_cell(attempt: Attempt) -> None:
+    command = (
+        f"reproduce table1 --tasks support-chats,shop-reviews --seeds 1 {QUICK} --prompt-length 12 --train-limit 16 "
+        "--eval-every 2 --train-sources message-topics,shop-reviews --methods prompt-tuning,spot-g,attempt-prior,attempt-m,"
+        "attempt-no-target,attempt-constant,attempt-single,attempt-token,mpt,dept,lora,ia3,adapter,bitfit,fine-tuning"
+    )
+    document = attempt.json(command)
+    assert document["failures"] == []
+    cells = {(cell["task"], cell["method"]): cell for cell in document["cells"]}
+    assert len(cells) == 30
+    assert {cell["steps"] for cell in cells.values()} == {4}
+    registry = opened(attempt)
+    # for support-chats both are sources, for shop-reviews the other one: two priors, each made once
+    assert registry.versions("prior", kind="attention") == [1, 2]
+    assert registry.versions("all-sources") == [1, 2]
+    width, length, rank = 24, 12, 12
+    sizes = {method: cells["support-chats", method]["trained_parameters"] for _, method in cells}
+    assert sizes["prompt-tuning"] == length * width
+    assert sizes["attempt-single"] == length * width + 2 * rank * width + 2 * width
+    assert sizes["attempt-m"] == length * width + (2 * rank * width + 2 * width) // 2
+    assert set(cells["support-chats", "attempt-m"]["attention"]) == {"message-topics@1", "target"}
+    single = cells["support-chats", "attempt-single"]["attention"]
+    assert len(single) == 2
+    again = attempt.json(f"{command} --resume")
+    assert results(again) == results(document)
+
+
+def test_the_number_of_sources_and_of_backbones(attempt: Attempt) -> None:
+    sources = f"{QUICK} --seeds 1 --train-limit 12 --eval-every 0 --train-sources shop-reviews,message-topics"
+    five = attempt.json(f"reproduce fig5 --tasks support-chats {sources} --png five.png")
+    assert [(row["method"], row["sources"]) for row in five["rows"]] == [
+        ("prompt-tuning", None),
+        ("attempt", 1),
+        ("attempt", 2),
+    ]
+    assert (attempt.folder / "five.png").read_bytes().startswith(b"\x89PNG")
+    nine = attempt.json(f"reproduce table9 --tasks support-chats --methods prompt-tuning,attempt {sources} --resume")
+    assert all(row["peak_memory"] > 1e6 for row in nine["rows"])
+
+
+def test_parameters_need_no_registry(attempt: Attempt) -> None:
+    shown = attempt.succeed("reproduce fig7 --backbone t5-base --methods attempt,prompt-tuning --output out").out
+    assert shown == (
+        "backbone  backbone_parameters  method         formula  counted  share\n"
+        "t5-base   222,903,552          attempt        231,936  231,936  0.1 %\n"
+        "t5-base   222,903,552          prompt-tuning  76,800   76,800   0.034 %\n"
+    )
+    assert {path.name for path in (attempt.folder / "out").iterdir()} == {
+        f"fig7.{ending}" for ending in ("csv", "json", "md", "png")
+    }
+    assert not (attempt.folder / attempt.registry / "registry.db").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "message", "hint"),
+    [
+        ("reproduce tabel1", "no experiment named 'tabel1'", "Did you mean table1"),
+        ("reproduce table1 --tasks rtee", "no task named 'rtee'", "attempt tasks list"),
+        ("reproduce table1 --methods atempt", "no method named 'atempt' (did you mean attempt", "Methods: none"),
+        ("reproduce table1 --columns scroe", "no column named 'scroe' (did you mean score", "Methods"),
+        ("reproduce table3 -k 4,x", "-k: 'x' is not a number of rows", "Methods"),
+        ("reproduce table1 --preset papr", "no preset named 'papr'", "Methods"),
+        ("reproduce table1 --steps 3 --epochs 2", "give --steps or --epochs, not both", "Methods"),
+        ("reproduce table3 --tasks cb", "there is no source prompt", "attempt train-source"),
+        ("reproduce fig7 --backbone t6-base", "no shape of a backbone named 't6-base'", "t5-base"),
+    ],
+)
+def test_what_cannot_be_run_is_said_before(attempt: Attempt, command: str, message: str, hint: str) -> None:
+    failed = attempt(command)
+    assert failed.code == 1
+    assert message in failed.err
+    assert hint in failed.err
+    assert failed.out == ""
+
+
+def test_all_that_is_wrong_is_said_at_once(attempt: Attempt) -> None:
+    failed = attempt("reproduce table1 --tasks rtee,cbb --methods atempt,lorra --columns scroe -k x --batch-size 0")
+    assert failed.code == 1
+    for name in ("'rtee'", "'cbb'", "'atempt'", "'lorra'", "'scroe'", "'x'", "--batch-size"):
+        assert name in failed.err
