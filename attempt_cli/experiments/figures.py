@@ -194,7 +194,7 @@ def draw_dots(file: Path, rows: Sequence[Row], x: str) -> None:
             if row.task == task:
                 place = methods.index(row.method)
                 width = 100 * row.width if x == "score" and row.width is not None else None
-                axes.errorbar(value(row), place, xerr=width, color=f"C{place % 10}", marker="o", capsize=2)
+                axes.errorbar(value(row), place, xerr=width, color=_colour(place, len(methods)), marker="o", capsize=2)
         axes.set_title(task, fontsize=10, loc="left")
         axes.set_yticks(range(len(methods)), methods, fontsize=8)
         axes.set_ylim(len(methods) - 0.5, -0.5)
@@ -209,11 +209,20 @@ def draw_dots(file: Path, rows: Sequence[Row], x: str) -> None:
     figure.savefig(file, format="png")
 
 
+def _colour(place: int, count: int) -> tuple[float, ...]:
+    """One of matplotlib's ten colours, or of its twenty where ten are too few."""
+    from matplotlib import colormaps
+
+    colour: tuple[float, ...] = colormaps["tab10" if count <= 10 else "tab20"](place % 20)
+    return colour
+
+
 def _draw(axes: Axes, panel: Panel, names: Sequence[str]) -> None:
+    with_intervals = any(width is not None for series in panel.series for width in series.widths)
     places = sorted({x for series in panel.series for x in series.x})
     for series in panel.series:
         place = names.index(series.name)
-        offset = APART * (place - (len(names) - 1) / 2) if panel.lines and not panel.log_y else 0.0
+        offset = APART * (place - (len(names) - 1) / 2) if panel.lines and with_intervals else 0.0
         if panel.log_x:
             shifted = [x * (places[-1] / places[0]) ** offset for x in series.x]
         else:
@@ -224,7 +233,7 @@ def _draw(axes: Axes, panel: Panel, names: Sequence[str]) -> None:
             series.y,
             yerr=errors,
             label=series.name,
-            color=f"C{place % 10}",
+            color=_colour(place, len(names)),
             marker=MARKERS[place % len(MARKERS)],
             markersize=5,
             linestyle="-" if panel.lines else "none",

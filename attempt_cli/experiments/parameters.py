@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from attempt_cli.backbones.tuned import DROPPED, LORA_RANK, REDUCTION, adapter_parts, bias_parts
 from attempt_cli.errors import AttemptError
 from attempt_cli.experiments.figures import Panel, Series, draw_panels
 from attempt_cli.experiments.methods import unknown_names
@@ -53,6 +54,11 @@ class Size:
     def width(self) -> int:
         """d."""
         return int(self.shape["d_model" if self.is_t5 else "hidden_size"])
+
+    @property
+    def layers(self) -> int:
+        """Layers of a stack: of the encoder, and as many of the decoder; of a Llama."""
+        return int(self.shape["num_layers" if self.is_t5 else "num_hidden_layers"])
 
     @property
     def is_t5(self) -> bool:
@@ -140,6 +146,35 @@ def _decomposed(size: Size) -> nn.Module:
     return DecomposedPrompt(torch.empty(1, short, size.width), positions, rank)
 
 
+def _adapter_formula(size: Size, dropped: int) -> int:
+    """Two adapters a layer, d → d / 32 → d with biases, in all but the first layers of each stack."""
+    inner = size.width // REDUCTION
+    adapter = 2 * size.width * inner + inner + size.width
+    return 2 * adapter * (size.layers - dropped) * (2 if size.is_t5 else 1)
+
+
+def _adapters(size: Size, *, drop: bool) -> nn.Module:
+    return nn.ModuleList(adapter_parts(size.build(), torch.Generator("cpu"), drop=drop).values())
+
+
+def _by_library(size: Size, kind: str) -> nn.Module:
+    """The model with peft's modules in it, which alone are trained.
+
+    Raises:
+        AttemptError: peft is not installed.
+    """
+    try:
+        from peft import IA3Config, LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise AttemptError(
+            f"{kind} is counted on the modules of the peft library, which is not installed",
+            "Install it: `pip install 'attempt-cli[peft]'`, or name other methods with --methods.",
+        ) from error
+    model = size.build().requires_grad_(False)
+    inject_adapter_in_model(LoraConfig(r=LORA_RANK) if kind == "lora" else IA3Config(), model, low_cpu_mem_usage=True)
+    return model
+
+
 COUNTINGS: dict[str, Counting] = {
     "fine-tuning": Counting(lambda size: size.parameters, Size.build),
     "prompt-tuning": Counting(
@@ -155,6 +190,31 @@ COUNTINGS: dict[str, Counting] = {
         TASKS,
     ),
     "dept": Counting(lambda size: dept_parameters(size.width, *_dept(size)), _decomposed),
+    "lora": Counting(
+        lambda size: sum(
+            LORA_RANK * (inputs + outputs)
+            for name, inputs, outputs in size.projections
+            if name in ("q", "v", "q_proj", "v_proj")
+        ),
+        lambda size: _by_library(size, "lora"),
+    ),
+    "ia3": Counting(
+        lambda size: sum(
+            inputs if name in ("wo", "down_proj") else outputs  # the feed-forward's scale stands before its last layer
+            for name, inputs, outputs in size.projections
+            if name in ("k", "v", "k_proj", "v_proj", "wo", "down_proj")
+        ),
+        lambda size: _by_library(size, "ia3"),
+    ),
+    "adapter": Counting(lambda size: _adapter_formula(size, 0), lambda size: _adapters(size, drop=False)),
+    "adapterdrop": Counting(
+        lambda size: _adapter_formula(size, round(DROPPED[0] * size.layers / DROPPED[1])),
+        lambda size: _adapters(size, drop=True),
+    ),
+    "bitfit": Counting(
+        lambda size: sum(outputs for _, _, outputs in size.projections),
+        lambda size: nn.ModuleList(bias_parts(size.build()).values()),
+    ),
 }
 
 
@@ -223,14 +283,14 @@ def parameter_sheet(counts: Sequence[Count], columns: Sequence[str], title: str,
                 "method": count.method,
                 "formula": round(count.formula),
                 "counted": round(count.counted),
-                "share": f"{100 * count.counted / count.parameters:.2g} %",
+                "share": f"{100 * count.counted / count.parameters:.3g} %",
                 "published": number and round(number.value),
             }
         )
     shown = [number for key, number in published.items() if key in {(c.backbone, c.method) for c in counts}]
     notes = [
         f"Trained parameters a task: m = {LENGTH}, r = {RANK}; attempt-m and mpt are shared by {TASKS} tasks; dept has "
-        f"the budget of a prompt over {DEPT_POSITIONS} positions.",
+        f"the budget of a prompt over {DEPT_POSITIONS} positions; lora has rank {LORA_RANK}, adapters d / {REDUCTION}.",
         "Counted on modules that were built on torch's meta device: shapes without weights.",
     ]
     if shown:
