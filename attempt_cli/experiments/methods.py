@@ -19,7 +19,8 @@ class Method:
         trains: False for what is scored as it stands.
         source: "stands": the best source is the model; "starts": the training starts from it; "generic": it starts
             from one prompt that was trained on all source tasks; None: needs no source.
-        mixes: "all": the sources are mixed by attention; "best": only the best of them; None: none is.
+        mixes: "all": the sources go into the training (mixed by attention; for MPT, their mean is where it starts);
+            "best": only the best of them; None: none does.
         prior: G starts from one that was trained on the source tasks.
         together: several targets in one training.
         settings: what the method changes in `TrainingConfig`.
@@ -75,7 +76,11 @@ METHODS: dict[str, Method] = {
     "attempt-constant": _attempt("ATTEMPT without attention: every source has 1/t", constant_attention=True),
     "attempt-single": _attempt("ATTEMPT with the best source only", mixes="best"),
     "attempt-token": _attempt("ATTEMPT with a weight for every row of the prompts", level="token"),
-    "mpt": _alone("mpt", "multitask prompt tuning: a prompt times low-rank factors"),
+    "mpt": Method(
+        "multitask prompt tuning: the sources' mean times low-rank factors",
+        mixes="all",
+        settings={"method": "mpt"},
+    ),
     "dept": _alone("dept", "decomposed prompt tuning: a short prompt and low-rank offsets"),
     "fine-tuning": _alone("fine-tuning", "all weights of the backbone"),
     "bitfit": _alone("bitfit", "biases"),

@@ -192,6 +192,7 @@ DOCUMENTS = {
     "tasks check": "tasks check rte",
     "backbone list": "backbone list",
     "backbone show": "backbone show --dtype float32",
+    "reproduce": "reproduce fig7 --backbone t5-small --methods attempt",
     "demo": "demo --dtype float32 --backbone tiny-copy",
 }
 
