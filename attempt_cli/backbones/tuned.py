@@ -7,6 +7,7 @@ after `release` the model has the very tensors, modules and hooks that it had be
 from __future__ import annotations
 
 import re
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
@@ -232,7 +233,8 @@ class LibraryWeights(TunedWeights):
         before = {id(parameter) for parameter in model.parameters()}
         config: Any = LoraConfig(r=LORA_RANK, lora_alpha=LORA_SCALE) if kind == "lora" else IA3Config()
         try:
-            with torch.random.fork_rng():
+            with torch.random.fork_rng(), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "fan_in_fan_out")  # GPT-2's layers; peft sets it itself
                 torch.manual_seed(seed)
                 inject_adapter_in_model(config, model)
         except Exception as error:

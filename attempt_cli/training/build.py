@@ -86,7 +86,7 @@ def offsets_shape(width: int, length: int, positions: int) -> tuple[int, int]:
         AttemptError: it leaves no rank for the offsets.
     """
     try:
-        return decomposed_shape(width, length, positions)
+        return decomposed_shape(width, length, positions, short_length=max(1, 2 * length // 5))
     except ValueError as error:
         raise AttemptError(
             f"DePT cannot have the budget of a prompt of {length} tokens: {error}",
