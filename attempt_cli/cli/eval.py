@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import itertools
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -102,7 +104,6 @@ def command(
     from attempt_cli.artefacts import remember_backbone
     from attempt_cli.cli.progress import RowProgress
     from attempt_cli.evaluation.compare import compare, per_row
-    from attempt_cli.evaluation.evaluate import evaluate
 
     changes = chosen_changes(options)
     registry = settings.registry()
@@ -120,9 +121,10 @@ def command(
     frozen = chosen_backbone(registry, options, used, settings.output.note)
     models = {(_key(model), words): load_model(registry, frozen, model, words) for _, model, words in plan}
     jobs = []
+    note = functools.cache(settings.output.note)  # each remark once: a composition is scored twice with changes
     for task, model, words in plan:
         loaded = models[_key(model), words]
-        own, length = as_trained(task, loaded.prompt_for(task.name), text_format, settings.output.note)
+        own, length = as_trained(task, loaded.prompt_for(task.name), text_format, note)
         jobs.append(_Job(own, loaded, loader.rows(own), max_length or length, words))
     for prompt in {model.ref: model for model in used if isinstance(model, Prompt)}.values():
         if prompt.method == "attempt":
@@ -131,18 +133,10 @@ def command(
     as_it_is: PerRow | None = None
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(output.open("w", encoding="utf-8")) if output is not None else None
-        rows_in_all = sum(len(job.rows.examples) for job in jobs)
+        groups = [list(group) for _, group in itertools.groupby(jobs, lambda job: (id(job.rows), job.max_length))]
+        rows_in_all = sum(len(group[0].rows.examples) for group in groups)
         progress = stack.enter_context(RowProgress(rows_in_all, settings.output.format))
-        for job in jobs:
-            result = evaluate(
-                job.loaded.model,
-                job.task,
-                job.rows.examples,
-                task_index=job.loaded.task_index(job.task.name),
-                max_length=job.max_length,
-                max_tokens=max_tokens,
-                progress=progress.advance,
-            )
+        for job, result in (pair for group in groups for pair in _evaluated(group, max_tokens, progress.advance)):
             record = summary(job.task, job.loaded, job.rows, result)
             kept = per_row(job.task, result.predictions.texts, job.rows.examples)
             if job.changes and as_it_is is not None:
@@ -169,6 +163,20 @@ def command(
     else:
         columns = (*COLUMNS, "change") if changes else COLUMNS
         settings.output.rows("evaluations", [table_row(record) for record in records], columns, name="score")
+
+
+def _evaluated(
+    jobs: Sequence[_Job], max_tokens: int, progress: Callable[[int], Any]
+) -> Iterable[tuple[_Job, Evaluation]]:
+    """Jobs on the same rows, each with its result: an input is read once for all prompts that stand after it."""
+    from attempt_cli.evaluation.evaluate import evaluate_many
+    from attempt_cli.evaluation.predict import Asked
+
+    asked = [Asked(job.loaded.model, job.task, job.loaded.task_index(job.task.name)) for job in jobs]
+    results = evaluate_many(
+        asked, jobs[0].rows.examples, max_length=jobs[0].max_length, max_tokens=max_tokens, progress=progress
+    )
+    return zip(jobs, results, strict=True)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 from attempt_cli.backbones.prompted import PromptedModel
 from attempt_cli.data.metrics import row_scores, score
 from attempt_cli.data.task import Example, Task
-from attempt_cli.evaluation.predict import MAX_TOKENS, Predictions, predict
+from attempt_cli.evaluation.predict import MAX_TOKENS, Asked, Predictions, predict_many
 from attempt_cli.evaluation.statistics import bootstrap_interval, proportion_interval
 
 
@@ -58,17 +58,26 @@ def evaluate(
     progress: Callable[[int], Any] | None = None,
 ) -> Evaluation:
     """Scores a model on rows; see `predict` for the arguments."""
-    said = predict(
-        model,
-        task,
-        examples,
-        task_index=task_index,
-        max_length=max_length,
-        max_tokens=max_tokens,
-        progress=progress,
-    )
-    metrics = score(task, said.texts, examples)
-    return Evaluation(metrics, score_interval(task, said.texts, examples), len(examples), said)
+    asked = [Asked(model, task, task_index)]
+    return evaluate_many(asked, examples, max_length=max_length, max_tokens=max_tokens, progress=progress)[0]
+
+
+def evaluate_many(
+    asked: Sequence[Asked],
+    examples: Sequence[Example],
+    *,
+    max_length: int | None = None,
+    max_tokens: int = MAX_TOKENS,
+    progress: Callable[[int], Any] | None = None,
+) -> list[Evaluation]:
+    """Scores several prompts on the same rows, whose inputs are read once; see `predict_many` for the arguments."""
+    answers = predict_many(asked, examples, max_length=max_length, max_tokens=max_tokens, progress=progress)
+    return [
+        Evaluation(
+            score(one.task, said.texts, examples), score_interval(one.task, said.texts, examples), len(examples), said
+        )
+        for one, said in zip(asked, answers, strict=True)
+    ]
 
 
 def score_interval(task: Task, texts: Sequence[str], examples: Sequence[Example]) -> tuple[float, float]:

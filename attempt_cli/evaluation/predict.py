@@ -130,7 +130,7 @@ def predict_many(
         examples, max_length, max_tokens, progress: as in `predict`.
 
     Returns:
-        The predictions of each; the time is that of all of them together.
+        The predictions of each; its time is its share of the time of all.
     """
     began = time.monotonic()
     # one cut for all: the longest prompt leaves the least room
@@ -146,7 +146,7 @@ def predict_many(
                 predictions[index] = prediction
         if progress is not None:
             progress(len(indices))
-    seconds = time.monotonic() - began
+    seconds = (time.monotonic() - began) / len(asked)
     truncated = sum(row.truncated > 0 for row in encoded)
     return [
         Predictions([prediction for prediction in predictions if prediction is not None], seconds, truncated)
