@@ -128,10 +128,10 @@ def test_list(cli: Cli, filled: Registry) -> None:
     assert cli("list") == Result(
         0,
         """\
-ref     kind    task  method         backbone  length  tags         created
-qnli@1  source  qnli  prompt-tuning  tiny      4       -            2026-01-02T03:04:05Z
-rte@1   target  rte   attempt        tiny      2       -            2026-01-02T03:04:05Z
-sst2@1  source  sst2  prompt-tuning  tiny      2       paper, best  2026-01-02T03:04:05Z
+ref     kind    task  method         backbone  length  placement  tags         created
+qnli@1  source  qnli  prompt-tuning  tiny      4       before     -            2026-01-02T03:04:05Z
+rte@1   target  rte   attempt        tiny      2       before     -            2026-01-02T03:04:05Z
+sst2@1  source  sst2  prompt-tuning  tiny      2       before     paper, best  2026-01-02T03:04:05Z
 """,
         "",
     )
@@ -174,6 +174,7 @@ def test_list_as_json_holds_every_field(cli: Cli, filled: Registry) -> None:
                 "width": 3,
                 "dtype": "float32",
                 "embedding_scale": 0.1,
+                "placement": "before",
                 "sha256": prompt.sha256,
                 "settings": {"steps": 10, "lr": 0.03},
                 "numbers": {"accuracy": 0.8125},
@@ -326,6 +327,7 @@ length             2
 width              3
 dtype              float32
 embedding_scale    0.1
+placement          before
 sha256             {sha256}
 seed               0
 created            2026-01-02T03:04:05Z
@@ -369,6 +371,7 @@ def test_show_finds_the_kind_and_says_when_there_are_several(cli: Cli, filled: R
         "sources            sst2@1, qnli@1\n"
         "attention          reviews@1\n"
         "targets            rte@1\n"
+        "placement          before\n"
         "created            2026-01-02T03:04:05Z\n"
         "note               -\n"
         "ancestors          sst2@1, qnli@1, attention:reviews@1, rte@1\n"
@@ -437,6 +440,7 @@ backbone         tiny
 length           2
 width            3
 embedding_scale  0.25
+placement        before
 tags             a, b
 note             n
 file             {path}
