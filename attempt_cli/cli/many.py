@@ -17,6 +17,7 @@ from attempt_cli.cli.options import (
     stacked,
     typed_command,
 )
+from attempt_cli.cli.training import shown_numbers
 
 if TYPE_CHECKING:
     from attempt_cli.cli.main import Settings
@@ -131,7 +132,7 @@ def _report(settings: Settings, keep: str, outcome: ManyOutcome) -> None:
         "trained_parameters": outcome.trained_parameters,
         "parameters_per_task": round(outcome.parameters_per_task, 1),
         "training_rows": outcome.rows,
-        **outcome.trained.numbers,
+        **shown_numbers(settings, outcome.trained.numbers),
         "run": outcome.run,
     }
     settings.output.record("training", record)

