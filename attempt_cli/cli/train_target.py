@@ -1,4 +1,4 @@
-"""`attempt train-target`: ATTEMPT, SPoT or prompt tuning of a target task."""
+"""`attempt train-target`: ATTEMPT, its variants and the baselines on a target task."""
 
 from __future__ import annotations
 
@@ -23,24 +23,60 @@ if TYPE_CHECKING:
     from attempt_cli.cli.main import Settings
     from registry import Composition, Registry
 
+# `training.config` has them too, but is not imported for help
+WEIGHTS = ("fine-tuning", "bitfit", "adapter", "adapterdrop", "lora", "ia3")
+METHODS = ("attempt", "spot", "prompt-tuning", "mpt", "dept", *WEIGHTS)
+PROMPTS = METHODS[: -len(WEIGHTS)]
+
+# what G is, and how fast it is trained
+SHAPE_OF_G = ("attention_rank", "temperature", "learned_temperature", "level")
+OF_G = (*SHAPE_OF_G, "attention_learning_rate")
+
+# where the first is given, the others say nothing: there is no G, or it is there already
+SETTLED = {"constant_attention": OF_G, "attention_from": (*SHAPE_OF_G, "constant_attention")}
+
+# which methods an option says something for; one that is not here is for all
+OPTION_METHODS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("attention_from", "constant_attention", "no_target", *OF_G), ("attempt",)),
+    "attention_learning_rate": ("attempt", "mpt", "dept"),
+    "sources": ("attempt", "mpt"),
+    "init_from": ("attempt", "spot"),
+    "weight_learning_rate": WEIGHTS,
+    **dict.fromkeys(("learning_rate", "prompt_length", "placement", "units"), PROMPTS),
+}
+
 
 @click.command("train-target")
 @click.argument("task", required=False, metavar="[TASK[,TASK…]]")
 @task_options
 @click.option(
     "--method",
-    type=click.Choice(["attempt", "spot", "prompt-tuning"]),
+    type=click.Choice(METHODS),
     default="attempt",
     show_default=True,
-    help="ATTEMPT mixes sources and target; SPoT starts from a source; prompt tuning uses no source.",
+    metavar="NAME",
+    help="attempt mixes sources and target; spot starts from a source; prompt-tuning uses none; mpt trains the "
+    "sources' mean times low-rank factors; dept a short prompt and offsets on the input; fine-tuning, bitfit, "
+    "adapter, adapterdrop, lora and ia3 train weights.",
 )
 @click.option("--sources", help="Source prompts, comma separated and in order, or `all` of the backbone.")
 @click.option("--init-from", help="The prompt that the target starts from. [default: the first source]")
 @click.option("--attention-rank", type=int, help="r, the width inside G. [default: 100, at most half the width]")
-@click.option("--attention-learning-rate", type=float, help="Of G. [default: 0.01]")
+@click.option(
+    "--attention-learning-rate", type=float, help="Of G, of MPT's factors, of DePT's offsets. [default: 0.01]"
+)
+@click.option("--weight-learning-rate", type=float, help="Of weights: fine-tuning to ia3. [default: 3e-4]")
 @click.option(
     "--temperature", type=float, help="T of the softmax. [default: e·√d in RMS units, the paper's e·d in raw ones]"
 )
+@click.option("--learned-temperature", is_flag=True, default=None, help="T is trained, too, from that value.")
+@click.option(
+    "--level",
+    type=click.Choice(["instance", "token"]),
+    help="What has a weight: a prompt (equation 3), or each of its rows (equation 5). [default: instance]",
+)
+@click.option("--constant-attention", is_flag=True, default=None, help="Every source has the weight 1/t, without G.")
+@click.option("--no-target", is_flag=True, default=None, help="Only sources are mixed, and only G is trained.")
 @click.option("--attention-from", help="Start from this trained G: an attention prior, or another target's.")
 @click.option("--add-task", help="Tasks that join --composition: its G and its targets stay as they are.")
 @click.option("--composition", help="With --add-task: the composition that they join.")
@@ -56,6 +92,9 @@ def command(settings: Settings, /, task: str | None, method: str, **options: Any
     --name (TASK-METHOD without it). Several tasks share one G and mix in every batch (ATTEMPT-m); each has a target
     prompt of its own, NAME.TASK.
 
+    Weights and DePT's offsets are no prompts and are not kept: such a model is scored on the test rows when it is
+    trained, and its runs are recorded.
+
     \b
       attempt train-target rte --sources mnli,qnli,sst2 --init-from mnli
       attempt train-target cb --sources all
@@ -64,9 +103,15 @@ def command(settings: Settings, /, task: str | None, method: str, **options: Any
       attempt train-target rte --sources all --attention-from prior
       attempt train-target rte --method spot --init-from mnli
       attempt train-target rte --method prompt-tuning
+      attempt train-target rte --sources all --level token --learned-temperature
+      attempt train-target rte --method mpt --sources mnli,qnli
+      attempt train-target rte --method lora --weight-learning-rate 1e-3
       attempt train-target reviews --train-file reviews.csv --input "{text} sentiment:" --label stars --sources all
     """
     registry = settings.registry()
+    _check_options(method, options)
+    if options.pop("no_target"):
+        options["with_target"] = False
     added, composition = options.pop("add_task"), options.pop("composition")
     if (added is None) != (composition is None) or (added is not None and task is not None):
         raise click.UsageError("tasks join a composition with: --add-task TASK --composition NAME")
@@ -79,16 +124,11 @@ def command(settings: Settings, /, task: str | None, method: str, **options: Any
         raise click.UsageError("ATTEMPT mixes source prompts: give --sources a,b,c or --sources all")
     if method == "spot" and start is None:
         raise click.UsageError("SPoT starts from a source prompt: give --init-from NAME")
-    if method != "attempt" and names is not None:
-        raise click.UsageError(f"--sources only goes with --method attempt, not with {method}")
-    if method == "prompt-tuning" and start is not None:
-        raise click.UsageError("prompt tuning from another prompt is SPoT: --method spot --init-from NAME")
-    for option in ("attention_rank", "attention_learning_rate", "temperature"):
-        if method != "attempt" and options[option] is not None:
-            raise click.UsageError(f"--{option.replace('_', '-')} only goes with --method attempt, not with {method}")
+    if method == "mpt" and names is None:
+        raise click.UsageError("MPT starts from source prompts: give --sources a,b,c or --sources all")
     several = task is not None and "," in task
-    if method != "attempt" and (several or attention_from is not None):
-        raise click.UsageError(f"several tasks and --attention-from only go with --method attempt, not with {method}")
+    if method != "attempt" and several:
+        raise click.UsageError(f"several tasks only go with --method attempt, not with {method}")
     if several or attention_from is not None:
         tasks = named_tasks(task, options) if several and task else (chosen_task(task, options),)
         sources = chosen_sources(registry, names, backbone_name(options), targets=[t.name for t in tasks])
@@ -116,9 +156,31 @@ def command(settings: Settings, /, task: str | None, method: str, **options: Any
         kind="target",
         method=method,
         sources=sources,
-        init_from=registry.prompt(start) if start else (sources[0] if sources else None),
+        init_from=registry.prompt(start) if start else (sources[0] if method == "attempt" else None),
         name=f"{chosen.name}-{method}",
     )
+
+
+def _check_options(method: str, options: dict[str, Any]) -> None:
+    """Refuses options that say nothing for the method, or for what is given with them.
+
+    Raises:
+        UsageError: naming the option and what it goes with.
+    """
+    given = {name for name, value in options.items() if value is not None}
+    if method == "prompt-tuning" and "init_from" in given:
+        raise click.UsageError("prompt tuning from another prompt is SPoT: --method spot --init-from NAME")
+    for name, fitting in OPTION_METHODS.items():
+        if name in given and method not in fitting:
+            raise click.UsageError(f"{_option(name)} only goes with --method {' or '.join(fitting)}, not with {method}")
+    for name, others in SETTLED.items():
+        for other in others:
+            if name in given and other in given:
+                raise click.UsageError(f"{_option(other)} says nothing with {_option(name)}")
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _add_tasks(
@@ -136,9 +198,10 @@ def _add_tasks(
         raise click.UsageError("--add-task takes the sources and the attention of --composition")
     if composition.attention is None:
         raise click.UsageError(f"the composition '{composition.ref}' has no attention that a task could join")
-    for option in ("attention_rank", "attention_learning_rate", "temperature"):
-        if options[option] is not None:
-            raise click.UsageError(f"--{option.replace('_', '-')} is settled: --add-task leaves G as it is")
+    for option in (*OF_G, "constant_attention", "with_target"):
+        if options.get(option) is not None:
+            option = "no_target" if option == "with_target" else option
+            raise click.UsageError(f"{_option(option)} is settled: --add-task leaves G as it is")
     tasks = named_tasks(names, options)
     mixed = tuple(registry.prompt(ref) for ref in composition.sources)
     if options["backbone"] is None:

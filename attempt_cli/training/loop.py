@@ -26,6 +26,8 @@ from attempt_cli.training.order import BatchOrder
 from attempt_cli.training.processes import Processes
 
 SECONDS_BETWEEN_CHECKPOINTS = 15.0
+# of the time, at the most, that goes into writing them between evaluations: all weights of a model take long
+CHECKPOINT_SHARE = 0.05
 # a GPU computes ahead of us; it is waited for only so often, to look at its losses
 STEPS_BETWEEN_LOOKS = 16
 # of a tensor, to see whether a training moves it
@@ -156,11 +158,16 @@ def train(
     eval_every = config.eval_every if config.eval_every is not None else max(1, total // 10)
     began = time.monotonic() - state.seconds
     saved_at = time.monotonic()
+    saving = 0.0
 
     def save() -> None:
-        state.seconds = time.monotonic() - began
+        nonlocal saving, saved_at
+        started = time.monotonic()
+        state.seconds = started - began
         if processes.is_main:
             save_checkpoint(checkpoint, key, state, module, optimizer)
+        saved_at = time.monotonic()
+        saving = saved_at - started
 
     def look() -> None:
         if evaluate is None:
@@ -226,11 +233,9 @@ def train(
                 read_pending()
                 look()
                 save()
-                saved_at = time.monotonic()
-            elif time.monotonic() - saved_at > SECONDS_BETWEEN_CHECKPOINTS:
+            elif time.monotonic() - saved_at > max(SECONDS_BETWEEN_CHECKPOINTS, saving / CHECKPOINT_SHARE):
                 read_pending()
                 save()
-                saved_at = time.monotonic()
     read_pending()
     save()
     warnings = _warnings(state, initial, module, config)

@@ -27,6 +27,7 @@ def slow_with_a_checkpoint_every_step() -> None:
     import attempt_cli.training.loop as loop
 
     loop.SECONDS_BETWEEN_CHECKPOINTS = 0.0
+    loop.CHECKPOINT_SHARE = float("inf")
     save = loop.save_checkpoint
 
     def slowly(*arguments: Any) -> None:

@@ -1,0 +1,108 @@
+"""`train-target --method …` for the baselines, and the options that make ATTEMPT's variants."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from registry import Registry
+from tests.training.commands import Attempt
+from tests.training.toy import READ, toy_rows, write_csv
+
+FILES = f"--train-file train.csv --validation-file validation.csv {READ} --dtype float32"
+QUICK = f"{FILES} --steps 3 --batch-size 8 --max-length 16"
+TESTED = f"{QUICK} --test-file test.csv"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, llama: Path) -> Attempt:
+    """A registry with the sources one and two, and the composition aim-attempt."""
+    folder = tmp_path_factory.mktemp("baselines")
+    for seed, (name, count) in enumerate((("train", 40), ("validation", 12), ("test", 24))):
+        write_csv(folder / f"{name}.csv", toy_rows(count, seed))
+    attempt = Attempt(folder, llama)
+    for seed, name in enumerate(("one", "two")):
+        attempt.succeed(f"train-source {name} {QUICK} --prompt-length 8 --seed {seed} --eval-every 0")
+    return attempt
+
+
+def opened(attempt: Attempt) -> Registry:
+    return Registry.open(attempt.folder / attempt.registry, must_exist=True)
+
+
+@pytest.mark.parametrize("options", ["--method lora --weight-learning-rate 1e-2", "--method dept --prompt-length 8"])
+def test_what_cannot_be_kept_is_scored_at_once(trained: Attempt, options: str) -> None:
+    prompts = len(list(opened(trained).prompts()))
+    result = trained.json(f"train-target test {TESTED} {options}")["training"]  # eval calls the file so
+    assert result["name"] == f"test-{options.split()[1]}"
+    assert "composition" not in result
+    assert result["trained_parameters"] > 0
+    assert result["test"]["n"] == 24
+    assert 0 <= result["test"]["metrics"]["accuracy"] <= 1
+    assert len(list(opened(trained).prompts())) == prompts
+    tested = opened(trained).run(result["test"]["run"])
+    assert tested.numbers["score"] == result["test"]["metrics"]["accuracy"]
+    assert tested.numbers["kind"] == "weights"
+    bare = trained.json(f"eval --prompt none --test-file test.csv {READ} --dtype float32")["evaluations"][0]
+    compared = trained.json(f"compare {tested.id} {bare['run']}")["comparison"]
+    assert compared["n"] == 24
+
+
+def test_without_test_rows_it_says_so(trained: Attempt) -> None:
+    result = trained.succeed(f"train-target aim {QUICK} --method bitfit")
+    assert "No test rows, so the trained model is not scored" in result.err
+    assert "attempt eval" not in result.err
+
+
+def test_mpt_keeps_a_prompt(trained: Attempt) -> None:
+    result = trained.json(f"train-target aim {QUICK} --method mpt --sources one,two --attention-learning-rate 0.02")
+    prompt = opened(trained).prompt(result["training"]["name"])
+    assert (prompt.method, prompt.length, prompt.parents) == ("mpt", 8, ("one@1", "two@1"))
+    trained.succeed(f"eval --prompt {prompt.ref} --test-file test.csv")
+
+
+@pytest.mark.parametrize(
+    ("options", "level", "settings"),
+    [
+        ("--level token --learned-temperature", "token", {}),
+        ("--no-target --attention-rank 4", "instance", {"with_target": False}),
+        ("--constant-attention", None, {"weights": {"one@1": 0.5, "two@1": 0.5, "target": 0.0}}),
+    ],
+)
+def test_a_variant_is_recorded_and_evaluated(
+    trained: Attempt, options: str, level: str | None, settings: dict[str, object]
+) -> None:
+    result = trained.json(f"train-target aim {QUICK} --sources one,two {options}")["training"]
+    composition = opened(trained).composition(result["composition"])
+    attention = composition.attention and opened(trained).attention(composition.attention).level
+    assert attention == level
+    assert {name: value for name, value in composition.settings.items() if name != "embedding_scale"} == settings
+    trained.succeed(f"eval --composition {composition.ref} --test-file test.csv")
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        ("--method adapters", 2, "'adapters' is not one of"),
+        ("--method lora --sources one", 2, "--sources only goes with --method attempt or mpt, not with lora"),
+        ("--method lora --prompt-length 4", 2, "--prompt-length only goes with"),
+        ("--method lora --learning-rate 1", 2, "--learning-rate only goes with"),
+        ("--method lora --compile", 1, "--compile does not go with lora"),
+        ("--method dept --placement after", 1, "--placement after is not for it"),
+        ("--method dept --init-from one", 2, "--init-from only goes with --method attempt or spot, not with dept"),
+        ("--method spot --init-from one --level token", 2, "--level only goes with --method attempt, not with spot"),
+        ("--method mpt", 2, "MPT starts from source prompts: give --sources"),
+        ("--sources one --weight-learning-rate 1", 2, "--weight-learning-rate only goes with --method fine-tuning or"),
+        ("--sources one --constant-attention --no-target", 1, "leaves nothing to train"),
+        ("--sources one --constant-attention --attention-rank 4", 2, "--attention-rank says nothing with"),
+        ("--sources one --attention-from g --level token", 2, "--level says nothing with --attention-from"),
+        ("--sources one --no-target --method lora", 2, "not with lora"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(trained: Attempt, options: str, code: int, message: str) -> None:
+    runs = len(opened(trained).runs())
+    result = trained(f"train-target aim {QUICK} {options}")
+    assert (result.code, result.out) == (code, "")
+    assert message in result.err
+    assert len(opened(trained).runs()) == runs
