@@ -53,7 +53,8 @@ def save_checkpoint(
     Raises:
         AttemptError: the disk is full or the folder cannot be written to; the checkpoint before is kept.
     """
-    from safetensors.torch import save
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
 
     tensors = {f"mixture.{name}": tensor for name, tensor in module.state_dict().items()}
     tensors |= {f"best.{name}": tensor for name, tensor in state.best.items()}
@@ -65,15 +66,14 @@ def save_checkpoint(
     partial = path.with_suffix(f".{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
-            file.write(save(tensors, metadata))
-            file.flush()
+        save_file(tensors, partial, metadata)  # tensor by tensor: fine-tuning has gigabytes of them
+        with partial.open("rb+") as file:
             os.fsync(file.fileno())
         partial.replace(path)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         kept = "; the one before it is kept" if path.exists() else ""
         raise AttemptError(
-            f"the checkpoint {path} cannot be written: {error.strerror or error}{kept}",
+            f"the checkpoint {path} cannot be written: {getattr(error, 'strerror', None) or error}{kept}",
             "Free some space or check the folder's permissions, then go on with the same command and --resume.",
         ) from error
     finally:
@@ -121,5 +121,6 @@ def _digest(numbers: str, tensors: Mapping[str, Tensor]) -> str:
     """Of all that a training goes on from: safetensors itself does not notice a changed byte."""
     digest = hashlib.sha256(numbers.encode())
     for name in sorted(tensors):
-        digest.update(name.encode() + tensors[name].numpy().tobytes())
+        digest.update(name.encode())
+        digest.update(tensors[name].numpy().data)
     return digest.hexdigest()
