@@ -210,7 +210,10 @@ def test_a_task_of_the_package_with_rows_in_a_folder(attempt: Attempt) -> None:
     [
         ("", "ATTEMPT mixes source prompts: give --sources a,b,c or --sources all"),
         ("--method spot", "SPoT starts from a source prompt: give --init-from NAME"),
-        ("--method spot --init-from one --sources one", "--sources only goes with --method attempt or mpt, not with spot"),
+        (
+            "--method spot --init-from one --sources one",
+            "--sources only goes with --method attempt or mpt, not with spot",
+        ),
         ("--method prompt-tuning --init-from one", "prompt tuning from another prompt is SPoT"),
         ("--method lorra", "'lorra'"),
         ("--sources ,", "',' names nothing"),
