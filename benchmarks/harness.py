@@ -143,6 +143,12 @@ class Report:
 
     def finish(self, folder: Path) -> Path:
         """Writes the JSON and prints the tables; returns the file."""
+        file = self.save(folder)
+        print(as_markdown(json.loads(file.read_text("utf-8"))))
+        return file
+
+    def save(self, folder: Path) -> Path:
+        """Writes what there is so far: a long run that is stopped has answered a part."""
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / f"{self.question}.json"
         answer = {
@@ -154,7 +160,6 @@ class Report:
             "goals": self.goals,
         }
         file.write_text(json.dumps(answer, indent=1) + "\n", "utf-8")
-        print(as_markdown(answer))
         return file
 
 

@@ -96,6 +96,7 @@ def main() -> None:
                     cost = times.ratio(f"prompt tuning, {way}", f"ATTEMPT t = {sources}, {way}")
                     text = f"{task}, m = {length}: a step with {sources} sources, in steps of prompt tuning, {way}"
                     report.goal(text, cost, at_most=most)
+            report.save(options.out)
     report.finish(options.out)
 
 
