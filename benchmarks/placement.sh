@@ -6,7 +6,7 @@ folder=${1:?usage: placement.sh FOLDER}
 export ATTEMPT_REGISTRY=$folder/registry ATTEMPT_BACKBONE=${ATTEMPT_BACKBONE:-smollm2-135m}
 mkdir -p "$folder"
 for seed in ${SEEDS:-0 1}; do
-  for task in ${TASKS:-sst2 cola mrpc qnli yelp_polarity}; do
+  for task in ${TASKS:-sst2 cola mrpc qnli rte}; do
     for placement in after before; do
       name=$task-$placement-$seed
       [ -s "$folder/$name.eval.json" ] && continue
