@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -17,7 +17,7 @@ from attempt_cli.cli.options import (
     stacked,
     typed_command,
 )
-from attempt_cli.cli.training import shown_numbers
+from attempt_cli.cli.training import shown, shown_numbers
 
 if TYPE_CHECKING:
     from attempt_cli.cli.main import Settings
@@ -69,13 +69,10 @@ def train_many_and_report(
 
     Args:
         options: the training, sampling, record and backbone options.
-        others: as in `training.many.ManyRequest`.
+        name, keep, sources, init_from, attention_from, onto: as in `training.many.ManyRequest`.
     """
-    from attempt_cli.cli.progress import TrainingProgress
     from attempt_cli.training.config import make_config
-    from attempt_cli.training.loop import NotFiniteError, TrainingStoppedError
     from attempt_cli.training.many import ManyRequest, train_many
-    from attempt_cli.training.processes import Processes
 
     if options["batch_size"] == "auto":
         raise click.UsageError("--batch-size auto is for one task: give a number for several")
@@ -105,17 +102,7 @@ def train_many_and_report(
         tags=record["tags"],
         **sampling,
     )
-    processes = Processes.here()
-    silent = settings.output.format == "quiet" or not processes.is_main
-    try:
-        with TrainingProgress(request.name, silent=silent) as progress:
-            outcome = train_many(
-                registry, backbone, request, resume=record["resume"], listener=progress, processes=processes
-            )
-    except (TrainingStoppedError, NotFiniteError) as error:
-        if processes.is_main:
-            raise
-        sys.exit(error.exit_code)  # all processes meet these together, and one of them says it
+    outcome = shown(settings, request.name, partial(train_many, registry, backbone, request, resume=record["resume"]))
     if outcome is not None:
         _report(settings, request.keep, outcome)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from attempt_cli.cli.options import attach_input_cache, check_lengths, chosen_backbone, typed_command
 
@@ -12,6 +14,8 @@ if TYPE_CHECKING:
     from attempt_cli.data.task import Task
     from attempt_cli.training.recipes import Outcome, Request
     from registry import Prompt, Registry
+
+Made = TypeVar("Made")  # what a training gives back
 
 
 def train_and_report(
@@ -35,10 +39,7 @@ def train_and_report(
     Raises:
         AttemptError: the prompts differ in length; see also `training.recipes.train_prompt`.
     """
-    from attempt_cli.cli.progress import TrainingProgress
     from attempt_cli.training.config import make_config
-    from attempt_cli.training.loop import NotFiniteError, TrainingStoppedError
-    from attempt_cli.training.processes import Processes
     from attempt_cli.training.recipes import Request, train_prompt
 
     used = [*sources, *([init_from] if init_from else [])]
@@ -68,22 +69,33 @@ def train_and_report(
         tags=record["tags"],
         largest_batch=largest,
     )
-    processes = Processes.here()
-    silent = settings.output.format == "quiet" or not processes.is_main
-    try:
-        with TrainingProgress(request.name, silent=silent) as progress:
-            outcome = train_prompt(
-                registry, backbone, request, resume=record["resume"], listener=progress, processes=processes
-            )
-    except (TrainingStoppedError, NotFiniteError) as error:
-        if processes.is_main:
-            raise
-        sys.exit(error.exit_code)  # all processes meet these together, and one of them says it
+    outcome = shown(settings, request.name, partial(train_prompt, registry, backbone, request, resume=record["resume"]))
     if outcome is not None:
         # what is no prompt cannot be kept and evaluated later
         test = None if outcome.prompt is not None else _tested(settings, registry, request, outcome)
         outcome.release()
         _report(settings, request, outcome, test)
+
+
+def shown(settings: Settings, name: str, train: Callable[..., Made]) -> Made:
+    """Runs a training with a progress bar, on all processes that a launcher started.
+
+    Args:
+        train: takes `listener` and `processes`.
+    """
+    from attempt_cli.cli.progress import TrainingProgress
+    from attempt_cli.training.loop import NotFiniteError, TrainingStoppedError
+    from attempt_cli.training.processes import Processes
+
+    processes = Processes.here()
+    try:
+        silent = settings.output.format == "quiet" or not processes.is_main
+        with TrainingProgress(name, silent=silent) as progress:
+            return train(listener=progress, processes=processes)
+    except (TrainingStoppedError, NotFiniteError) as error:
+        if processes.is_main:
+            raise
+        sys.exit(error.exit_code)  # all processes meet these together, and one of them says it
 
 
 def _tested(settings: Settings, registry: Registry, request: Request, outcome: Outcome) -> dict[str, Any] | None:
