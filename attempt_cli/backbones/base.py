@@ -29,6 +29,9 @@ CUE_TOKENS = 16
 # From so many rows on, their tokens are kept on disk: the next training on them starts at once.
 KEPT_ROWS = 2000
 
+# Compiled layers meet inputs whose lengths are multiples of this.
+COMPILED_MULTIPLE = 64
+
 # Positions whose logits over the vocabulary stand in memory together (256 × 49,152 logits in fp32 take 48 MiB).
 PROJECTED_AT_ONCE = 256
 
@@ -87,6 +90,8 @@ class FrozenBackbone(ABC):
     architecture: str
     # keys and values of inputs that are read again and again; shared by all trainings on this backbone
     input_cache: InputCache | None = None
+    # inputs are padded to a multiple of this: few lengths are compiled few times
+    length_multiple = 1
     # a training's weights that are in the model now; it is the frozen one again when they are released
     tuned: TunedWeights | None = None
 
@@ -279,8 +284,9 @@ class FrozenBackbone(ABC):
     def collate(self, rows: Sequence[EncodedRow]) -> Batch:
         """Puts rows side by side on the backbone's device."""
 
-        def padded(sequences: list[list[int]]) -> Tensor:
+        def padded(sequences: list[list[int]], multiple: int = 1) -> Tensor:
             longest = max(map(len, sequences))
+            longest += -longest % multiple
             return on_device([ids + [self.pad_id] * (longest - len(ids)) for ids in sequences])
 
         def on_device(numbers: list[Any]) -> Tensor:
@@ -294,7 +300,7 @@ class FrozenBackbone(ABC):
 
         inputs, targets = [row.input_ids for row in rows], [row.target_ids for row in rows]
         return Batch(
-            padded(inputs),
+            padded(inputs, self.length_multiple),
             on_device([len(ids) for ids in inputs]),
             padded(targets),
             on_device([len(ids) for ids in targets]),
@@ -331,6 +337,7 @@ class FrozenBackbone(ABC):
         stacks = [m for m in self.model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) > 1]
         if not stacks:
             raise AttemptError(f"{self.name} has no stack of layers to compile", "Train without --compile.")
+        self.length_multiple = COMPILED_MULTIPLE
         for layer in stacks[0] if len(stacks) == 1 else [layer for stack in stacks for layer in stack]:
             if layer._compiled_call_impl is None:
                 layer.compile(dynamic=True)

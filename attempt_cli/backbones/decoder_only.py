@@ -81,7 +81,8 @@ class DecoderOnlyBackbone(FrozenBackbone):
         """Keys and values of the rows' inputs, from the input cache where they are planned to be there."""
         layers, key_heads, width = self._key_shape
         lengths = [len(row.input_ids) for row in rows]
-        shape = (layers, 2, len(rows), key_heads, max(lengths), width)
+        longest = max(lengths) + -max(lengths) % self.length_multiple
+        shape = (layers, 2, len(rows), key_heads, longest, width)
         both = torch.zeros(shape, dtype=self.dtype, device=self.device)
         uncached: list[int] = []
         for place, row in enumerate(rows):
@@ -97,7 +98,7 @@ class DecoderOnlyBackbone(FrozenBackbone):
             ids = [tuple(rows[place].input_ids) for place in uncached]
             fresh = self._read_group(Group("", tuple(ids)))
             both[:, :, uncached, :, : fresh.shape[4]] = fresh.permute(1, 2, 0, 3, 4, 5)
-        padded = min(lengths) < max(lengths)
+        padded = min(lengths) < longest
         return Past(both[:, 0], both[:, 1], torch.tensor(lengths).to(self.device), padded)
 
     def _read_group(self, group: Group) -> Tensor:

@@ -66,6 +66,7 @@ class InputCache:
         self.hits = 0
         self.misses = 0
         self.failure: str | None = None  # why nothing more is kept
+        self._standing: tuple[str, Sequence[EncodedRow]] = ("", ())
         self._kept: OrderedDict[str, Tensor] = OrderedDict()
         self._planned: dict[bytes, tuple[Group, int]] = {}
         self._wanted: set[str] = set()
@@ -74,6 +75,17 @@ class InputCache:
     def bytes(self) -> int:
         """Bytes in use."""
         return sum(_size(tensor) for tensor in self._kept.values())
+
+    def stand(self, name: str, rows: Callable[[], Sequence[EncodedRow]], bytes_per_token: int) -> None:
+        """Rows that every plan holds from now on, after its own: test rows that one model after another is scored on.
+
+        Args:
+            name: of the set; rows of the same name are not asked for again.
+            rows: gives them.
+        """
+        if self._standing[0] != name:
+            self._standing = (name, rows())
+            self.plan([], bytes_per_token)
 
     def plan(self, sets: Sequence[Sequence[EncodedRow]], bytes_per_token: int) -> None:
         """Says which rows will be read again and again; those of an earlier plan make room where it is needed.
@@ -88,6 +100,7 @@ class InputCache:
         self._wanted.clear()
         self._planned.clear()
         room = self.budget
+        sets = [*sets, self._standing[1]]
         for rows in sets:
             unique = {row_key(row.input_ids): tuple(row.input_ids) for row in rows}
             for group in _groups(list(unique.values())):

@@ -9,12 +9,14 @@ import click
 
 from attempt_cli.cli.options import (
     FILE_FIELDS,
+    attach_input_cache,
     backbone_name,
     backbone_options,
     check_lengths,
     chosen_backbone,
     chosen_sources,
     chosen_task,
+    input_cache_options,
     split_names,
     task_options,
     typed_command,
@@ -44,6 +46,12 @@ if TYPE_CHECKING:
 @click.option("--init-from", help="Where SPoT and ATTEMPT start. [default: the source that fits the k rows best]")
 @click.option("--steps", type=click.IntRange(min=1), default=100, show_default=True, help="Optimiser steps, for all.")
 @click.option("--prompt-length", type=int, help="m. [default: 20, or the sources' own]")
+@click.option(
+    "--placement",
+    type=click.Choice(["before", "after"]),
+    help="Of prompts, before or after the input. [default: the sources' own, else the backbone's]",
+)
+@input_cache_options
 @click.option("--batch-size", type=int, help="[default: 16]")
 @click.option("--learning-rate", type=float, help="Of prompts. [default: 0.03]")
 @click.option("--attention-learning-rate", type=float, help="Of G. [default: 0.01]")
@@ -106,6 +114,7 @@ def command(
     if any(METHODS[name].trains and METHODS[name].uses_sources for name in names):
         check_lengths(used, length)
     length = length or (used[0].length if used else None)
+    cache = {key: options.pop(key) for key in ("input_cache", "input_cache_dir")}
     training = {key: options.pop(key) for key in list(options) if key not in ("backbone", "device", "dtype")}
     config = make_config(None, steps=steps, prompt_length=length, eval_every=0, **training)
     draws, tests = {}, {}  # drawn before the backbone is loaded: too few rows are said at once
@@ -115,6 +124,7 @@ def command(
         for seed in range(seeds):
             draws[task.name, seed] = drawn_rows(pool, task, k, per_class=per_class, seed=seed)
     backbone = chosen_backbone(registry, options, used, settings.output.note)
+    attach_input_cache(backbone, cache)
     remember_backbone(registry, backbone)
     cells = []
     silent = settings.output.format == "quiet"

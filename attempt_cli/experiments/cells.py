@@ -12,13 +12,14 @@ from typing import Any
 
 from attempt_cli.artefacts import bare, load_prompt, versions
 from attempt_cli.backbones.base import FrozenBackbone
+from attempt_cli.backbones.prompted import PromptedModel
 from attempt_cli.data.fewshot import few_shot
 from attempt_cli.data.rows import Rows, examples_sha256
 from attempt_cli.data.schema import task_fields
 from attempt_cli.data.task import Example, Task
 from attempt_cli.evaluation.compare import per_row, rows_record
 from attempt_cli.evaluation.evaluate import evaluate
-from attempt_cli.evaluation.predict import predict
+from attempt_cli.evaluation.predict import encode_examples, predict
 from attempt_cli.experiments.methods import METHODS
 from attempt_cli.experiments.subjects import Parts, Subject, Workshop, as_it_stands
 from attempt_cli.training.config import PLACED_BEFORE, TrainingConfig
@@ -130,6 +131,7 @@ class Bench:
 
     def cell(self, method: str, train: Rows, seed: int, listener: Listener | None = None) -> Cell:
         """One method's result, taken from `finished` where it is there."""
+        self._keep_test_inputs()
         parts = self.parts(method, train, seed)
         key = self.key(method, train, parts)
         if found := self.found(key, method, seed):
@@ -151,6 +153,17 @@ class Bench:
             return self.scored(method, seed, key, train, subject)
         finally:
             subject.model.release()
+
+    def _keep_test_inputs(self) -> None:
+        """Test rows are read once for all models that are scored on them, where prompts stand after the input."""
+        cache = self.backbone.input_cache
+        if cache is not None and self.backbone.cache_bytes_per_token:
+            plain, limit = PromptedModel(self.backbone), self.config.max_length
+            cache.stand(
+                f"{self.test.sha256} {limit}",
+                lambda: encode_examples(plain, self.task, self.test.examples, limit),
+                self.backbone.cache_bytes_per_token,
+            )
 
     def found(self, key: str, method: str, seed: int) -> Cell | None:
         """The finished cell of a key; what was not trained counts for every seed and number of rows and sources."""

@@ -15,6 +15,7 @@ from attempt_cli.backbones.load import load_backbone
 from attempt_cli.backbones.prompted import PromptedModel, score_many
 from attempt_cli.errors import AttemptError
 from attempt_cli.method import PromptAttention, PromptMixture
+from attempt_cli.training.memory import activation_bytes
 from tests.backbones.plain import greedy, plain_model
 from tests.backbones.test_scores import close, rows_of
 from tests.models import save_llama
@@ -245,3 +246,80 @@ def test_an_architecture_that_our_attention_does_not_fit_keeps_its_own(
     assert backbone.model.config._attn_implementation == "sdpa"
     with pytest.raises(AttemptError, match="cannot have the prompt after the input: its attention"):
         backbone.check_placement("after")
+
+
+@pytest.mark.parametrize("placement", ["before", "after"])
+def test_inputs_padded_to_few_lengths_score_the_same(
+    backbone: FrozenBackbone, placement: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = rows_of(backbone, end=True)
+    model = PromptedModel(backbone, prompted(backbone, sources=2).mixture, 0.7, placement)
+    labels = backbone.label_tokens(LABELS)
+    plain_scores, plain_labels = model.log_likelihood(rows).detach(), model.score_labels(rows, labels)[0]
+    monkeypatch.setattr(backbone, "length_multiple", 16)
+    assert backbone.collate(rows).input_ids.shape[1] % 16 == 0
+    close(model.log_likelihood(rows).detach(), plain_scores)
+    close(model.score_labels(rows, labels)[0], plain_labels)
+
+
+@pytest.mark.parametrize("placement", ["before", "after"])
+def test_layers_computed_twice_give_the_same_gradient(backbone: FrozenBackbone, placement: str) -> None:
+    rows = rows_of(backbone, end=True)
+    model = PromptedModel(backbone, prompted(backbone, sources=2).mixture, 0.7, placement)
+    assert model.mixture is not None
+    found = []
+    for on in (False, True):
+        model.mixture.zero_grad()
+        if on:
+            backbone.checkpoint_gradients(True)
+        try:
+            model.log_likelihood(rows).sum().backward()
+            kept = activation_bytes(model, rows)
+        finally:
+            backbone.checkpoint_gradients(False)
+        found.append((model.mixture.target_prompts.grad, kept))
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-4, atol=1e-4)
+    assert found[1][1] < found[0][1] / 2
+    assert not any(module.training for module in backbone.model.modules())
+
+
+def test_long_targets_are_projected_in_parts(backbone: FrozenBackbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, model = rows_of(backbone, end=True), prompted(backbone, sources=2)
+    assert model.mixture is not None
+    found = []
+    for at_once in (256, 3):
+        monkeypatch.setattr("attempt_cli.backbones.base.PROJECTED_AT_ONCE", at_once)
+        model.mixture.zero_grad()
+        scores = model.log_likelihood(rows)
+        scores.sum().backward()
+        found.append((scores.detach(), model.mixture.target_prompts.grad))
+    for whole, parts in zip(*found, strict=True):
+        torch.testing.assert_close(whole, parts, rtol=1e-4, atol=1e-4)
+
+
+def test_in_bf16_after_is_as_near_to_fp32_as_one_plain_pass_is(folders: dict[str, Path]) -> None:
+    """Ragged rows, cached and not: the error of the fast path is that of the dtype, not of the path."""
+    exact = load_backbone(str(folders["llama"]), device="cpu", dtype="float32")
+    rounded = load_backbone(str(folders["llama"]), device="cpu", dtype="bfloat16")
+    rows = rows_of(exact, end=True)
+    scores, gradients = [], []
+    for backbone, placement, cache in (
+        (exact, "after", False),
+        (rounded, "after", False),
+        (rounded, "after", True),
+        (rounded, "before", False),
+    ):
+        model = PromptedModel(backbone, prompted(backbone, 4, sources=2).mixture, 0.7, placement)
+        if cache:
+            backbone.input_cache = InputCache(1 << 20)
+            backbone.input_cache.plan([rows], backbone.cache_bytes_per_token)
+        assert model.mixture is not None
+        found = model.log_likelihood(rows)
+        found.sum().backward()
+        scores.append(found.detach())
+        gradients.append(model.mixture.target_prompts.grad)
+    truth, fast, kept, _ = scores
+    torch.testing.assert_close(fast, truth, rtol=0.05, atol=1.0)
+    torch.testing.assert_close(kept, truth, rtol=0.05, atol=1.0)
+    for gradient in gradients[1:3]:
+        assert torch.nn.functional.cosine_similarity(gradient.flatten(), gradients[0].flatten(), dim=0) > 0.99
