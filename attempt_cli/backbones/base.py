@@ -7,7 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -201,6 +201,11 @@ class FrozenBackbone(ABC):
         """Keys and values of the rows' inputs, for prompts that are placed after them."""
         return None
 
+    @property
+    def least_positions(self) -> int:
+        """How many positions keep the processor busy: from there on a batch need not hold rows of unlike length."""
+        return 512 if self.device.type == "cpu" else 8192
+
     # tokens
 
     def encode(
@@ -315,18 +320,18 @@ class FrozenBackbone(ABC):
         Raises:
             AttemptError: the architecture has no such layers.
         """
-        if not on:
-            self.model.gradient_checkpointing_disable()
-            self.model.eval()
-            return
-        try:
-            self.model.gradient_checkpointing_enable({"use_reentrant": False})
-        except ValueError as error:
-            raise AttemptError(f"{self.name}: {error}", "Train without --gradient-checkpointing.") from error
-        for module in self.model.modules():
-            if getattr(module, "gradient_checkpointing", False) and hasattr(module, "_gradient_checkpointing_func"):
-                # the library asks the layer whether it trains; what is in it (dropout) stays in evaluation mode
-                module.training = True
+        from transformers.modeling_layers import GradientCheckpointingLayer
+
+        layers = [module for module in self.model.modules() if isinstance(module, GradientCheckpointingLayer)]
+        if not layers:
+            raise AttemptError(
+                f"the layers of {self.name} cannot be computed twice", "Train without --gradient-checkpointing."
+            )
+        # set here rather than by the library's switch, which would make the embeddings require a gradient
+        for layer in layers:
+            layer.gradient_checkpointing = on
+            layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)  # type: ignore[assignment]
+            layer.training = on  # the layer asks whether it trains; what is in it (dropout) stays in evaluation mode
 
     def compile_layers(self) -> None:
         """Sends every layer through torch.compile, once; layers are alike, so one compilation serves them all.

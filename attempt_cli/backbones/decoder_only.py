@@ -12,6 +12,7 @@ from torch import Tensor
 from attempt_cli.backbones import attention
 from attempt_cli.backbones.attention import Past, Shape, causal_mask, choose_kernel
 from attempt_cli.backbones.base import Batch, EncodedRow, FrozenBackbone, with_prompts
+from attempt_cli.backbones.batches import by_length
 from attempt_cli.backbones.input_cache import Group
 from attempt_cli.errors import AttemptError
 
@@ -94,10 +95,11 @@ class DecoderOnlyBackbone(FrozenBackbone):
             length = len(row.input_ids)
             kept = self.input_cache.get(group, self._read_group)[index, ..., :length, :]
             both[:, :, place, :, :length].copy_(kept, non_blocking=True)
-        if uncached:
-            ids = [tuple(rows[place].input_ids) for place in uncached]
-            fresh = self._read_group(Group("", tuple(ids)))
-            both[:, :, uncached, :, : fresh.shape[4]] = fresh.permute(1, 2, 0, 3, 4, 5)
+        unread = [lengths[place] for place in uncached]
+        for batch in by_length(unread, 0, sum(lengths) * len(rows), least=self.least_positions):
+            places = [uncached[i] for i in batch]
+            fresh = self._read_group(Group("", tuple(tuple(rows[place].input_ids) for place in places)))
+            both[:, :, places, :, : fresh.shape[4]] = fresh.permute(1, 2, 0, 3, 4, 5)
         padded = min(lengths) < longest
         return Past(both[:, 0], both[:, 1], torch.tensor(lengths).to(self.device), padded)
 

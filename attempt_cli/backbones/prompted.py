@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -173,28 +173,3 @@ def score_many(
 
 def _repeated(task_id: int, rows: Sequence[EncodedRow], model: PromptedModel) -> Tensor:
     return torch.full((len(rows),), task_id, device=model.backbone.device)
-
-
-def by_length(
-    lengths: Sequence[int], overhead: int, max_tokens: int, max_rows: int | None = None
-) -> Iterator[list[int]]:
-    """Groups rows of like length into batches under a token budget.
-
-    Args:
-        lengths: tokens of each row, input and target.
-        overhead: tokens that every row has besides (the prompt).
-        max_tokens: the largest number of positions of a batch, pads included; a longer row stands alone.
-        max_rows: the largest number of its rows, if that is bounded too.
-
-    Yields:
-        Indices of a batch's rows, longest rows first: a batch that is too large for the memory fails at once.
-    """
-    group: list[int] = []
-    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        width = lengths[group[0] if group else index] + overhead
-        if group and (width * (len(group) + 1) > max_tokens or len(group) == max_rows):
-            yield group
-            group = []
-        group.append(index)
-    if group:
-        yield group

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from attempt_cli.backbones.base import FrozenBackbone
-from attempt_cli.backbones.prompted import PromptedModel, by_length
+from attempt_cli.backbones.batches import by_length
+from attempt_cli.backbones.prompted import PromptedModel
 from attempt_cli.data.task import Example, Task
 from attempt_cli.evaluation.predict import MAX_TOKENS, encode_examples
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from attempt_cli.backbones.base import EncodedRow
-from attempt_cli.backbones.prompted import PromptedModel, by_length, score_many
+from attempt_cli.backbones.batches import by_length
+from attempt_cli.backbones.prompted import PromptedModel, score_many
 from attempt_cli.data.task import Example, Task
 
 if TYPE_CHECKING:
@@ -164,7 +165,7 @@ def _batches(
     prompt_length = max(one.model.prompt_length for one in asked)
     lengths = [len(row.input_ids) for row in encoded]
     scored = [number for number, words in enumerate(labels) if words]
-    for indices in by_length(lengths, prompt_length + behind, max_tokens):
+    for indices in by_length(lengths, prompt_length + behind, max_tokens, least=backbone.least_positions):
         rows = [encoded[i] for i in indices]
         results: list[list[Prediction]] = [[] for _ in asked]
         answers = score_many(

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from attempt_cli.backbones.base import EncodedRow
-from attempt_cli.backbones.prompted import PromptedModel, by_length
+from attempt_cli.backbones.batches import by_length
+from attempt_cli.backbones.prompted import PromptedModel
 from attempt_cli.backbones.tuned import TunedWeights
 from attempt_cli.errors import AttemptError
 from attempt_cli.method import PromptModule
@@ -273,7 +274,8 @@ def gradient_step(
     # behind an input that is read once, only the prompt and the target are trained through
     after = model.placement == "after"
     lengths = [(0 if after else len(row.input_ids)) + len(row.target_ids) for row in mine]
-    for micro in by_length(lengths, model.prompt_length, config.max_tokens, config.batch_size):
+    least = model.backbone.least_positions
+    for micro in by_length(lengths, model.prompt_length, config.max_tokens, config.batch_size, least=least):
         share = -model.log_likelihood([mine[i] for i in micro]).sum() / tokens
         share.backward()  # type: ignore[no-untyped-call]
         loss += share.detach()

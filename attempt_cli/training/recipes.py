@@ -15,7 +15,8 @@ from torch import Tensor
 
 from attempt_cli.artefacts import mixing_settings, prompt_in_units, remember_backbone, versions
 from attempt_cli.backbones.base import EncodedRow, FrozenBackbone
-from attempt_cli.backbones.prompted import PromptedModel, by_length
+from attempt_cli.backbones.batches import by_length
+from attempt_cli.backbones.prompted import PromptedModel
 from attempt_cli.backbones.tuned import tune
 from attempt_cli.data.metrics import score
 from attempt_cli.data.rows import Rows, load_examples

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attempt_cli.backbones.base import EncodedRow, FrozenBackbone
-from attempt_cli.backbones.prompted import PromptedModel, by_length
+from attempt_cli.backbones.batches import TIGHT, by_length
+from attempt_cli.backbones.prompted import PromptedModel
 from attempt_cli.method import PromptAttention, PromptMixture, rms_temperature
 from tests.method import reference
 
@@ -160,3 +161,18 @@ def test_batches_hold_every_row_once_and_keep_the_budget(
         width = lengths[group[0]] + overhead
         assert width * (len(group) + 1) > most or len(group) == rows
         assert min(lengths[i] for i in group) >= max(lengths[i] for i in following)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(1, 60), max_size=30), st.integers(0, 20), st.integers(1, 400))
+def test_a_batch_that_is_large_enough_takes_no_much_shorter_row(lengths: list[int], overhead: int, least: int) -> None:
+    groups = list(by_length(lengths, overhead, 10_000, least=least))
+    assert sorted(index for group in groups for index in group) == list(range(len(lengths)))
+    for group, following in pairwise(groups):
+        longest, nearest = lengths[group[0]] + overhead, lengths[following[0]] + overhead
+        assert longest * len(group) >= least
+        assert nearest < TIGHT * longest
+    for group in groups:
+        widths = [lengths[index] + overhead for index in group]
+        for place, width in enumerate(widths):  # whoever is much shorter came while the batch was small
+            assert width >= TIGHT * widths[0] or widths[0] * place < least
