@@ -328,7 +328,7 @@ def cells_together(
     """
     # one set of sources for all: of each target's own, those that no target was trained on
     common = [prompt for prompt in benches[0].sources if all(prompt in bench.sources for bench in benches)]
-    if not common:
+    if not common and METHODS[method].uses_sources:
         raise AttemptError(
             "every source prompt is of one of the targets that are trained together",
             "Train source prompts of other tasks, or name fewer targets with --tasks.",
@@ -346,9 +346,12 @@ def cells_together(
         [bench.task for bench in benches], _short(name), () if looks else trains, parts, listener
     )
     cells = []
-    for bench, key, train, subject in zip(benches, keys, trains, subjects, strict=True):
-        bench.warn(f"{name}, seed {seed}", subject, listener)
-        cells.append(bench.scored(method, seed, key, train, subject))
+    try:
+        for bench, key, train, subject in zip(benches, keys, trains, subjects, strict=True):
+            bench.warn(f"{name}, seed {seed}", subject, listener)
+            cells.append(bench.scored(method, seed, key, train, subject))
+    finally:
+        subjects[0].model.release()
     return cells
 
 

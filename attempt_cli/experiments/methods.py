@@ -83,6 +83,12 @@ METHODS: dict[str, Method] = {
     ),
     "dept": _alone("dept", "decomposed prompt tuning: a short prompt and low-rank offsets"),
     "fine-tuning": _alone("fine-tuning", "all weights of the backbone"),
+    "fine-tuning-m": Method(
+        "all weights of the backbone, one set for many targets", together=True, settings={"method": "fine-tuning"}
+    ),
+    "adapter-m": Method(
+        "adapters in every layer, one set for many targets", together=True, settings={"method": "adapter"}
+    ),
     "bitfit": _alone("bitfit", "biases"),
     "adapter": _alone("adapter", "adapters in every layer"),
     "adapterdrop": _alone("adapterdrop", "adapters in the upper layers"),

@@ -12,7 +12,7 @@ from attempt_cli.backbones.base import FrozenBackbone
 from attempt_cli.backbones.prompted import PromptedModel
 from attempt_cli.data.rows import Rows
 from attempt_cli.data.task import Task
-from attempt_cli.training.config import TrainingConfig
+from attempt_cli.training.config import WEIGHT_METHODS, TrainingConfig
 from attempt_cli.training.loop import Listener
 from attempt_cli.training.many import ManyOutcome, ManyRequest, train_many
 from attempt_cli.training.recipes import Request, train_prompt
@@ -151,12 +151,14 @@ class Workshop:
             parts: of each task; settings, sources and G are the first one's.
         """
         config = _for_all(parts[0].config, len(tasks))
+        weights = config.method in WEIGHT_METHODS
         request = ManyRequest(
             tasks=tuple(tasks),
             name=name,
             config=config,
+            keep="shared" if weights else "targets",
             sources=parts[0].mixed,
-            init_from=tuple(part.start for part in parts),
+            init_from=() if weights else tuple(part.start for part in parts),
             attention_from=parts[0].attention,
             train_rows=tuple(trains),
             train_limit=self.train_limit,
@@ -168,11 +170,15 @@ class Workshop:
         return [
             Subject(
                 outcome.model,
-                f"{outcome.prompts[task.name]} of {outcome.composition}",
-                [f"composition:{outcome.composition}", f"prompt:{outcome.prompts[task.name]}"],
+                f"{outcome.prompts[task.name]} of {outcome.composition}"
+                if outcome.prompts
+                else f"{name} (run {outcome.run})",
+                [f"composition:{outcome.composition}", f"prompt:{outcome.prompts[task.name]}"]
+                if outcome.prompts
+                else [],
                 part.config,
                 tuple(prompt.ref for prompt in part.mixed),
-                task_index=index,
+                task_index=0 if weights else index,
                 steps=round(outcome.trained.state.step / len(tasks)),
                 trained_parameters=round(outcome.parameters_per_task),
                 numbers={

@@ -17,6 +17,7 @@ import torch
 from attempt_cli.artefacts import load_attention, mixing_settings, prompt_in_units, remember_backbone, versions
 from attempt_cli.backbones.base import EncodedRow, FrozenBackbone
 from attempt_cli.backbones.prompted import PromptedModel
+from attempt_cli.backbones.tuned import tune
 from attempt_cli.data.rows import Rows, load_examples
 from attempt_cli.data.schema import task_fields
 from attempt_cli.data.task import Task
@@ -24,14 +25,15 @@ from attempt_cli.errors import AttemptError
 from attempt_cli.evaluation.predict import encode_examples
 from attempt_cli.method import PromptMixture
 from attempt_cli.training.build import offset_positions, prompt_module
-from attempt_cli.training.config import TrainingConfig
+from attempt_cli.training.config import WEIGHT_METHODS, TrainingConfig
 from attempt_cli.training.initial import vocabulary_prompt
-from attempt_cli.training.loop import Listener, Trained
+from attempt_cli.training.loop import Listener, Trained, trained_tensors
 from attempt_cli.training.order import task_shares
 from attempt_cli.training.processes import Processes
 from attempt_cli.training.recipes import (
     checkpoint_path,
     plan_input_cache,
+    released_on_failure,
     run_training,
     settled_placement,
     training_task,
@@ -54,7 +56,8 @@ class ManyRequest:
         name: of what is kept. With one task its target prompt has this name, with several `NAME.TASK`.
         config: the settings; its method says how a prompt is recorded.
         keep: "targets": target prompts, G and the composition; "attention": G alone (the attention prior); "shared":
-            one prompt for all tasks, without sources (SPoT-generic).
+            one prompt for all tasks, without sources (SPoT-generic), or with a weight method one set of weights, of
+            which only the run is kept.
         sources: source prompts in order; none for "shared".
         init_from: where each task's prompt starts; None samples the vocabulary. Empty: None for all.
         attention_from: a trained G to start from.
@@ -94,7 +97,8 @@ class ManyOutcome:
     """What a training on several tasks left in the registry.
 
     Args:
-        prompts: the task of each target prompt -> its full name; under "shared" all name one prompt.
+        prompts: the task of each target prompt -> its full name; under "shared" all name one prompt. Empty where no
+            prompt is kept.
         composition, attention: full names, or None.
         model: the trained model; task i's target prompt is number i.
         trained: how it went.
@@ -116,6 +120,10 @@ class ManyOutcome:
     def parameters_per_task(self) -> float:
         """Trained numbers a task: d·m + (2rd + 2d)/N for N targets that share G."""
         return self.trained_parameters / len(self.rows)
+
+    def release(self) -> None:
+        """Takes trained weights out of the backbone; prompts leave nothing there."""
+        self.model.release()
 
 
 @dataclass(frozen=True)
@@ -148,10 +156,23 @@ def train_many(
     """
     processes = processes or Processes()
     request = _checked(backbone, request)
-    config = request.config
     if processes.is_main:
         remember_backbone(registry, backbone)
     model = _build(registry, backbone, request)
+    with released_on_failure(model):
+        return _train(registry, model, request, resume, listener, processes)
+
+
+def _train(
+    registry: Registry,
+    model: PromptedModel,
+    request: ManyRequest,
+    resume: bool,
+    listener: Listener | None,
+    processes: Processes,
+) -> ManyOutcome | None:
+    """The training itself, and its record; see `train_many`."""
+    backbone, config = model.backbone, request.config
     parts, missing = _parts(model, request)
     encoded = [row for part in parts for row in part.encoded]
     counts = [len(part.encoded) for part in parts]
@@ -199,6 +220,7 @@ def train_many(
         mix=(groups, shares),
     )
     if not processes.is_main:
+        model.release()
         return None
     trained.warnings.extend(missing)
     outcome = _record(registry, backbone, request, model, trained, parts, processes)
@@ -230,6 +252,8 @@ def _checked(backbone: FrozenBackbone, request: ManyRequest) -> ManyRequest:
     """The request with its placement settled; refuses what does not fit, all problems at once."""
     check_name(request.name)
     checked_tags(request.tags)
+    if request.config.method in WEIGHT_METHODS:
+        request = replace(request, config=request.config.model_copy(update={"placement": "before"}))
     names = [task.name for task in request.tasks]
     problems = [f"the task '{name}' is named twice" for name in dict.fromkeys(names) if names.count(name) > 1]
     if request.keep not in KINDS:
@@ -266,6 +290,8 @@ def _checked(backbone: FrozenBackbone, request: ManyRequest) -> ManyRequest:
 def _build(registry: Registry, backbone: FrozenBackbone, request: ManyRequest) -> PromptedModel:
     """The model before the first step: a prompt a task (or one for all), the frozen sources, G."""
     config, given = request.config, request.attention_from
+    if config.method in WEIGHT_METHODS:
+        return PromptedModel(backbone, tuned=tune(backbone, config.method, config.seed))
     scale = backbone.embedding_rms if config.units == "rms" else 1.0
     if given is not None:  # G reads inputs and prompts in the units that it was trained in
         scale = float(given.settings.get("embedding_scale", scale))
@@ -323,7 +349,6 @@ def _record(
 ) -> ManyOutcome:
     """Prompts, G, composition and run become visible together, or not at all."""
     mixture, config = model.mixture, request.config
-    assert isinstance(mixture, PromptMixture)
     identity: dict[str, Any] = {"backbone": backbone.name, "fingerprint": backbone.fingerprint}
     sources = tuple(prompt.ref for prompt in request.sources)
     inputs = [f"prompt:{ref}" for ref in sources]
@@ -339,14 +364,14 @@ def _record(
         "sampling_temperature": request.sampling_temperature,
         "dtype": str(backbone.dtype).removeprefix("torch."),
     }
-    trained_parameters = sum(parameter.numel() for parameter in mixture.parameters() if parameter.requires_grad)
-    tensors = mixture.target_prompts.detach().cpu().numpy()
+    trained_parameters = sum(tensor.numel() for tensor in trained_tensors(model.trained))
+    tensors = mixture.target_prompts.detach().cpu().numpy() if mixture is not None else ()
     prompts: dict[str, str] = {}
     attention_ref = request.attention_from.ref if request.onto and request.attention_from else None
     composition_ref = None
     artefacts = []
     with registry.transaction():
-        for index, part in enumerate(parts if request.keep != "attention" else ()):
+        for index, part in enumerate(parts if request.keep != "attention" and mixture is not None else ()):
             if request.keep == "shared" and index:
                 prompts[part.task.name] = prompts[parts[0].task.name]
                 continue
@@ -375,7 +400,7 @@ def _record(
             )
             prompts[part.task.name] = prompt.ref
             artefacts.append(f"prompt:{prompt.ref}")
-        if mixture.attention is not None and request.onto is None:
+        if isinstance(mixture, PromptMixture) and mixture.attention is not None and request.onto is None:
             grown = [f"attention:{request.attention_from.ref}"] if request.attention_from else []
             attention = registry.add_attention(
                 {name: tensor.detach().cpu().numpy() for name, tensor in mixture.attention.state_dict().items()},
@@ -393,7 +418,7 @@ def _record(
             )
             attention_ref = attention.ref
             artefacts.append(f"attention:{attention.ref}")
-        if request.keep == "targets":
+        if isinstance(mixture, PromptMixture) and request.keep == "targets":
             composition = registry.add_composition(
                 name=request.onto.name if request.onto else request.name,
                 sources=sources,

@@ -148,7 +148,7 @@ def train_prompt(
     if processes.is_main:
         remember_backbone(registry, backbone)
     model = build_model(registry, backbone, request)
-    with _released_on_failure(model):
+    with released_on_failure(model):
         encoded = encode_examples(model, task, rows.examples, config.max_length)
         if request.largest_batch:
             request = with_largest_batch(model, request, encoded)
@@ -185,7 +185,7 @@ def train_prompt(
 
 
 @contextmanager
-def _released_on_failure(model: PromptedModel) -> Iterator[None]:
+def released_on_failure(model: PromptedModel) -> Iterator[None]:
     """A training that fails or is stopped leaves nothing in the backbone, which others share."""
     try:
         yield

@@ -11,6 +11,7 @@ import torch
 
 from attempt_cli.artefacts import load_attention, load_composition
 from attempt_cli.backbones.base import FrozenBackbone
+from attempt_cli.backbones.prompted import PromptedModel
 from attempt_cli.data.files import task_from_files
 from attempt_cli.data.rows import load_examples
 from attempt_cli.data.task import Task
@@ -195,6 +196,26 @@ def test_one_prompt_for_all_tasks(registry: Registry, backbone: FrozenBackbone, 
     )
     assert set(shared.prompts.values()) == {"generic@1"}
     assert (registry.prompt("generic").task, shared.trained_parameters) == ("left+right", 4 * 24)
+
+
+@pytest.mark.parametrize("method", ["fine-tuning", "adapter"])
+def test_weights_for_all_tasks_leave_only_a_run(
+    registry: Registry, backbone: FrozenBackbone, tasks: tuple[Task, ...], method: str
+) -> None:
+    before = {name: tensor.clone() for name, tensor in backbone.model.state_dict().items()}
+    asked = request(registry, tasks, keep="shared", sources=(), name="weights")
+    config = asked.config.model_copy(update={"method": method, "weight_learning_rate": 0.01})
+    outcome = made(registry, backbone, replace(asked, config=config))
+    assert (outcome.prompts, outcome.composition, outcome.attention) == ({}, None, None)
+    assert registry.run(outcome.run).settings["training"]["method"] == method
+    examples = load_examples(tasks[0], "train").examples[:4]
+    tuned = predict(outcome.model, tasks[0], examples)
+    outcome.release()
+    bare = predict(PromptedModel(backbone), tasks[0], examples)
+    assert [row.probabilities for row in tuned.rows] != [row.probabilities for row in bare.rows]
+    after = backbone.model.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
 
 
 def test_what_cannot_be_trained_is_said_at_once(
