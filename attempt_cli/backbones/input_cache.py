@@ -19,12 +19,14 @@ import torch
 from torch import Tensor
 
 from attempt_cli.backbones.base import EncodedRow
+from attempt_cli.backbones.batches import by_length
 from attempt_cli.errors import AttemptError
 
 # Rows that are computed together. Which rows these are depends on the set of rows alone: a resumed training computes
 # the same bits again, though its cache starts empty.
 GROUP_ROWS = 16
 GROUP_TOKENS = 8192
+GROUP_LEAST = 512  # positions; a group that has them takes no much shorter row
 
 
 @dataclass(frozen=True)
@@ -171,21 +173,12 @@ def _size(tensor: Tensor) -> int:
 
 def _groups(rows: list[tuple[int, ...]]) -> list[Group]:
     """Rows of like length together; a function of the set of rows alone."""
-    groups: list[Group] = []
-    part: list[tuple[int, ...]] = []
-
-    def close() -> None:
-        if part:
-            digest = hashlib.sha256(b"|".join(row_key(ids) for ids in part)).hexdigest()[:24]
-            groups.append(Group(digest, tuple(part)))
-            part.clear()
-
-    for ids in sorted(rows, key=lambda ids: (len(ids), ids)):
-        if len(part) == GROUP_ROWS or (part and len(ids) * (len(part) + 1) > GROUP_TOKENS):
-            close()
-        part.append(ids)
-    close()
-    return groups
+    rows = sorted(rows, key=lambda ids: (len(ids), ids))
+    groups = []
+    for batch in by_length([len(ids) for ids in rows], 0, GROUP_TOKENS, GROUP_ROWS, least=GROUP_LEAST):
+        part = tuple(rows[i] for i in batch)
+        groups.append(Group(hashlib.sha256(b"|".join(map(row_key, part))).hexdigest()[:24], part))
+    return groups[::-1]  # the shortest first: of these the most fit
 
 
 def _to_file(file: Path, tensor: Tensor) -> Tensor:
