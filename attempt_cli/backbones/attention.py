@@ -104,23 +104,21 @@ def _plain(
 ) -> Tensor:
     n, h, s, e = query.shape
     g = key.shape[1]
-    grouped = query.reshape(n, g, h // g * s, e)
-    scores = (grouped @ key.transpose(2, 3)).view(n, g, h // g, s, -1) * scale
+    grouped = (query * scale).reshape(n, g, h // g * s, e)
+    scores = grouped @ key.transpose(2, 3)  # [n, g, h/g · s, s]
     if mask is not None:
-        scores = scores + mask[:, :, None]
+        scores = scores.add_(mask.repeat(1, 1, h // g, 1))
     if past is None:
-        weights = scores.float().softmax(dim=-1).to(query.dtype).view(n, g, h // g * s, -1)
-        return (weights @ value).view(n, h, s, e)
+        return (scores.softmax(dim=-1) @ value).view(n, h, s, e)  # in bf16, too, its sums are in fp32
     keys, values = past.keys[layer], past.values[layer]  # [b, g, l, e]
     b, length = keys.shape[0], keys.shape[2]
-    before = (_shared(grouped, b) @ keys.transpose(2, 3)) * scale  # [b, g, tails · h/g · s, l]
+    before = _shared(grouped, b) @ keys.transpose(2, 3)  # [b, g, tails · h/g · s, l]
     if past_mask is not None:
-        before = before + past_mask
-    before = _apart(before, n).view(n, g, h // g, s, length)
-    weights = torch.cat([before, scores], dim=-1).float().softmax(dim=-1).to(query.dtype)
-    weights = weights.view(n, g, h // g * s, -1)
-    from_past = _apart(_shared(weights[..., :length], b) @ values, n)
-    return (from_past + weights[..., length:] @ value).reshape(n, h, s, e)
+        before = before.add_(past_mask)
+    weights = torch.cat([_apart(before, n), scores], dim=-1).softmax(dim=-1)
+    # one split, not two slices: the backward of a slice fills a whole tensor with noughts
+    on_past, own = weights.split([length, s], dim=-1)
+    return (_apart(_shared(on_past, b) @ values, n) + own @ value).view(n, h, s, e)
 
 
 def _shared(tails: Tensor, b: int) -> Tensor:

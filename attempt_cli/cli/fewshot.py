@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     default="source,prompt-tuning,spot,attempt",
     show_default=True,
     help="Of: none (no prompt), source (the best source as it stands), prompt-tuning, spot, attempt, its ablations "
-    "(-single, -constant, -no-target, -token behind its name), mpt, dept, lora, ia3, adapter, adapterdrop, "
+    "(-single, -constant, -no-target, -token behind its name), mpt-mean, dept, lora, ia3, adapter, adapterdrop, "
     "bitfit, fine-tuning.",
 )
 @click.option("--sources", default="all", show_default=True, help="Source prompts, comma separated, or `all`.")

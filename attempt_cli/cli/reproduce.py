@@ -131,7 +131,7 @@ def _run(settings: Settings, experiment: Experiment, options: dict[str, Any]) ->
     from attempt_cli.cli.progress import GridProgress
     from attempt_cli.experiments.figures import draw_experiment
     from attempt_cli.experiments.grid import record_failure
-    from attempt_cli.experiments.methods import METHODS
+    from attempt_cli.experiments.methods import METHODS, PREPARED
     from attempt_cli.experiments.paper import paper_sources
     from attempt_cli.experiments.report import Report
     from attempt_cli.experiments.sources import prepare, train_sources
@@ -158,7 +158,7 @@ def _run(settings: Settings, experiment: Experiment, options: dict[str, Any]) ->
         sources, made = train_sources(plan, names, backbones, list(tasks), fill)
         failures |= made.failures
     plan = replace(plan, sources=sources)
-    kinds = [kind for kind in ("attention", "shared") if any(METHODS[method].prepared == kind for method in methods)]
+    kinds = [kind for kind in PREPARED if any(METHODS[method].prepared == kind for method in methods)]
     if kinds:
         prepared, made = prepare(plan, kinds, fill)
         plan, failures = replace(plan, prepared=prepared), failures | made.failures

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from attempt_cli.data.task import Example, Task
 from attempt_cli.evaluation.compare import per_row, rows_record
 from attempt_cli.evaluation.evaluate import evaluate
 from attempt_cli.evaluation.predict import encode_examples, predict
-from attempt_cli.experiments.methods import METHODS
+from attempt_cli.experiments.methods import METHODS, PREPARED
 from attempt_cli.experiments.subjects import Parts, Subject, Workshop, as_it_stands
 from attempt_cli.training.config import PLACED_BEFORE, TrainingConfig
 from attempt_cli.training.loop import Listener, TrainingStoppedError
@@ -90,7 +90,7 @@ class Bench:
         resume: go on from the checkpoint of an unfinished training.
         finished: cells that need not be made again, by key; new ones are added.
         attention_from: the attention prior, for methods that start from it.
-        generic: the prompt that was trained on all source tasks, for methods that start from it.
+        generic: prompts that were trained on all source tasks, by what was prepared, for methods that start from one.
         data_dir: rows in the hub's layout.
         train_limit: the most training rows of a task.
     """
@@ -113,7 +113,7 @@ class Bench:
     resume: bool = False
     finished: dict[str, Cell] = field(default_factory=dict)
     attention_from: Attention | None = None
-    generic: Prompt | None = None
+    generic: Mapping[str, Prompt] = field(default_factory=dict)
     data_dir: Path | None = None
     train_limit: int | None = None
     _best: dict[str, Prompt] = field(default_factory=dict)
@@ -196,8 +196,8 @@ class Bench:
         elif config.placement is None and self.sources:  # where the sources stand, for all methods alike
             config = config.model_copy(update={"placement": self.sources[0].placement})
         start = None
-        if made.source == "generic":
-            start = self.generic
+        if made.source in PREPARED:
+            start = self.generic.get(made.source)
         elif made.source is not None and self.init_from is not None and made.source != "stands":
             start = self.init_from
         elif made.source is not None and self.sources:

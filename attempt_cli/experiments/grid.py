@@ -18,7 +18,7 @@ from attempt_cli.data.schema import task_fields
 from attempt_cli.data.task import Task, load_task
 from attempt_cli.errors import AttemptError
 from attempt_cli.experiments.cells import Bench, Cell, drawn_rows, finished_cells
-from attempt_cli.experiments.methods import METHODS
+from attempt_cli.experiments.methods import METHODS, PREPARED
 from attempt_cli.experiments.subjects import Workshop
 from attempt_cli.training.config import make_config
 from attempt_cli.training.loop import Listener
@@ -37,7 +37,7 @@ class Ask:
         backbone: as the user named it.
         k: how many training rows are drawn; None takes the task's training split.
         sources: use the first so many source prompts; None uses all.
-        kind: "target"; "source" for a prompt that others start from; "attention" and "shared" for what is trained on
+        kind: "target"; "source" for a prompt that others start from; a name in `methods.PREPARED` for what is trained on
             the source tasks of a target before it.
     """
 
@@ -50,7 +50,12 @@ class Ask:
     kind: str = "target"
 
     def __str__(self) -> str:
-        what = {"attention": "attention prior for", "shared": "one prompt of the sources for", "source": "source"}
+        what = {
+            "source": "source",
+            "attention": "attention prior for",
+            "shared": "one prompt of the sources for",
+            "factored": "one prompt under factors of the sources for",
+        }
         parts = [*([what[self.kind]] if self.kind in what else []), self.task]
         parts += [self.method] if self.kind == "target" else []
         parts += [f"k={self.k}"] if self.k is not None else []
@@ -90,7 +95,8 @@ class Plan:
         data_dir: rows in the hub's layout.
         tasks: by name.
         sources: full names of the source prompts for a backbone and a task.
-        prepared: full names of what was trained on them, for a backbone, a task and a kind ("attention", "shared").
+        prepared: full names of what was trained on them, for a backbone, a task and a kind in
+            `methods.PREPARED`.
         source_settings: what differs for trainings on source tasks.
         init_from: the prompt that trainings start from instead of the best source.
         settings: those of `TrainingConfig` that were given.
@@ -152,7 +158,7 @@ class Runner:
             self._room = ask.room
             self._rows.clear()
             self._benches.clear()
-        if ask.kind in ("attention", "shared"):
+        if ask.kind in PREPARED:
             return Result(made=self._prepared(ask, listener))
         trains = [self._train_rows(task, ask) for task in ask.tasks]
         benches = [self._bench(task, ask, train) for task, train in zip(ask.tasks, trains, strict=True)]
@@ -175,7 +181,6 @@ class Runner:
             sources = self._sources(ask, name) if ask.kind == "target" else ()
             start = self.registry.prompt(plan.init_from) if plan.init_from and ask.kind == "target" else None
             prior = plan.prepared.get((ask.backbone, name, "attention"))
-            generic = plan.prepared.get((ask.backbone, name, "shared"))
             given = self._given(ask.kind, [*sources, *([start] if start else [])])
             self._benches[shared] = Bench(
                 registry=self.registry,
@@ -195,7 +200,11 @@ class Runner:
                 resume=plan.resume,
                 finished=self.finished,
                 attention_from=self.registry.attention(prior) if prior else None,
-                generic=self.registry.prompt(generic) if generic else None,
+                generic={
+                    kind: self.registry.prompt(ref)
+                    for kind in PREPARED
+                    if kind != "attention" and (ref := plan.prepared.get((ask.backbone, name, kind)))
+                },
                 data_dir=plan.data_dir,
                 train_limit=plan.train_limit,
             )
@@ -223,8 +232,9 @@ class Runner:
         given = self._given("source", sources)
         preset = self._by_preset(given, tasks[0].name, "attempt", "source", 0)
         config = make_config(None, **{**preset, **given, "method": "attempt", "seed": ask.seed})
-        if ask.kind == "shared":
-            config = config.model_copy(update={"method": "prompt-tuning"})
+        if ask.kind != "attention":
+            method = "mpt" if ask.kind == "factored" else "prompt-tuning"
+            config = config.model_copy(update={"method": method})
         if config.placement is None:
             config = config.model_copy(update={"placement": sources[0].placement})
         backbone = self._backbone(ask.backbone)

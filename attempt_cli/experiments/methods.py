@@ -10,6 +10,11 @@ from attempt_cli.errors import AttemptError
 from registry.errors import nearest_names
 
 
+# what can be trained on the source tasks for targets to start from: G (the attention prior), one prompt (SPoT-g), one
+# prompt under low-rank factors of each task (MPT)
+PREPARED = ("attention", "shared", "factored")
+
+
 @dataclass(frozen=True)
 class Method:
     """How a cell of a method is made.
@@ -17,8 +22,9 @@ class Method:
     Args:
         description: for `--help` and reports.
         trains: False for what is scored as it stands.
-        source: "stands": the best source is the model; "starts": the training starts from it; "generic": it starts
-            from one prompt that was trained on all source tasks; None: needs no source.
+        source: "stands": the best source is the model; "starts": the training starts from it; "shared": it starts from
+            one prompt that was trained on all source tasks, "factored": with each task's factors; None: needs no
+            source.
         mixes: "all": the sources go into the training (mixed by attention; for MPT, their mean is where it starts);
             "best": only the best of them; None: none does.
         prior: G starts from one that was trained on the source tasks.
@@ -45,8 +51,8 @@ class Method:
 
     @property
     def prepared(self) -> str | None:
-        """What is trained on the source tasks once, before any target: "attention", "shared" (a prompt), or nothing."""
-        return "attention" if self.prior else "shared" if self.source == "generic" else None
+        """What is trained on the source tasks once, before any target: a name in PREPARED, or nothing."""
+        return "attention" if self.prior else self.source if self.source in PREPARED else None
 
 
 def _attempt(
@@ -67,7 +73,7 @@ METHODS: dict[str, Method] = {
     "prompt-tuning": _alone("prompt-tuning", "a prompt from frequent words"),
     "spot": Method("SPoT-t: prompt tuning from the best source", source="starts", settings={"method": "spot"}),
     "spot-g": Method(
-        "SPoT-g: prompt tuning from one prompt of all source tasks", source="generic", settings={"method": "spot"}
+        "SPoT-g: prompt tuning from one prompt of all source tasks", source="shared", settings={"method": "spot"}
     ),
     "attempt": _attempt("ATTEMPT, a G of its own"),
     "attempt-prior": _attempt("ATTEMPT, its G pre-trained on the source tasks", prior=True),
@@ -77,7 +83,12 @@ METHODS: dict[str, Method] = {
     "attempt-single": _attempt("ATTEMPT with the best source only", mixes="best"),
     "attempt-token": _attempt("ATTEMPT with a weight for every row of the prompts", level="token"),
     "mpt": Method(
-        "multitask prompt tuning: the sources' mean times low-rank factors",
+        "multitask prompt tuning: one prompt of all source tasks, trained with their factors, times factors of the task",
+        source="factored",
+        settings={"method": "mpt"},
+    ),
+    "mpt-mean": Method(
+        "multitask prompt tuning without a source stage: the sources' mean times low-rank factors",
         mixes="all",
         settings={"method": "mpt"},
     ),

@@ -69,7 +69,7 @@ def prepare(
 
     Args:
         plan: of the grid, with its sources.
-        kinds: "attention", "shared".
+        kinds: names in `methods.PREPARED`.
         fill: fills the cells of a plan.
 
     Returns:

@@ -192,7 +192,7 @@ class Workshop:
 
     def prepare(
         self,
-        keep: str,
+        kind: str,
         tasks: Sequence[Task],
         name: str,
         config: TrainingConfig,
@@ -202,7 +202,7 @@ class Workshop:
         """What targets start from, trained on the source tasks: the attention prior, or one prompt for all.
 
         Args:
-            keep: "attention" or "shared"; see `training.many`.
+            kind: a name in `methods.PREPARED`.
 
         Returns:
             The full name of the attention, or of the prompt.
@@ -211,15 +211,15 @@ class Workshop:
             tasks=tuple(tasks),
             name=name,
             config=_for_all(config, len(tasks)),
-            keep=keep,
-            sources=sources if keep == "attention" else (),
+            keep="attention" if kind == "attention" else "shared",
+            sources=sources if kind == "attention" else (),
             train_limit=self.train_limit,
             data_dir=self.data_dir,
             command=self.command,
             tags=self.tags,
         )
         outcome = self._many(request, listener)
-        made = outcome.attention if keep == "attention" else next(iter(outcome.prompts.values()))
+        made = outcome.attention if kind == "attention" else next(iter(outcome.prompts.values()))
         assert made is not None
         return made
 

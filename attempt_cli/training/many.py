@@ -23,7 +23,7 @@ from attempt_cli.data.schema import task_fields
 from attempt_cli.data.task import Task
 from attempt_cli.errors import AttemptError
 from attempt_cli.evaluation.predict import encode_examples
-from attempt_cli.method import PromptMixture
+from attempt_cli.method import PromptMixture, SharedPrompt
 from attempt_cli.training.build import offset_positions, prompt_module
 from attempt_cli.training.config import WEIGHT_METHODS, TrainingConfig
 from attempt_cli.training.initial import vocabulary_prompt
@@ -56,8 +56,9 @@ class ManyRequest:
         name: of what is kept. With one task its target prompt has this name, with several `NAME.TASK`.
         config: the settings; its method says how a prompt is recorded.
         keep: "targets": target prompts, G and the composition; "attention": G alone (the attention prior); "shared":
-            one prompt for all tasks, without sources (SPoT-generic), or with a weight method one set of weights, of
-            which only the run is kept.
+            one prompt for all tasks, without sources (SPoT-generic; with the method mpt every task's low-rank factors
+            are trained with it, and only P* is kept), or with a weight method one set of weights, of which only the
+            run is kept.
         sources: source prompts in order; none for "shared".
         init_from: where each task's prompt starts; None samples the vocabulary. Empty: None for all.
         attention_from: a trained G to start from.
@@ -85,6 +86,11 @@ class ManyRequest:
     command: str = ""
     note: str = ""
     tags: tuple[str, ...] = ()
+
+    @property
+    def indistinct(self) -> bool:
+        """Whether all tasks' rows get one prompt, so that all are task 0 to the model."""
+        return self.keep == "shared" and self.config.method != "mpt"
 
     def prompt_name(self, task: Task) -> str:
         """Under which a task's target prompt is kept."""
@@ -196,7 +202,7 @@ def _train(
         for index, part in enumerate(parts):
             if part.validation is None:
                 continue
-            number = 0 if request.keep == "shared" else index
+            number = 0 if request.indistinct else index
             metrics, likelihood = validation_score(
                 trained, part.task, part.validation.examples, config, task_index=number
             )
@@ -242,7 +248,7 @@ def _parts(model: PromptedModel, request: ManyRequest) -> tuple[list[_Part], lis
         )
         validation, problems = (None, []) if request.train_rows else validation_rows(task, config, request.data_dir)
         missing += [f"{task.name}: {problem}" for problem in problems]
-        number = 0 if request.keep == "shared" else index
+        number = 0 if request.indistinct else index
         encoded = [replace(row, task=number) for row in encode_examples(model, task, rows.examples, config.max_length)]
         parts.append(_Part(task, rows, validation, encoded))
     return parts, missing
@@ -297,7 +303,7 @@ def _build(registry: Registry, backbone: FrozenBackbone, request: ManyRequest) -
         scale = float(given.settings.get("embedding_scale", scale))
     generator = torch.Generator().manual_seed(config.seed)
     initial = []
-    for index in range(1 if request.keep == "shared" else len(request.tasks)):
+    for index in range(1 if request.indistinct else len(request.tasks)):
         start = request.init_from[index] if request.init_from else None
         if start is not None:
             initial.append(prompt_in_units(registry, backbone, start, scale))
@@ -365,7 +371,11 @@ def _record(
         "dtype": str(backbone.dtype).removeprefix("torch."),
     }
     trained_parameters = sum(tensor.numel() for tensor in trained_tensors(model.trained))
-    tensors = mixture.target_prompts.detach().cpu().numpy() if mixture is not None else ()
+    tensors: Any = ()
+    if isinstance(mixture, SharedPrompt) and request.keep == "shared":
+        tensors = mixture.shared_prompt.detach().cpu().numpy()[None]
+    elif mixture is not None:
+        tensors = mixture.target_prompts.detach().cpu().numpy()
     prompts: dict[str, str] = {}
     attention_ref = request.attention_from.ref if request.onto and request.attention_from else None
     composition_ref = None

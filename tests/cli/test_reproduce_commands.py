@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from attempt_cli.experiments.paper import experiments
 from registry import Registry, Run
 from tests.training.commands import Attempt
 from tests.training.test_kill import slow_with_a_checkpoint_every_step
@@ -169,18 +170,22 @@ def test_every_method_has_a_cell(attempt: Attempt) -> None:
     command = (
         f"reproduce table1 --tasks support-chats,shop-reviews --seeds 1 {QUICK} --prompt-length 12 --train-limit 16 "
         "--eval-every 2 --train-sources message-topics,shop-reviews --methods prompt-tuning,spot-g,attempt-prior,"
-        "attempt-m,attempt-no-target,attempt-constant,attempt-single,attempt-token,mpt,dept,lora,ia3,adapter,bitfit,"
+        "attempt-m,attempt-no-target,attempt-constant,attempt-single,attempt-token,mpt,mpt-mean,dept,lora,ia3,adapter,bitfit,"
         "fine-tuning"
     )
     document = attempt.json(command)
     assert document["failures"] == []
     cells = {(cell["task"], cell["method"]): cell for cell in document["cells"]}
-    assert len(cells) == 30
+    assert len(cells) == 32
     assert {cell["steps"] for cell in cells.values()} == {4}
     registry = opened(attempt)
     # for support-chats both are sources, for shop-reviews the other one: two priors, each made once
     assert registry.versions("prior", kind="attention") == [1, 2]
-    assert registry.versions("all-sources") == [1, 2]
+    # SPoT-g's prompt of all sources and MPT's
+    assert registry.versions("all-sources") == [1, 2, 3, 4]
+    assert [registry.prompt(f"all-sources@{n}").method for n in (1, 2, 3, 4)] == ["prompt-tuning"] * 2 + ["mpt"] * 2
+    started = {cells[task, "mpt"]["task"]: registry.prompt(cells[task, "mpt"]["prompt"]) for task, _ in cells}
+    assert {prompt.settings["init_from"] for prompt in started.values()} == {"all-sources@3", "all-sources@4"}
     width, length, rank = 24, 12, 12
     sizes = {method: cells["support-chats", method]["trained_parameters"] for _, method in cells}
     assert sizes["prompt-tuning"] == length * width
@@ -204,6 +209,23 @@ def test_the_number_of_sources_and_of_backbones(attempt: Attempt) -> None:
     assert (attempt.folder / "five.png").read_bytes().startswith(b"\x89PNG")
     nine = attempt.json(f"reproduce table9 --tasks support-chats --methods prompt-tuning,attempt {sources} --resume")
     assert all(row["peak_memory"] > 1e6 for row in nine["rows"])
+
+
+@pytest.mark.parametrize(
+    ("name", "methods"),
+    [("table2", "spot,mpt-mean"), ("table4", ""), ("fig3", "prompt-tuning,lora"), ("fig4", "prompt-tuning,adapter")],
+)
+def test_the_other_tables_and_figures(attempt: Attempt, name: str, methods: str) -> None:
+    """With the paper's own methods where none are named."""
+    sources = f"{QUICK} --seeds 1 --train-limit 12 --eval-every 0 --train-sources shop-reviews,message-topics"
+    chosen = f"--methods {methods}" if methods else ""
+    report = attempt.json(f"reproduce {name} --tasks support-chats {chosen} {sources} --output out")
+    assert report["failures"] == []
+    wanted = methods.split(",") if methods else list(experiments()[name].methods)
+    assert [row["method"] for row in report["rows"]] == wanted
+    assert {cell["steps"] for cell in report["cells"]} == {4}
+    for ending in ("csv", "json", "md", "png"):
+        assert (attempt.folder / "out" / f"{name}.{ending}").stat().st_size > 100
 
 
 def test_parameters_need_no_registry(attempt: Attempt) -> None:

@@ -17,7 +17,7 @@ from attempt_cli.data.rows import load_examples
 from attempt_cli.data.task import Task
 from attempt_cli.errors import AttemptError
 from attempt_cli.evaluation.predict import Asked, encode_examples, predict, predict_many
-from attempt_cli.method import attempt_parameters
+from attempt_cli.method import SharedPrompt, attempt_parameters
 from attempt_cli.training.config import TrainingConfig
 from attempt_cli.training.loop import TrainingStoppedError
 from attempt_cli.training.many import ManyOutcome, ManyRequest, train_many
@@ -196,6 +196,22 @@ def test_one_prompt_for_all_tasks(registry: Registry, backbone: FrozenBackbone, 
     )
     assert set(shared.prompts.values()) == {"generic@1"}
     assert (registry.prompt("generic").task, shared.trained_parameters) == ("left+right", 4 * 24)
+
+
+def test_one_prompt_under_factors_of_each_task(
+    registry: Registry, backbone: FrozenBackbone, tasks: tuple[Task, ...]
+) -> None:
+    asked = request(registry, tasks, keep="shared", sources=(), name="common")
+    config = asked.config.model_copy(update={"method": "mpt"})
+    outcome = made(registry, backbone, replace(asked, config=config))
+    assert set(outcome.prompts.values()) == {"common@1"}
+    # P*, and u of [m, 1] and v of [1, d] for each of the two
+    assert outcome.trained_parameters == 4 * 24 + 2 * (4 + 24)
+    mixture = outcome.model.mixture
+    assert isinstance(mixture, SharedPrompt)
+    assert not torch.equal(mixture.left_factors[0], mixture.left_factors[1])  # each task's rows trained their own
+    kept = torch.from_numpy(registry.prompt_tensor(registry.prompt("common")))
+    assert torch.equal(kept, mixture.shared_prompt.detach())
 
 
 @pytest.mark.parametrize("method", ["fine-tuning", "adapter"])

@@ -1,0 +1,80 @@
+#!/usr/bin/env bash
+# The paper's experiments at the size of two cores: SmolLM2-135M, six sources, few-shot, ablations, many targets at once.
+# Usage: ATTEMPT_DATA=<rows in the hub's layout> benchmarks/small_paper.sh FOLDER [sources|table3|table4|fig6 ...]
+# FOLDER gets the registry, Yelp's rows and the reports; what is there already is not done again.
+set -euo pipefail
+: "${ATTEMPT_DATA:?name the folder with rows in the layout of the hub}"
+folder=$(mkdir -p "$1" && cd "$1" && pwd)
+shift
+export ATTEMPT_REGISTRY=$folder/registry ATTEMPT_BACKBONE=smollm2-135m
+ATTEMPT=${ATTEMPT:-attempt}
+PYTHON=${PYTHON:-python}
+WORKERS=${WORKERS:-2}
+
+# Yelp: its official test rows are a download of their own, so 400 of the training rows are test rows here
+if [ ! -f "$folder/yelp.yaml" ]; then
+  $PYTHON - "$ATTEMPT_DATA/fancyzhx/yelp_polarity/plain_text/train.parquet" "$folder" <<'PY'
+import json, pathlib, random, sys
+import pyarrow.parquet as pq
+
+folder = pathlib.Path(sys.argv[2])
+rows = pq.read_table(sys.argv[1]).to_pylist()
+random.Random(0).shuffle(rows)
+for name, part in (("test", rows[:400]), ("validation", rows[400:500]), ("train", rows[500:])):
+    lines = [json.dumps({"text": row["text"], "label": row["label"]}) for row in part]
+    (folder / f"yelp-{name}.jsonl").write_text("\n".join(lines) + "\n", "utf-8")
+(folder / "yelp.yaml").write_text("""\
+name: yelp
+version: 1
+description: Is a review negative or positive? (Yelp polarity; training rows only, parted by a fixed seed)
+files: {train: yelp-train.jsonl, validation: yelp-validation.jsonl, test: yelp-test.jsonl}
+input: |-
+  review: {text}
+  sentiment:
+labels: {0: "negative", 1: "positive"}
+metrics: [accuracy]
+max_length: 256
+""", "utf-8")
+PY
+fi
+
+# MNLI: two validation splits are one too many for a small folder of rows; 1,000 of the training rows choose the step
+[ -f "$folder/mnli.yaml" ] || $ATTEMPT tasks show mnli --yaml \
+  | sed 's/^split_rule: .*/split_rule: held-out/; s/^splits: .*/splits: {test: validation_matched}/' > "$folder/mnli.yaml"
+
+# source TASK [options]: up to 2,000 steps; it ends when four evaluations in a row were no better than the best
+source_prompt() {
+  local task=$1 rows=$1
+  shift
+  [ "$task" = mnli ] && rows=$folder/mnli.yaml
+  $ATTEMPT registry show "$task" > /dev/null 2>&1 && return
+  $ATTEMPT train-source "$rows" --prompt-length 10 --batch-size 8 --steps 2000 --patience 4 --eval-every 200 \
+    --train-limit 2000 --max-length 128 --resume "$@"
+}
+
+# what all grids share: the same rows, steps and batches for every method
+grid=(--batch-size 4 --max-length 96 --limit 200 --eval-every 0 --workers "$WORKERS" --resume)
+
+[ $# -gt 0 ] || set -- sources table3 table4 fig6
+for part in "$@"; do
+  case $part in
+    sources) for task in mnli multirc qqp qnli sst2 cola; do source_prompt "$task"; done ;;
+    source:*) source_prompt "${part#source:}" ;;
+    table3)
+      $ATTEMPT reproduce table3 --tasks "$folder/yelp.yaml,mrpc,boolq,cb" --sources mnli,multirc,qqp,qnli,sst2,cola \
+        --methods "${METHODS:-none,source,prompt-tuning,spot,attempt,attempt-prior,lora}" --seeds 3 \
+        --steps 100 --source-steps 100 --train-limit 500 "${grid[@]}" --output "$folder/results"
+      ;;
+    table4)
+      $ATTEMPT reproduce table4 --tasks "$folder/yelp.yaml,mrpc,cola" --sources mnli,multirc,qqp,qnli,sst2,cola \
+        --methods prompt-tuning,spot,attempt,attempt-no-target,attempt-constant,attempt-single,attempt-token \
+        --seeds 3 --steps 100 --train-limit 500 "${grid[@]}" --output "$folder/results"
+      ;;
+    fig6)
+      $ATTEMPT reproduce fig6 --tasks "$folder/yelp.yaml,mrpc,rte,cb,wsc.fixed" \
+        --sources mnli,multirc,qqp,qnli,sst2,cola --methods prompt-tuning,attempt,attempt-m \
+        --seeds 3 --steps 100 --train-limit 500 "${grid[@]}" --output "$folder/results"
+      ;;
+    *) echo "no part named '$part': sources, source:TASK, table3, table4, fig6" >&2 && exit 2 ;;
+  esac
+done
