@@ -9,7 +9,9 @@ shift
 export ATTEMPT_REGISTRY=$folder/registry ATTEMPT_BACKBONE=smollm2-135m
 ATTEMPT=${ATTEMPT:-attempt}
 PYTHON=${PYTHON:-python}
+cd "$folder"
 WORKERS=${WORKERS:-2}
+STEPS=${STEPS:-60}
 
 # Yelp: its official test rows are a download of their own, so 400 of the training rows are test rows here
 if [ ! -f "$folder/yelp.yaml" ]; then
@@ -39,14 +41,14 @@ PY
 fi
 
 # MNLI: two validation splits are one too many for a small folder of rows; 1,000 of the training rows choose the step
-[ -f "$folder/mnli.yaml" ] || $ATTEMPT tasks show mnli --yaml \
-  | sed 's/^split_rule: .*/split_rule: held-out/; s/^splits: .*/splits: {test: validation_matched}/' > "$folder/mnli.yaml"
+[ -f mnli.yaml ] || $ATTEMPT tasks show mnli --yaml \
+  | sed 's/^split_rule: .*/split_rule: held-out/; s/^splits: .*/splits: {test: validation_matched}/' > mnli.yaml
 
 # source TASK [options]: up to 2,000 steps; it ends when four evaluations in a row were no better than the best
 source_prompt() {
   local task=$1 rows=$1
   shift
-  [ "$task" = mnli ] && rows=$folder/mnli.yaml
+  [ "$task" = mnli ] && rows=mnli.yaml
   $ATTEMPT registry show "$task" > /dev/null 2>&1 && return
   $ATTEMPT train-source "$rows" --prompt-length 10 --batch-size 8 --steps 2000 --patience 4 --eval-every 200 \
     --train-limit 2000 --max-length 128 --resume "$@"
@@ -61,19 +63,19 @@ for part in "$@"; do
     sources) for task in mnli multirc qqp qnli sst2 cola; do source_prompt "$task"; done ;;
     source:*) source_prompt "${part#source:}" ;;
     table3)
-      $ATTEMPT reproduce table3 --tasks "$folder/yelp.yaml,mrpc,boolq,cb" --sources mnli,multirc,qqp,qnli,sst2,cola \
+      $ATTEMPT reproduce table3 --tasks yelp.yaml,mrpc,boolq,cb --sources mnli,multirc,qqp,qnli,sst2,cola \
         --methods "${METHODS:-none,source,prompt-tuning,spot,attempt,attempt-prior,lora}" --seeds 3 \
-        --steps 100 --source-steps 100 --train-limit 500 "${grid[@]}" --output "$folder/results"
+        --steps "$STEPS" --source-steps "$STEPS" --train-limit 500 "${grid[@]}" --output results
       ;;
     table4)
-      $ATTEMPT reproduce table4 --tasks "$folder/yelp.yaml,mrpc,cola" --sources mnli,multirc,qqp,qnli,sst2,cola \
+      $ATTEMPT reproduce table4 --tasks yelp.yaml,mrpc,cola --sources mnli,multirc,qqp,qnli,sst2,cola \
         --methods prompt-tuning,spot,attempt,attempt-no-target,attempt-constant,attempt-single,attempt-token \
-        --seeds 3 --steps 100 --train-limit 500 "${grid[@]}" --output "$folder/results"
+        --seeds 3 --steps "$STEPS" --train-limit 500 "${grid[@]}" --output results
       ;;
     fig6)
-      $ATTEMPT reproduce fig6 --tasks "$folder/yelp.yaml,mrpc,rte,cb,wsc.fixed" \
+      $ATTEMPT reproduce fig6 --tasks yelp.yaml,mrpc,rte,cb,wsc.fixed \
         --sources mnli,multirc,qqp,qnli,sst2,cola --methods prompt-tuning,attempt,attempt-m \
-        --seeds 3 --steps 100 --train-limit 500 "${grid[@]}" --output "$folder/results"
+        --seeds 3 --steps "$STEPS" --train-limit 500 "${grid[@]}" --output results
       ;;
     *) echo "no part named '$part': sources, source:TASK, table3, table4, fig6" >&2 && exit 2 ;;
   esac

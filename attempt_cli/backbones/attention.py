@@ -117,7 +117,7 @@ def _plain(
         before = before.add_(past_mask)
     weights = torch.cat([_apart(before, n), scores], dim=-1).softmax(dim=-1)
     # one split, not two slices: the backward of a slice fills a whole tensor with noughts
-    on_past, own = weights.split([length, s], dim=-1)
+    on_past, own = weights.split_with_sizes([length, s], dim=-1)
     return (_apart(_shared(on_past, b) @ values, n) + own @ value).view(n, h, s, e)
 
 

@@ -38,9 +38,9 @@ if TYPE_CHECKING:
     "--methods",
     default="source,prompt-tuning,spot,attempt",
     show_default=True,
-    help="Of: none (no prompt), source (the best source as it stands), prompt-tuning, spot, attempt, its ablations "
-    "(-single, -constant, -no-target, -token behind its name), mpt-mean, dept, lora, ia3, adapter, adapterdrop, "
-    "bitfit, fine-tuning.",
+    help="Of: none (no prompt), source (the best source as it stands), prompt-tuning, spot, attempt, its variants "
+    "(-balanced, -single, -constant, -no-target, -token behind its name), mpt-mean, dept, lora, ia3, adapter, "
+    "adapterdrop, bitfit, fine-tuning.",
 )
 @click.option("--sources", default="all", show_default=True, help="Source prompts, comma separated, or `all`.")
 @click.option("--init-from", help="Where SPoT and ATTEMPT start. [default: the source that fits the k rows best]")

@@ -37,7 +37,7 @@ SETTLED = {"constant_attention": OF_G, "attention_from": (*SHAPE_OF_G, "constant
 
 # which methods an option says something for; one that is not here is for all
 OPTION_METHODS: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(("attention_from", "constant_attention", "no_target", *OF_G), ("attempt",)),
+    **dict.fromkeys(("attention_from", "constant_attention", "no_target", "balanced_start", *OF_G), ("attempt",)),
     "attention_learning_rate": ("attempt", "mpt", "dept"),
     "sources": ("attempt", "mpt"),
     "init_from": ("attempt", "spot"),
@@ -77,6 +77,12 @@ OPTION_METHODS: dict[str, tuple[str, ...]] = {
 )
 @click.option("--constant-attention", is_flag=True, default=None, help="Every source has the weight 1/t, without G.")
 @click.option("--no-target", is_flag=True, default=None, help="Only sources are mixed, and only G is trained.")
+@click.option(
+    "--balanced-start",
+    is_flag=True,
+    default=None,
+    help="Where attention is flat, the mixture starts as the prompt of --init-from, not the target prompt alone.",
+)
 @click.option("--attention-from", help="Start from this trained G: an attention prior, or another target's.")
 @click.option("--add-task", help="Tasks that join --composition: its G and its targets stay as they are.")
 @click.option("--composition", help="With --add-task: the composition that they join.")

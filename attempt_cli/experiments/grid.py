@@ -37,8 +37,8 @@ class Ask:
         backbone: as the user named it.
         k: how many training rows are drawn; None takes the task's training split.
         sources: use the first so many source prompts; None uses all.
-        kind: "target"; "source" for a prompt that others start from; a name in `methods.PREPARED` for what is trained on
-            the source tasks of a target before it.
+        kind: "target"; "source" for a prompt that others start from; a name in `methods.PREPARED` for what is trained
+            on the source tasks of a target before it.
     """
 
     tasks: tuple[str, ...]

@@ -9,7 +9,6 @@ from typing import Any
 from attempt_cli.errors import AttemptError
 from registry.errors import nearest_names
 
-
 # what can be trained on the source tasks for targets to start from: G (the attention prior), one prompt (SPoT-g), one
 # prompt under low-rank factors of each task (MPT)
 PREPARED = ("attention", "shared", "factored")
@@ -78,12 +77,15 @@ METHODS: dict[str, Method] = {
     "attempt": _attempt("ATTEMPT, a G of its own"),
     "attempt-prior": _attempt("ATTEMPT, its G pre-trained on the source tasks", prior=True),
     "attempt-m": _attempt("ATTEMPT, a G shared by many targets", together=True),
+    "attempt-balanced": _attempt(
+        "ATTEMPT whose mixture, not its target prompt, starts as the best source", balanced_start=True
+    ),
     "attempt-no-target": _attempt("ATTEMPT without a target prompt", with_target=False),
     "attempt-constant": _attempt("ATTEMPT without attention: every source has 1/t", constant_attention=True),
     "attempt-single": _attempt("ATTEMPT with the best source only", mixes="best"),
     "attempt-token": _attempt("ATTEMPT with a weight for every row of the prompts", level="token"),
     "mpt": Method(
-        "multitask prompt tuning: one prompt of all source tasks, trained with their factors, times factors of the task",
+        "multitask prompt tuning: a prompt of all source tasks, trained with their factors, times the target's own",
         source="factored",
         settings={"method": "mpt"},
     ),

@@ -52,6 +52,8 @@ def prompt_module(
         return DecomposedPrompt(initial[:, :short], positions, rank, generator=generator)
     if config.method != "attempt" or sources is None:
         return PromptMixture(initial)
+    if config.balanced_start:
+        initial = balanced(initial, sources, 0 if config.constant_attention else 1 / (len(sources) + 1))
     if config.constant_attention:
         fixed = constant_weights(len(sources))
         return PromptMixture(initial, sources, with_target=config.with_target, fixed_weights=fixed)
@@ -64,6 +66,20 @@ def prompt_module(
             generator=generator,
         )
     return PromptMixture(initial, sources, attention, level=config.level, with_target=config.with_target)
+
+
+def balanced(prompts: Tensor, sources: Tensor, target_weight: float) -> Tensor:
+    """Target prompts under which the mixture (equation 4) is the given prompts while attention is flat.
+
+    Args:
+        prompts: what the mixtures should be, [n, m, d].
+        sources: [t, m, d].
+        target_weight: flat attention's weight of the target; the sources have equal shares of the rest.
+
+    Returns:
+        (P - Σ a_j P_j) / (1 + a_target), [n, m, d].
+    """
+    return (prompts - (1 - target_weight) * sources.mean(dim=0)) / (1 + target_weight)
 
 
 def temperature(config: TrainingConfig, width: int) -> float:

@@ -69,6 +69,7 @@ class TrainingConfig(BaseModel):
     constant_attention: bool = False  # 1/t for every source instead of G
     with_target: bool = True  # whether the target prompt takes part in the mixture
     learned_temperature: bool = False  # T is trained with G
+    balanced_start: bool = False  # the mixture, not the target prompt, starts as the prompt that is started from
     max_length: int | None = Field(None, ge=4)  # input tokens; None: the task's own limit
     max_tokens: int = Field(8192, ge=1)  # positions computed at once, pads included
     gradient_checkpointing: bool = False  # compute layers twice rather than keep what their gradient needs
@@ -96,11 +97,14 @@ class TrainingConfig(BaseModel):
             "--constant-attention": self.constant_attention,
             "--no-target": not self.with_target,
             "--learned-temperature": self.learned_temperature,
+            "--balanced-start": self.balanced_start,
         }
         chosen = [option for option, on in given.items() if on]
         if chosen and self.method != "attempt":
             return [f"{option} only goes with --method attempt, not with {self.method}" for option in chosen]
         found = []
+        if self.balanced_start and not self.with_target:
+            found.append("--balanced-start is the target prompt's, and --no-target has none")
         if self.constant_attention:
             without = [option for option in ("--level token", "--learned-temperature") if given[option]]
             found += [f"{option} is the attention's, and --constant-attention has none" for option in without]

@@ -170,13 +170,13 @@ def test_every_method_has_a_cell(attempt: Attempt) -> None:
     command = (
         f"reproduce table1 --tasks support-chats,shop-reviews --seeds 1 {QUICK} --prompt-length 12 --train-limit 16 "
         "--eval-every 2 --train-sources message-topics,shop-reviews --methods prompt-tuning,spot-g,attempt-prior,"
-        "attempt-m,attempt-no-target,attempt-constant,attempt-single,attempt-token,mpt,mpt-mean,dept,lora,ia3,adapter,bitfit,"
+        "attempt-m,attempt-balanced,attempt-no-target,attempt-constant,attempt-single,attempt-token,mpt,mpt-mean,dept,lora,ia3,adapter,bitfit,"
         "fine-tuning"
     )
     document = attempt.json(command)
     assert document["failures"] == []
     cells = {(cell["task"], cell["method"]): cell for cell in document["cells"]}
-    assert len(cells) == 32
+    assert len(cells) == 34
     assert {cell["steps"] for cell in cells.values()} == {4}
     registry = opened(attempt)
     # for support-chats both are sources, for shop-reviews the other one: two priors, each made once

@@ -316,6 +316,7 @@ def test_constant_attention_trains_the_target_only(registry: Registry, backbone:
         ({"method": "attempt", "constant_attention": True, "level": "token"}, "--level token is the attention's"),
         ({"method": "attempt", "constant_attention": True, "learned_temperature": True}, "--learned-temperature is"),
         ({"method": "spot", "level": "token"}, "--level token only goes with --method attempt, not with spot"),
+        ({"method": "attempt", "balanced_start": True, "with_target": False}, "--no-target has none"),
         ({"method": "lora", "with_target": False}, "--no-target only goes with --method attempt, not with lora"),
         ({"method": "dept", "placement": "after"}, "--placement after is not for it"),
         ({"method": "bitfit", "placement": "after"}, "--placement after is not for it"),
