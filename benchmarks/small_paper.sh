@@ -64,18 +64,18 @@ for part in "$@"; do
     source:*) source_prompt "${part#source:}" ;;
     table3)
       $ATTEMPT reproduce table3 --tasks yelp.yaml,mrpc,boolq,cb --sources mnli,multirc,qqp,qnli,sst2,cola \
-        --methods "${METHODS:-none,source,prompt-tuning,spot,attempt,attempt-prior,lora}" --seeds 3 \
+        --methods "${METHODS:-none,source,prompt-tuning,spot,attempt,attempt-prior,lora}" --seeds "${SEEDS:-3}" \
         --steps "$STEPS" --source-steps "$STEPS" --train-limit 500 "${grid[@]}" --output results
       ;;
     table4)
       $ATTEMPT reproduce table4 --tasks yelp.yaml,mrpc,cola --sources mnli,multirc,qqp,qnli,sst2,cola \
         --methods prompt-tuning,spot,attempt,attempt-no-target,attempt-constant,attempt-single,attempt-token \
-        --seeds 3 --steps "$STEPS" --train-limit 500 "${grid[@]}" --output results
+        --seeds "${SEEDS:-3}" --steps "$STEPS" --train-limit 500 "${grid[@]}" --output results
       ;;
     fig6)
       $ATTEMPT reproduce fig6 --tasks yelp.yaml,mrpc,rte,cb,wsc.fixed \
         --sources mnli,multirc,qqp,qnli,sst2,cola --methods prompt-tuning,attempt,attempt-m \
-        --seeds 3 --steps "$STEPS" --train-limit 500 "${grid[@]}" --output results
+        --seeds "${SEEDS:-3}" --steps "$STEPS" --train-limit 500 "${grid[@]}" --output results
       ;;
     *) echo "no part named '$part': sources, source:TASK, table3, table4, fig6" >&2 && exit 2 ;;
   esac
