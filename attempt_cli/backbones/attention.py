@@ -109,7 +109,7 @@ def _plain(
     if mask is not None:
         scores = scores.add_(mask.repeat(1, 1, h // g, 1))
     if past is None:
-        return (scores.softmax(dim=-1) @ value).view(n, h, s, e)  # in bf16, too, its sums are in fp32
+        return (scores.softmax(dim=-1) @ value).reshape(n, h, s, e)  # in bf16, too, its sums are in fp32
     keys, values = past.keys[layer], past.values[layer]  # [b, g, l, e]
     b, length = keys.shape[0], keys.shape[2]
     before = _shared(grouped, b) @ keys.transpose(2, 3)  # [b, g, tails · h/g · s, l]
@@ -118,7 +118,7 @@ def _plain(
     weights = torch.cat([_apart(before, n), scores], dim=-1).softmax(dim=-1)
     # one split, not two slices: the backward of a slice fills a whole tensor with noughts
     on_past, own = weights.split_with_sizes([length, s], dim=-1)
-    return (_apart(_shared(on_past, b) @ values, n) + own @ value).view(n, h, s, e)
+    return (_apart(_shared(on_past, b) @ values, n) + own @ value).reshape(n, h, s, e)
 
 
 def _shared(tails: Tensor, b: int) -> Tensor:

@@ -102,6 +102,7 @@ def test_what_the_options_say_is_what_is_recorded(attempt: Attempt) -> None:
         "constant_attention": False,
         "with_target": True,
         "learned_temperature": False,
+        "balanced_start": False,
         "gradient_checkpointing": False,
         "compile": False,
         "max_length": 60,
