@@ -107,7 +107,7 @@ def _plain(
     grouped = (query * scale).reshape(n, g, h // g * s, e)
     scores = grouped @ key.transpose(2, 3)  # [n, g, h/g · s, s]
     if mask is not None:
-        scores = scores.add_(mask.repeat(1, 1, h // g, 1))
+        scores = scores.add_(mask.repeat(1, 1, h // g, 1))  # in place: the product's backward does not read its result
     if past is None:
         return (scores.softmax(dim=-1) @ value).reshape(n, h, s, e)  # in bf16, too, its sums are in fp32
     keys, values = past.keys[layer], past.values[layer]  # [b, g, l, e]

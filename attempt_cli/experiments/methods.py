@@ -85,7 +85,7 @@ METHODS: dict[str, Method] = {
     "attempt-single": _attempt("ATTEMPT with the best source only", mixes="best"),
     "attempt-token": _attempt("ATTEMPT with a weight for every row of the prompts", level="token"),
     "mpt": Method(
-        "multitask prompt tuning: a prompt of all source tasks, trained with their factors, times the target's own",
+        "multitask prompt tuning: a prompt trained on all sources with their factors (no distillation), times its own",
         source="factored",
         settings={"method": "mpt"},
     ),
