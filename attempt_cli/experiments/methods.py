@@ -120,7 +120,10 @@ def check_methods(names: Iterable[str], known: Iterable[str] = tuple(METHODS)) -
         AttemptError: naming each with the nearest known ones.
     """
     known = list(known)
-    problems = unknown_names("method", names, known)
+    names = list(names)
+    elsewhere = [name for name in names if name in METHODS and name not in known]
+    problems = [f"'{name}' needs a training on several tasks: `attempt reproduce` has it" for name in elsewhere]
+    problems += unknown_names("method", [name for name in names if name not in elsewhere], known)
     if problems:
         raise AttemptError("; ".join(problems), f"There are {', '.join(known)}.")
 

@@ -199,8 +199,7 @@ class Workshop:
         sources: tuple[Prompt, ...],
         listener: Listener | None,
     ) -> str:
-        """What targets start from, trained on the source tasks: the attention prior, or one prompt for all (with MPT under
-        each task's factors).
+        """What targets start from, trained on the source tasks: the attention prior, or one prompt for all.
 
         Args:
             kind: a name in `methods.PREPARED`.

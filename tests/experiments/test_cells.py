@@ -139,6 +139,9 @@ def test_an_unknown_method_names_the_nearest() -> None:
     with pytest.raises(AttemptError, match="no method named 'prompt-tunning'") as failure:
         check_methods(["attempt", "prompt-tunning"])
     assert "prompt-tuning" in str(failure.value.hint)
+    # what only a grid can prepare is not called unknown
+    with pytest.raises(AttemptError, match="'mpt' needs a training on several tasks.*no method named 'atempt'"):
+        check_methods(["mpt", "atempt"], ALONE)
 
 
 # --- the table
