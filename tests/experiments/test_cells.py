@@ -17,7 +17,7 @@ from attempt_cli.data.task import Task
 from attempt_cli.errors import AttemptError
 from attempt_cli.evaluation.evaluate import evaluate
 from attempt_cli.experiments.cells import Bench, Cell, best_source
-from attempt_cli.experiments.methods import check_methods
+from attempt_cli.experiments.methods import ALONE, check_methods
 from attempt_cli.experiments.summary import summarise
 from attempt_cli.training.config import TrainingConfig
 from attempt_cli.training.recipes import Request, train_prompt
@@ -140,7 +140,7 @@ def test_an_unknown_method_names_the_nearest() -> None:
         check_methods(["attempt", "prompt-tunning"])
     assert "prompt-tuning" in str(failure.value.hint)
     # what only a grid can prepare is not called unknown
-    with pytest.raises(AttemptError, match="'mpt' needs a training on several tasks.*no method named 'atempt'"):
+    with pytest.raises(AttemptError, match=r"'mpt' needs a training on several tasks.*no method named 'atempt'"):
         check_methods(["mpt", "atempt"], ALONE)
 
 
