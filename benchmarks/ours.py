@@ -90,7 +90,8 @@ def label_scoring(
     """Every label word's log-likelihood for every row, in the batches of `predict`."""
     lengths = [len(row.input_ids) for row in rows]
     overhead = model.prompt_length + sum(map(len, labels))
-    batches = [[rows[i] for i in group] for group in by_length(lengths, overhead, max_tokens)]
+    least = model.backbone.least_positions
+    batches = [[rows[i] for i in group] for group in by_length(lengths, overhead, max_tokens, least=least)]
 
     def step(batch: Sequence[EncodedRow]) -> None:
         model.backbone.input_cache = None

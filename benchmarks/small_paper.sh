@@ -44,13 +44,14 @@ fi
 [ -f mnli.yaml ] || $ATTEMPT tasks show mnli --yaml \
   | sed 's/^split_rule: .*/split_rule: held-out/; s/^splits: .*/splits: {test: validation_matched}/' > mnli.yaml
 
-# source TASK [options]: up to 2,000 steps; it ends when four evaluations in a row were no better than the best
+# source TASK [options]: up to 2,000 steps (MNLI, which learns longest, 4,000); it ends when four evaluations in a row
+# were no better than the best
 source_prompt() {
-  local task=$1 rows=$1
+  local task=$1 rows=$1 steps=2000
   shift
-  [ "$task" = mnli ] && rows=mnli.yaml
+  [ "$task" = mnli ] && rows=mnli.yaml steps=4000
   $ATTEMPT registry show "$task" > /dev/null 2>&1 && return
-  $ATTEMPT train-source "$rows" --prompt-length 10 --batch-size 8 --steps 2000 --patience 4 --eval-every 200 \
+  $ATTEMPT train-source "$rows" --prompt-length 10 --batch-size 8 --steps "$steps" --patience 4 --eval-every 200 \
     --train-limit 2000 --max-length 128 --resume "$@"
 }
 

@@ -14,6 +14,7 @@ from attempt_cli.backbones.attention import Past, Shape, causal_mask, choose_ker
 from attempt_cli.backbones.base import Batch, EncodedRow, FrozenBackbone, with_prompts
 from attempt_cli.backbones.batches import by_length
 from attempt_cli.backbones.input_cache import Group
+from attempt_cli.backbones.llama import LlamaLayers
 from attempt_cli.errors import AttemptError
 
 
@@ -30,15 +31,18 @@ class DecoderOnlyBackbone(FrozenBackbone):
     architecture = "decoder-only"
     # whether the model runs with our attention (`use_own_attention`), without which nothing can stand behind `read`
     own_attention = False
+    # layers with a backward of their own, where there are such for the architecture
+    _own_layers: LlamaLayers | None = None
 
     @property
     def placements(self) -> tuple[str, ...]:
         return ("after", "before") if self.own_attention else ("before",)
 
     def use_own_attention(self, on: bool) -> None:
-        """Switches the model to our attention or back to the one it was loaded with."""
+        """Switches the model to our attention (and layers) or back to the one it was loaded with."""
         if on and not self.own_attention:
             attention.register()
+            self._own_layers = LlamaLayers(self.model.base_model) if LlamaLayers.fits(self.model.base_model) else None
             self._loaded_attention = self.model.config._attn_implementation
             self.model.set_attn_implementation(attention.NAME)
         elif self.own_attention and not on:
@@ -274,6 +278,8 @@ class DecoderOnlyBackbone(FrozenBackbone):
             arguments["kernel"] = choose_kernel(Shape(self.device, self.dtype, heads, key_heads, width, keys, backward))
             if past is not None:
                 arguments["past"] = past
+            if self._own_layers is not None and self.tuned is None and not self.library_layers:
+                return self._own_layers(sequence, **arguments)
         hidden: Tensor = self.model.base_model(inputs_embeds=sequence, use_cache=False, **arguments).last_hidden_state
         return hidden
 

@@ -319,7 +319,8 @@ def validation_score(
         encoded = [replace(row, task=task_index) for row in encode_examples(model, task, examples, config.max_length)]
         lengths = [len(row.input_ids) + len(row.target_ids) for row in encoded]
         with torch.no_grad():
-            for indices in by_length(lengths, model.prompt_length, config.max_tokens):
+            least = model.backbone.least_positions
+            for indices in by_length(lengths, model.prompt_length, config.max_tokens, least=least):
                 likelihoods += model.log_likelihood([encoded[i] for i in indices]).tolist()
     return score(task, said.texts, examples), sum(likelihoods) / len(likelihoods)
 

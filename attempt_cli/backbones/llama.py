@@ -1,0 +1,222 @@
+"""Llama's layers with a backward of their own, for CPUs: only what a frozen model needs is computed and kept.
+
+The library's layers are sums of some sixty small operations, each of which reads and writes whole tensors; on
+processors that multiply bf16 matrices fast these cost more than the products do. Here a layer is two functions around
+its attention, each with its gradient written out: weights get none, nothing is kept that can be had from what is kept,
+and sums are made in place. The numbers are the library's up to the rounding of the dtype.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from attempt_cli.backbones import attention
+from attempt_cli.backbones.attention import Past, causal_mask
+
+
+class LlamaLayers:
+    """The layers of a frozen Llama, and its last norm.
+
+    Query, key and value are one product, and so are the two of the feed-forward: their weights come to stand in one
+    tensor, of which the model's own become parts. No weight is kept twice.
+
+    Args:
+        model: the library's base model; `fits` tells whether its layers are of this kind.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        config = model.config
+        self.heads = (config.num_attention_heads, config.num_key_value_heads)
+        self.layers = [_Weights(layer) for layer in model.layers]
+
+    @staticmethod
+    def fits(model: Any) -> bool:
+        """Whether a base model is a Llama without biases, on a CPU."""
+        from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+
+        layers = getattr(model, "layers", None)
+        return (
+            isinstance(layers, nn.ModuleList)
+            and len(layers) > 0
+            and all(type(layer) is LlamaDecoderLayer for layer in layers)
+            and model.config.hidden_act == "silu"
+            and not any(name.endswith(".bias") for name, _ in layers.named_parameters())
+            and next(model.parameters()).device.type == "cpu"
+        )
+
+    def __call__(
+        self,
+        sequence: Tensor,
+        kernel: str,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past: Past | None = None,
+        past_mask: Tensor | None = None,
+        keep: list[tuple[Tensor, Tensor]] | None = None,
+    ) -> Tensor:
+        """Hidden states, [n, s, d], of embeddings [n, s, d]; arguments are those of `attention.attention`."""
+        s = sequence.shape[1]
+        if position_ids is None:
+            position_ids = torch.arange(s, device=sequence.device)[None]
+        if attention_mask is None:
+            attention_mask = causal_mask(s, sequence.dtype, sequence.device)
+        turn = self.model.rotary_emb(sequence, position_ids=position_ids)
+        hidden = sequence
+        for weights in self.layers:
+            query, key, value = _apply(_Heads, hidden, weights, *turn, self.heads)
+            mixed, _ = attention.attention(
+                weights.attention,
+                query,
+                key,
+                value,
+                attention_mask,
+                scaling=weights.attention.scaling,
+                past=past,
+                past_mask=past_mask,
+                keep=keep,
+                kernel=kernel,
+            )
+            hidden = _apply(_Rest, mixed.flatten(2), hidden, weights)
+        last = self.model.norm
+        normed: Tensor = _apply(_Norm, hidden, last.weight, last.variance_epsilon)
+        return normed
+
+
+def _apply(function: Any, *arguments: Any) -> Any:
+    """Calls an autograd function, whose `apply` has no types."""
+    return function.apply(*arguments)
+
+
+class _Weights:
+    """A layer's weights, the products over one input side by side."""
+
+    def __init__(self, layer: Any) -> None:
+        self.attention, mlp = layer.self_attn, layer.mlp
+        self.heads = _joined(self.attention.q_proj, self.attention.k_proj, self.attention.v_proj)
+        self.out = self.attention.o_proj.weight
+        self.gate_up = _joined(mlp.gate_proj, mlp.up_proj)
+        self.down = mlp.down_proj.weight
+        first, second = layer.input_layernorm, layer.post_attention_layernorm
+        self.first, self.second, self.eps = first.weight, second.weight, first.variance_epsilon
+
+
+def _joined(*modules: nn.Linear) -> Tensor:
+    """The modules' weights, [sum of outputs, inputs]; each module's own becomes its part of it."""
+    together = torch.cat([module.weight.detach() for module in modules])
+    start = 0
+    for module in modules:
+        part = together[start : start + module.out_features]
+        module.weight = nn.Parameter(part, requires_grad=False)
+        start += module.out_features
+    return together
+
+
+def _normed(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """RMSNorm of [k, d], and the reciprocals of the roots, [k, 1], fp32."""
+    exact = x.float()
+    root = torch.linalg.vecdot(exact, exact).div_(x.shape[-1]).add_(eps).rsqrt_().unsqueeze(-1)
+    scaled = exact * root if exact is x else exact.mul_(root)
+    return scaled.to(x.dtype) * weight, root
+
+
+def _norm_backward(gradient: Tensor, x: Tensor, weight: Tensor, root: Tensor) -> Tensor:
+    """The gradient of RMSNorm's input, [k, d]: root · (g·w - x̂ · mean(g·w·x̂)), x̂ = x · root."""
+    exact = (gradient * weight).float()
+    scaled = x * root  # fp32, as the root is
+    share = torch.linalg.vecdot(exact, scaled).div_(-x.shape[-1]).unsqueeze(-1)
+    return exact.addcmul_(scaled, share).mul_(root).to(x.dtype)
+
+
+class _Norm(torch.autograd.Function):
+    """RMSNorm with a frozen weight."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        normed, root = _normed(x, weight, eps)
+        ctx.save_for_backward(x, weight, root)
+        return normed
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        x, weight, root = ctx.saved_tensors
+        return _norm_backward(gradients[0], x, weight, root), None, None
+
+
+class _Heads(torch.autograd.Function):
+    """Norm, the product for query, key and value, and the rotary embedding: [n, s, d] → [n, h | g | g, s, e]."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weights: _Weights, cos: Tensor, sin: Tensor, heads: tuple[int, int]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        n, s, d = hidden.shape
+        h, g = heads
+        x = hidden.reshape(-1, d)
+        normed, root = _normed(x, weights.first, weights.eps)
+        both = torch.mm(normed, weights.heads.t()).view(n, s, h + 2 * g, -1)
+        half = both.shape[-1] // 2
+        cos, sin = cos[:, :, None, :half], sin[:, :, None, :half]  # their halves are alike
+        turned = both.new_empty(n, h + g, s, 2 * half)
+        _turn(both[:, :, : h + g], cos, sin, turned.transpose(1, 2))
+        ctx.save_for_backward(x, root, cos, sin)
+        ctx.weights, ctx.heads = weights, heads
+        return turned[:, :h], turned[:, h:], both[:, :, h + g :].transpose(1, 2)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        x, root, cos, sin = ctx.saved_tensors
+        h, g = ctx.heads
+        query, key, value = (gradient.transpose(1, 2) for gradient in gradients)
+        n, s, _, e = query.shape
+        both = query.new_empty(n, s, h + 2 * g, e)
+        _turn(query, cos, -sin, both[:, :, :h])  # a turn back
+        _turn(key, cos, -sin, both[:, :, h : h + g])
+        both[:, :, h + g :] = value
+        product = torch.mm(both.view(n * s, -1), ctx.weights.heads)
+        return _norm_backward(product, x, ctx.weights.first, root).view(n, s, -1), None, None, None, None
+
+
+def _turn(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> None:
+    """Turns the pairs (entry, entry half a width on) of [n, s, heads, e] by the angles of [n or 1, s, 1, e/2]."""
+    (a, b), (to_a, to_b) = x.chunk(2, dim=-1), out.chunk(2, dim=-1)
+    torch.mul(a, cos, out=to_a)
+    to_a.addcmul_(b, sin, value=-1)
+    torch.mul(b, cos, out=to_b)
+    to_b.addcmul_(a, sin)
+
+
+class _Rest(torch.autograd.Function):
+    """What comes behind attention: its output's product, the residual, norm, feed-forward and residual."""
+
+    @staticmethod
+    def forward(ctx: Any, mixed: Tensor, residual: Tensor, weights: _Weights) -> Tensor:
+        n, s, d = residual.shape
+        x = torch.addmm(residual.reshape(-1, d), mixed.reshape(n * s, -1), weights.out.t())
+        normed, root = _normed(x, weights.second, weights.eps)
+        gate_up = torch.mm(normed, weights.gate_up.t())
+        gate, up = gate_up.chunk(2, dim=-1)
+        ctx.save_for_backward(x, root, gate_up)
+        ctx.weights = weights
+        return torch.addmm(x, functional.silu(gate).mul_(up), weights.down.t()).view(n, s, d)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        x, root, gate_up = ctx.saved_tensors
+        weights = ctx.weights
+        gradient = gradients[0]
+        n, s, d = gradient.shape
+        above = gradient.reshape(-1, d)
+        inner = torch.mm(above, weights.down)
+        gate, up = gate_up.chunk(2, dim=-1)
+        both = torch.empty_like(gate_up)
+        of_gate, of_up = both.chunk(2, dim=-1)
+        torch.mul(functional.silu(gate), inner, out=of_up)
+        torch.ops.aten.silu_backward.grad_input(inner.mul_(up), gate, grad_input=of_gate)
+        x_gradient = _norm_backward(torch.mm(both, weights.gate_up), x, weights.second, root).add_(above)
+        mixed = torch.mm(x_gradient, weights.out)
+        return mixed.view(n, s, -1), x_gradient.view(n, s, d), None
