@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The paper's experiments at the size of two cores: SmolLM2-135M, six sources, few-shot, ablations, many targets at once.
-# Usage: ATTEMPT_DATA=<rows in the hub's layout> benchmarks/small_paper.sh FOLDER [sources|table3|table4|fig6 ...]
+# Usage: ATTEMPT_DATA=<rows in the hub's layout> benchmarks/small_paper.sh FOLDER [sources|table3|table4|fig6|sweep ...]
 # FOLDER gets the registry, Yelp's rows and the reports; what is there already is not done again.
 set -euo pipefail
 : "${ATTEMPT_DATA:?name the folder with rows in the layout of the hub}"
@@ -78,6 +78,21 @@ for part in "$@"; do
         --sources mnli,multirc,qqp,qnli,sst2,cola --methods prompt-tuning,attempt,attempt-m \
         --seeds "${SEEDS:-3}" --steps "$STEPS" --train-limit 500 "${grid[@]}" --output results
       ;;
-    *) echo "no part named '$part': sources, source:TASK, table3, table4, fig6" >&2 && exit 2 ;;
+    sweep) # learning rates of prompts and of G, and the temperature around its default of e·√576 = 65.2
+      sweep() {
+        local name=$1
+        shift
+        $ATTEMPT reproduce table3 -k 16 --tasks yelp.yaml,mrpc,cb --sources mnli,multirc,qqp,qnli,sst2,cola \
+          --seeds "${SEEDS:-3}" --steps "$STEPS" --train-limit 500 "${grid[@]}" --output "sweep/$name" "$@"
+      }
+      for rate in 0.01 0.03 0.1; do
+        sweep "prompts-$rate" --methods prompt-tuning,spot,attempt --learning-rate $rate
+      done
+      for rate in 0.001 0.1; do sweep "attention-$rate" --methods attempt --attention-learning-rate $rate; done
+      for temperature in 6.5 20 200; do
+        sweep "temperature-$temperature" --methods attempt --temperature $temperature
+      done
+      ;;
+    *) echo "no part named '$part': sources, source:TASK, table3, table4, fig6, sweep" >&2 && exit 2 ;;
   esac
 done

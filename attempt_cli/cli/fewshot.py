@@ -17,6 +17,7 @@ from attempt_cli.cli.options import (
     chosen_sources,
     chosen_task,
     input_cache_options,
+    rate_options,
     split_names,
     task_options,
     typed_command,
@@ -53,8 +54,7 @@ if TYPE_CHECKING:
 )
 @input_cache_options
 @click.option("--batch-size", type=int, help="[default: 16]")
-@click.option("--learning-rate", type=float, help="Of prompts. [default: 0.03]")
-@click.option("--attention-learning-rate", type=float, help="Of G. [default: 0.01]")
+@rate_options
 @click.option("--max-length", type=int, help="Input tokens of a row. [default: the task's]")
 @click.option(
     "--limit",

@@ -73,6 +73,18 @@ input_cache_list = (
 )
 input_cache_options = stacked(*input_cache_list)
 
+# how fast a comparison's methods learn, and how sharply G chooses
+rate_options = stacked(
+    click.option("--learning-rate", type=float, help="Of prompts. [default: 0.03]"),
+    click.option(
+        "--attention-learning-rate", type=float, help="Of G, of MPT's factors, of DePT's offsets. [default: 0.01]"
+    ),
+    click.option("--weight-learning-rate", type=float, help="Of weights: fine-tuning to ia3. [default: 3e-4]"),
+    click.option(
+        "--temperature", type=float, help="T of G's softmax. [default: e·√d in RMS units, the paper's e·d in raw ones]"
+    ),
+)
+
 training_options = stacked(
     click.option("--steps", type=int, help="Optimiser steps. [default: 500]"),
     click.option("--epochs", type=float, help="Passes over the training rows, instead of --steps."),

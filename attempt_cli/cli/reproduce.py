@@ -12,6 +12,7 @@ from attempt_cli.cli.options import (
     backbone_options,
     check_lengths,
     chosen_sources,
+    rate_options,
     split_names,
     typed_command,
     where_from,
@@ -53,8 +54,7 @@ if TYPE_CHECKING:
 @click.option("--preset", help="Settings by task and method: `paper`.")
 @click.option("--prompt-length", type=int, help="m. [default: 20, or the sources' own]")
 @click.option("--batch-size", type=int, help="[default: 16]")
-@click.option("--learning-rate", type=float, help="Of prompts. [default: 0.03]")
-@click.option("--attention-learning-rate", type=float, help="Of G. [default: 0.01]")
+@rate_options
 @click.option("--max-length", type=int, help="Input tokens of a row. [default: the task's]")
 @click.option("--max-tokens", type=int, help="Positions computed at once, pads included. [default: 8192]")
 @click.option("--eval-every", type=int, help="Steps between evaluations, 0 for none. [default: ten in all]")
@@ -232,6 +232,8 @@ TRAINING = (
     "batch_size",
     "learning_rate",
     "attention_learning_rate",
+    "weight_learning_rate",
+    "temperature",
     "max_length",
     "max_tokens",
     "eval_every",

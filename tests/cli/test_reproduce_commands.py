@@ -228,6 +228,19 @@ def test_the_other_tables_and_figures(attempt: Attempt, name: str, methods: str)
         assert (attempt.folder / "out" / f"{name}.{ending}").stat().st_size > 100
 
 
+def test_rates_and_temperature_are_those_of_the_trainings(attempt: Attempt) -> None:
+    rates = "--attention-learning-rate 0.02 --weight-learning-rate 0.001 --temperature 3"
+    attempt.json(
+        f"reproduce table4 --tasks support-chats {QUICK} {rates} --seeds 1 --train-limit 12 --eval-every 0 "
+        "--train-sources shop-reviews --methods attempt,lora"
+    )
+    for run in cell_runs(attempt):
+        if run.numbers["method"] in ("attempt", "lora"):
+            used = run.settings["training"]
+            found = [used[name] for name in ("attention_learning_rate", "weight_learning_rate", "temperature")]
+            assert found == [0.02, 0.001, 3.0]
+
+
 def test_parameters_need_no_registry(attempt: Attempt) -> None:
     shown = attempt.succeed("reproduce fig7 --backbone t5-base --methods attempt,prompt-tuning --output out").out
     assert shown == (
@@ -250,6 +263,7 @@ def test_parameters_need_no_registry(attempt: Attempt) -> None:
         ("reproduce table1 --columns scroe", "no column named 'scroe' (did you mean score", "Methods"),
         ("reproduce table3 -k 4,x", "-k: 'x' is not a number of rows", "Methods"),
         ("reproduce table1 --preset papr", "no preset named 'papr'", "Methods"),
+        ("reproduce table1 --temperature 0", "--temperature: ", "Methods"),
         ("reproduce table1 --steps 3 --epochs 2", "give --steps or --epochs, not both", "Methods"),
         ("reproduce table3 --tasks cb", "there is no source prompt", "attempt train-source"),
         ("reproduce fig7 --backbone t6-base", "no shape of a backbone named 't6-base'", "t5-base"),
