@@ -115,14 +115,20 @@ class DecoderOnlyBackbone(FrozenBackbone):
         return torch.stack([torch.stack(layer, dim=1) for layer in keep], dim=1)
 
     def _hidden_behind(
-        self, past: Past, tail: Tensor, mask: Tensor | None = None, steps: Tensor | None = None
+        self,
+        past: Past,
+        tail: Tensor,
+        mask: Tensor | None = None,
+        steps: Tensor | None = None,
+        at: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        """Hidden states of a tail that stands behind inputs that were read, [n, s, d].
+        """Hidden states of a tail that stands behind inputs that were read, [n, s, d]; with `at` those only, [k, d].
 
         Args:
             tail: embeddings, [n, s, d]; n = rows · tails.
             mask: between the tail's own positions, [1, 1, s, s]; causal without it.
             steps: each position's distance from the input's end, [s]; in order without it.
+            at: rows and positions.
 
         Raises:
             AttemptError: the model's layers cannot look back so far.
@@ -133,7 +139,7 @@ class DecoderOnlyBackbone(FrozenBackbone):
         positions = lengths[:, None] + (torch.arange(s, device=tail.device) if steps is None else steps)
         mask = causal_mask(s, tail.dtype, tail.device) if mask is None else mask
         return self._hidden(
-            tail, attention_mask=mask, position_ids=positions, past=past, past_mask=past.mask(tail.dtype)
+            tail, past, at, attention_mask=mask, position_ids=positions, past_mask=past.mask(tail.dtype)
         )
 
     def _check_window(self, positions: int) -> None:
@@ -155,9 +161,8 @@ class DecoderOnlyBackbone(FrozenBackbone):
             tail = prompts.to(embeddings.dtype)
             if longest > 1:
                 tail = torch.cat([tail, self.embed(batch.target_ids[:, :-1])], dim=1)
-            hidden = self._hidden_behind(past, tail)  # [b, m + c - 1, d]
             rows, steps = self._target_positions(batch.target_lengths)
-            at = hidden[rows, prompts.shape[1] - 1 + steps]
+            at = self._hidden_behind(past, tail, at=(rows, prompts.shape[1] - 1 + steps))  # of [b, m + c - 1, d]
             scores = self._token_log_likelihoods(at, batch.target_ids[rows, steps, None])[:, 0]
             return torch.zeros(b, device=scores.device).index_add(0, rows, scores)
         length = prompts.shape[1] if prompts is not None else 0
@@ -167,10 +172,10 @@ class DecoderOnlyBackbone(FrozenBackbone):
             rows, steps = self._target_positions(batch.target_lengths - 1)
             columns = batch.input_lengths[rows] + steps
             sequence[rows, columns] = self.embed(batch.target_ids[rows, steps])
-        hidden = self._hidden(with_prompts(sequence, prompts))  # [b, m + l + c - 1, d]
         rows, steps = self._target_positions(batch.target_lengths)
         predicted_from = length + batch.input_lengths[rows] - 1 + steps
-        scores = self._token_log_likelihoods(hidden[rows, predicted_from], batch.target_ids[rows, steps, None])[:, 0]
+        at = self._hidden(with_prompts(sequence, prompts), at=(rows, predicted_from))  # of [b, m + l + c - 1, d]
+        scores = self._token_log_likelihoods(at, batch.target_ids[rows, steps, None])[:, 0]
         return torch.zeros(b, device=scores.device).index_add(0, rows, scores)
 
     def label_log_likelihoods(
@@ -184,47 +189,49 @@ class DecoderOnlyBackbone(FrozenBackbone):
         device, b = embeddings.device, embeddings.shape[0]
         # the words' tokens but their last stand behind the row, side by side: branches of one tree
         tree = _Branches(labels, device)
+        branches = torch.arange(tree.count, device=device)
         if past is not None and prompts is not None:
-            m = prompts.shape[1]
+            n, m = prompts.shape[:2]
             tail = prompts.to(embeddings.dtype)
             if tree.count:
-                tail = torch.cat([tail, self.embed(tree.ids).expand(len(tail), -1, -1)], dim=1)
+                tail = torch.cat([tail, self.embed(tree.ids).expand(n, -1, -1)], dim=1)
             steps = torch.cat([torch.arange(m, device=device), m + tree.steps])
-            hidden = self._hidden_behind(past, tail, _additive(tree.allowed(m), tail.dtype), steps)
-            return self._branch_scores(hidden, hidden[:, m - 1], labels, tree)
+            wanted = torch.cat([branches.new_tensor([m - 1]), m + branches]).expand(n, -1)
+            mask = _additive(tree.allowed(m), tail.dtype)
+            hidden = self._hidden_behind(past, tail, mask, steps, at=_every_row(wanted))
+            return self._branch_scores(hidden.view(n, 1 + tree.count, -1), labels, tree)
         length = prompts.shape[1] if prompts is not None else 0
         window = getattr(self.model.config, "sliding_window", None)
         if tree.count and window and length + embeddings.shape[1] + max(map(len, labels)) > window:
             # our mask of branches would let layers with a sliding window (Mistral, Gemma 3) see beyond it
             return self._label_by_label(batch, embeddings, prompts, labels)
         ends = length + batch.input_lengths  # [b], where a row's prefix ends
-        prefix = with_prompts(embeddings, prompts)
-        every_row = torch.arange(b, device=device)
-        if not tree.count:
-            hidden = self._hidden(prefix)
-        else:
-            sequence = torch.cat([prefix, self.embed(tree.ids).expand(b, -1, -1)], dim=1)
-            width = prefix.shape[1]
+        sequence = with_prompts(embeddings, prompts)
+        width = sequence.shape[1]
+        wanted = torch.cat([ends[:, None] - 1, (width + branches).expand(b, -1)], dim=1)
+        arguments: dict[str, Any] = {}
+        if tree.count:
+            sequence = torch.cat([sequence, self.embed(tree.ids).expand(b, -1, -1)], dim=1)
             positions = torch.arange(width, device=device).expand(b, -1)
             positions = torch.cat([positions, ends[:, None] + tree.steps], dim=1)
             allowed = tree.allowed(width).repeat(b, 1, 1)
             allowed[:, width:, :width] = (torch.arange(width, device=device) < ends[:, None])[:, None, :]
-            hidden = self._hidden(sequence, attention_mask=_additive(allowed, sequence.dtype), position_ids=positions)
-        return self._branch_scores(hidden, hidden[every_row, ends - 1], labels, tree)
+            arguments = {"attention_mask": _additive(allowed, sequence.dtype), "position_ids": positions}
+        hidden = self._hidden(sequence, at=_every_row(wanted), **arguments)
+        return self._branch_scores(hidden.view(b, 1 + tree.count, -1), labels, tree)
 
-    def _branch_scores(self, hidden: Tensor, ends: Tensor, labels: Sequence[Sequence[int]], tree: _Branches) -> Tensor:
-        """log p of every word, [n, c]: of its first token from the prefix's end [n, d], of later ones from its branch.
+    def _branch_scores(self, hidden: Tensor, labels: Sequence[Sequence[int]], tree: _Branches) -> Tensor:
+        """log p of every word, [n, c]: of its first token from the prefix's end, of later ones from its branch.
 
         Args:
-            hidden: [n, s, d]; its last positions are the branches.
+            hidden: at the prefix's end and at the branches, [n, 1 + k, d].
         """
         n = len(hidden)
         first_ids = torch.tensor([word[0] for word in labels], device=hidden.device).expand(n, -1)
-        scores = self._token_log_likelihoods(ends, first_ids)  # [n, c]
+        scores = self._token_log_likelihoods(hidden[:, 0], first_ids)  # [n, c]
         if tree.count:
             next_ids = torch.tensor([token for word in labels for token in word[1:]], device=hidden.device)
-            after = hidden[:, -tree.count :].reshape(n * tree.count, -1)
-            later = self._token_log_likelihoods(after, next_ids.repeat(n)[:, None]).view(n, -1)
+            later = self._token_log_likelihoods(hidden[:, 1:].flatten(0, 1), next_ids.repeat(n)[:, None]).view(n, -1)
             scores = scores.index_add(1, tree.word_of, later)
         return scores
 
@@ -268,7 +275,14 @@ class DecoderOnlyBackbone(FrozenBackbone):
         texts: list[str] = self.tokenizer.batch_decode(written, skip_special_tokens=True)
         return [text.strip() for text in texts]
 
-    def _hidden(self, sequence: Tensor, past: Past | None = None, **arguments: Any) -> Tensor:
+    def _hidden(
+        self,
+        sequence: Tensor,
+        past: Past | None = None,
+        at: tuple[Tensor, Tensor] | None = None,
+        **arguments: Any,
+    ) -> Tensor:
+        """The last layer's normed output, [n, s, d]; with `at`, at these rows and positions only, [k, d]."""
         if self.own_attention:
             config = self.model.config
             _, key_heads, width = self._key_shape
@@ -279,9 +293,9 @@ class DecoderOnlyBackbone(FrozenBackbone):
             if past is not None:
                 arguments["past"] = past
             if self._own_layers is not None and self.tuned is None and not self.library_layers:
-                return self._own_layers(sequence, **arguments)
+                return self._own_layers(sequence, at=at, **arguments)
         hidden: Tensor = self.model.base_model(inputs_embeds=sequence, use_cache=False, **arguments).last_hidden_state
-        return hidden
+        return hidden if at is None else hidden[at]
 
     @staticmethod
     def _target_positions(lengths: Tensor) -> tuple[Tensor, Tensor]:
@@ -318,6 +332,12 @@ class _Branches:
         allowed[:, prefix:, :prefix] = True
         allowed[:, prefix:, prefix:] = (self.word_of[:, None] == self.word_of) & (self.steps[:, None] >= self.steps)
         return allowed
+
+
+def _every_row(positions: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows and positions, side by side, of a few positions of every row, [n, k]."""
+    rows = torch.arange(len(positions), device=positions.device)[:, None].expand_as(positions)
+    return rows.flatten(), positions.flatten()
 
 
 def _additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:

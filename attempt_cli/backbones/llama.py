@@ -58,8 +58,14 @@ class LlamaLayers:
         past: Past | None = None,
         past_mask: Tensor | None = None,
         keep: list[tuple[Tensor, Tensor]] | None = None,
+        at: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        """Hidden states, [n, s, d], of embeddings [n, s, d]; arguments are those of `attention.attention`."""
+        """Hidden states, [n, s, d], of embeddings [n, s, d]; arguments are those of `attention.attention`.
+
+        Args:
+            at: rows and positions that are wanted, k of each: [k, d] comes back, and the last layer's feed-forward
+                runs for no others.
+        """
         s = sequence.shape[1]
         if position_ids is None:
             position_ids = torch.arange(s, device=sequence.device)[None]
@@ -81,7 +87,10 @@ class LlamaLayers:
                 keep=keep,
                 kernel=kernel,
             )
-            hidden = _apply(_Rest, mixed.flatten(2), hidden, weights)
+            mixed = mixed.flatten(2)
+            if at is not None and weights is self.layers[-1]:
+                mixed, hidden = mixed[at], hidden[at]
+            hidden = _apply(_Rest, mixed, hidden, weights)
         last = self.model.norm
         normed: Tensor = _apply(_Norm, hidden, last.weight, last.variance_epsilon)
         return normed
@@ -137,14 +146,16 @@ class _Norm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        normed, root = _normed(x, weight, eps)
-        ctx.save_for_backward(x, weight, root)
-        return normed
+        flat = x.reshape(-1, x.shape[-1])
+        normed, root = _normed(flat, weight, eps)
+        ctx.save_for_backward(flat, weight, root)
+        return normed.view(x.shape)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         x, weight, root = ctx.saved_tensors
-        return _norm_backward(gradients[0], x, weight, root), None, None
+        gradient = gradients[0]
+        return _norm_backward(gradient.reshape(x.shape), x, weight, root).view(gradient.shape), None, None
 
 
 class _Heads(torch.autograd.Function):
@@ -191,26 +202,25 @@ def _turn(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> None:
 
 
 class _Rest(torch.autograd.Function):
-    """What comes behind attention: its output's product, the residual, norm, feed-forward and residual."""
+    """What comes behind attention, at any positions: its output's product, residual, norm, feed-forward, residual."""
 
     @staticmethod
     def forward(ctx: Any, mixed: Tensor, residual: Tensor, weights: _Weights) -> Tensor:
-        n, s, d = residual.shape
-        x = torch.addmm(residual.reshape(-1, d), mixed.reshape(n * s, -1), weights.out.t())
+        d = residual.shape[-1]
+        x = torch.addmm(residual.reshape(-1, d), mixed.reshape(-1, mixed.shape[-1]), weights.out.t())
         normed, root = _normed(x, weights.second, weights.eps)
         gate_up = torch.mm(normed, weights.gate_up.t())
         gate, up = gate_up.chunk(2, dim=-1)
         ctx.save_for_backward(x, root, gate_up)
         ctx.weights = weights
-        return torch.addmm(x, functional.silu(gate).mul_(up), weights.down.t()).view(n, s, d)
+        return torch.addmm(x, functional.silu(gate).mul_(up), weights.down.t()).view(residual.shape)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         x, root, gate_up = ctx.saved_tensors
         weights = ctx.weights
         gradient = gradients[0]
-        n, s, d = gradient.shape
-        above = gradient.reshape(-1, d)
+        above = gradient.reshape(-1, gradient.shape[-1])
         inner = torch.mm(above, weights.down)
         gate, up = gate_up.chunk(2, dim=-1)
         both = torch.empty_like(gate_up)
@@ -219,4 +229,4 @@ class _Rest(torch.autograd.Function):
         torch.ops.aten.silu_backward.grad_input(inner.mul_(up), gate, grad_input=of_gate)
         x_gradient = _norm_backward(torch.mm(both, weights.gate_up), x, weights.second, root).add_(above)
         mixed = torch.mm(x_gradient, weights.out)
-        return mixed.view(n, s, -1), x_gradient.view(n, s, d), None
+        return mixed.view(*gradient.shape[:-1], -1), x_gradient.view(gradient.shape), None
