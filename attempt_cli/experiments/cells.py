@@ -18,7 +18,7 @@ from attempt_cli.data.rows import Rows, examples_sha256
 from attempt_cli.data.schema import task_fields
 from attempt_cli.data.task import Example, Task
 from attempt_cli.evaluation.compare import per_row, rows_record
-from attempt_cli.evaluation.evaluate import evaluate
+from attempt_cli.evaluation.evaluate import Evaluation, evaluate
 from attempt_cli.evaluation.predict import encode_examples, predict
 from attempt_cli.experiments.methods import METHODS, PREPARED
 from attempt_cli.experiments.subjects import Parts, Subject, Workshop, as_it_stands
@@ -140,17 +140,24 @@ class Bench:
             as_is = (
                 bare(self.backbone) if parts.start is None else load_prompt(self.registry, self.backbone, parts.start)
             )
-            return self.scored(method, seed, key, train, as_it_stands(as_is, parts.config))
+            subject = as_it_stands(as_is, parts.config)
+            return self.scored(method, seed, key, train, subject, self.evaluated(subject.model, parts.config))
+        results: list[Evaluation] = []
+
+        def look(model: PromptedModel) -> None:
+            results.append(self.evaluated(model, parts.config))
+
         name = self.name if self.kind == "source" else f"{self.name}-{method}"
         try:
-            subject = self.workshop.train_one(self.task, self.kind, name, (train, self.validation), parts, listener)
+            rows = (train, self.validation)
+            subject = self.workshop.train_one(self.task, self.kind, name, rows, parts, listener, look)
         except TrainingStoppedError as error:
             raise TrainingStoppedError(
                 f"{error.message.split(';')[0]} of {name}", "What was finished is in the registry."
             ) from None
         try:
             self.warn(f"{name}, seed {seed}", subject, listener)
-            return self.scored(method, seed, key, train, subject)
+            return self.scored(method, seed, key, train, subject, results[0])
         finally:
             subject.model.release()
 
@@ -236,17 +243,20 @@ class Bench:
             }
         return hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
-    def scored(self, method: str, seed: int, key: str, train: Rows, subject: Subject) -> Cell:
-        """Scores a model on the test rows and keeps the result."""
-        config = subject.config
-        result = evaluate(
-            subject.model,
+    def evaluated(self, model: PromptedModel, config: TrainingConfig, task_index: int = 0) -> Evaluation:
+        """A model's result on the test rows."""
+        return evaluate(
+            model,
             self.task,
             self.test.examples,
-            task_index=subject.task_index,
+            task_index=task_index,
             max_length=config.max_length,
             max_tokens=config.max_tokens,
         )
+
+    def scored(self, method: str, seed: int, key: str, train: Rows, subject: Subject, result: Evaluation) -> Cell:
+        """Keeps a model's result on the test rows."""
+        config = subject.config
         weights = result.mean_attention
         names = [*subject.sources, "target"]
         cell = Cell(

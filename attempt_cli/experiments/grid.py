@@ -13,6 +13,7 @@ from attempt_cli.artefacts import remember_backbone, versions
 from attempt_cli.backbones.base import FrozenBackbone
 from attempt_cli.backbones.input_cache import InputCache
 from attempt_cli.backbones.load import load_backbone
+from attempt_cli.backbones.prompted import PromptedModel
 from attempt_cli.data.rows import Rows, load_examples
 from attempt_cli.data.schema import task_fields
 from attempt_cli.data.task import Task, load_task
@@ -352,14 +353,20 @@ def cells_together(
         return [cell for cell in found if cell is not None]
     name = f"{'+'.join(bench.name for bench in benches)}-{method}"
     looks = any(bench.validation is not None for bench in benches)
+    results = []
+
+    def look(model: PromptedModel) -> None:
+        for index, (bench, part) in enumerate(zip(benches, parts, strict=True)):
+            results.append(bench.evaluated(model, part.config, 0 if model.tuned is not None else index))
+
     subjects = benches[0].workshop.train_together(
-        [bench.task for bench in benches], _short(name), () if looks else trains, parts, listener
+        [bench.task for bench in benches], _short(name), () if looks else trains, parts, listener, look
     )
     cells = []
     try:
-        for bench, key, train, subject in zip(benches, keys, trains, subjects, strict=True):
+        for bench, key, train, subject, result in zip(benches, keys, trains, subjects, results, strict=True):
             bench.warn(f"{name}, seed {seed}", subject, listener)
-            cells.append(bench.scored(method, seed, key, train, subject))
+            cells.append(bench.scored(method, seed, key, train, subject, result))
     finally:
         subjects[0].model.release()
     return cells

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,6 @@ class Subject:
         inputs: what it is made of, as a run records it.
         config: the settings that it was trained with, or is read with.
         sources: names of the sources, in the order of the attention's weights.
-        task_index: which of the model's target prompts is the task's.
         steps: optimiser steps of the task.
         trained_parameters: numbers that were trained for the task.
         numbers: of the training, as a record keeps them.
@@ -58,11 +57,13 @@ class Subject:
     inputs: Sequence[str]
     config: TrainingConfig
     sources: tuple[str, ...] = ()
-    task_index: int = 0
     steps: int = 0
     trained_parameters: int = 0
     numbers: Mapping[str, Any] = field(default_factory=dict)
     warnings: Sequence[str] = ()
+
+
+Look = Callable[[PromptedModel], None]
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,7 @@ class Workshop:
         rows: tuple[Rows, Rows | None],
         parts: Parts,
         listener: Listener | None,
+        look: Look,
     ) -> Subject:
         """A training on one task.
 
@@ -101,11 +103,12 @@ class Workshop:
             kind: "source" or "target".
             name: under which it is kept.
             rows: for training, and for choosing the checkpoint (None: the last step counts).
+            look: is shown the trained model before anything is recorded.
         """
         train, validation = rows
         if parts.attention is not None:  # a given G comes with the training on many tasks, of which this is one
             given = (train,) if validation is None else ()
-            (subject,) = self.train_together((task,), name, given, (parts,), listener)
+            (subject,) = self.train_together((task,), name, given, (parts,), listener, look)
             return subject
         request = Request(
             task=task,
@@ -119,7 +122,7 @@ class Workshop:
             command=self.command,
             tags=self.tags,
         )
-        outcome = train_prompt(self.registry, self.backbone, request, resume=self.resume, listener=listener)
+        outcome = train_prompt(self.registry, self.backbone, request, resume=self.resume, listener=listener, look=look)
         assert outcome is not None
         kept = {"prompt": outcome.prompt, "composition": outcome.composition}
         made = [f"{kind}:{ref}" for kind, ref in kept.items() if ref is not None]
@@ -142,6 +145,7 @@ class Workshop:
         trains: Sequence[Rows],
         parts: Sequence[Parts],
         listener: Listener | None,
+        look: Look,
     ) -> list[Subject]:
         """One training on several tasks with one G, of as many steps a task as each has alone; a subject a task.
 
@@ -149,6 +153,7 @@ class Workshop:
             trains: training rows of each task, of which the last step counts; empty takes the tasks' own and looks at
                 validation rows.
             parts: of each task; settings, sources and G are the first one's.
+            look: as in `train_one`.
         """
         config = _for_all(parts[0].config, len(tasks))
         weights = config.method in WEIGHT_METHODS
@@ -166,7 +171,7 @@ class Workshop:
             command=self.command,
             tags=self.tags,
         )
-        outcome = self._many(request, listener)
+        outcome = self._many(request, listener, look)
         return [
             Subject(
                 outcome.model,
@@ -178,7 +183,6 @@ class Workshop:
                 else [],
                 part.config,
                 tuple(prompt.ref for prompt in part.mixed),
-                task_index=0 if weights else index,
                 steps=round(outcome.trained.state.step / len(tasks)),
                 trained_parameters=round(outcome.parameters_per_task),
                 numbers={
@@ -223,8 +227,8 @@ class Workshop:
         assert made is not None
         return made
 
-    def _many(self, request: ManyRequest, listener: Listener | None) -> ManyOutcome:
-        outcome = train_many(self.registry, self.backbone, request, resume=self.resume, listener=listener)
+    def _many(self, request: ManyRequest, listener: Listener | None, look: Look | None = None) -> ManyOutcome:
+        outcome = train_many(self.registry, self.backbone, request, resume=self.resume, listener=listener, look=look)
         assert outcome is not None
         return outcome
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -148,11 +148,15 @@ def train_many(
     resume: bool = False,
     listener: Listener | None = None,
     processes: Processes | None = None,
+    look: Callable[[PromptedModel], None] | None = None,
 ) -> ManyOutcome | None:
     """Trains on several tasks at once and records what the request keeps.
 
     A target prompt gets gradient only from its own task's rows, G from all (section 3.4 of the paper). The step is
     kept at which the mean over tasks of their first metric was best.
+
+    Args:
+        look: as in `train_prompt`.
 
     Returns:
         What was recorded; None on the processes that only helped.
@@ -166,7 +170,7 @@ def train_many(
         remember_backbone(registry, backbone)
     model = _build(registry, backbone, request)
     with released_on_failure(model):
-        return _train(registry, model, request, resume, listener, processes)
+        return _train(registry, model, request, resume, listener, processes, look)
 
 
 def _train(
@@ -176,6 +180,7 @@ def _train(
     resume: bool,
     listener: Listener | None,
     processes: Processes,
+    look: Callable[[PromptedModel], None] | None,
 ) -> ManyOutcome | None:
     """The training itself, and its record; see `train_many`."""
     backbone, config = model.backbone, request.config
@@ -229,6 +234,8 @@ def _train(
         model.release()
         return None
     trained.warnings.extend(missing)
+    if look is not None:
+        look(model)
     outcome = _record(registry, backbone, request, model, trained, parts, processes)
     for file in checkpoint_path(registry, key).parent.glob(f"{key}.*"):
         file.unlink(missing_ok=True)

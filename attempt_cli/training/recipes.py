@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -125,8 +125,13 @@ def train_prompt(
     resume: bool = False,
     listener: Listener | None = None,
     processes: Processes | None = None,
+    look: Callable[[PromptedModel], None] | None = None,
 ) -> Outcome | None:
     """Trains what the request says and records it.
+
+    Args:
+        look: is shown the trained model before it is recorded: after a kill in there, --resume trains no step again and
+            records nothing twice.
 
     Returns:
         What was recorded; None on the processes that only helped.
@@ -178,6 +183,8 @@ def train_prompt(
             model.release()
             return None
         trained.warnings.extend(missing)
+        if look is not None:
+            look(model)
         outcome = _record(registry, backbone, request, model, trained, rows, validation, processes)
         for file in checkpoint_path(registry, key).parent.glob(f"{key}.*"):  # and what a kill left of writing it
             file.unlink(missing_ok=True)

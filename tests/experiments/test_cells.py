@@ -20,7 +20,7 @@ from attempt_cli.experiments.cells import Bench, Cell, best_source
 from attempt_cli.experiments.methods import ALONE, check_methods
 from attempt_cli.experiments.summary import summarise
 from attempt_cli.training.config import TrainingConfig
-from attempt_cli.training.recipes import Request, train_prompt
+from attempt_cli.training.recipes import Request, _Silent, train_prompt
 from registry import Registry
 from tests.training.toy import toy_rows, write_csv
 
@@ -100,6 +100,34 @@ def test_every_method_has_the_same_rows_and_steps(bench: Bench, task: Task) -> N
         assert scored[cell.prompt].numbers["score"] == pytest.approx(cell.score)
         assert scored[cell.prompt].rows["test"]["sha256"] == bench.test.sha256
     assert len([run for run in runs if "score" in run.numbers]) == 8
+
+
+@pytest.mark.parametrize("method", ["attempt", "bitfit"])
+def test_a_kill_while_a_cell_is_scored_repeats_no_step_and_leaves_no_double(
+    bench: Bench, task: Task, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train, steps = drawn(task, 0), list[int]()
+    before = len(bench.registry.runs())
+
+    class Counter(_Silent):
+        def step(self, step: int, loss: float, rows_per_second: float) -> None:
+            steps.append(step)
+
+    def killed(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("attempt_cli.experiments.cells.evaluate", killed)
+        with pytest.raises(KeyboardInterrupt):
+            bench.cell(method, train, 0, Counter())
+    assert steps == [1, 2, 3, 4]
+    assert len(bench.registry.runs()) == before  # nothing half done is on record
+    cell = replace(bench, resume=True).cell(method, train, 0, Counter())
+    assert steps == [1, 2, 3, 4]
+    assert cell.steps == 4
+    assert len(bench.registry.runs()) == before + 2  # the training and its score
+    assert list((bench.registry.folder / "checkpoints").glob("*")) == []
+    assert bench.backbone.tuned is None
 
 
 def test_a_cell_s_score_is_that_of_its_prompt(bench: Bench, task: Task) -> None:
