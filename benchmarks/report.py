@@ -18,6 +18,7 @@ from benchmarks.harness import RESULTS, as_markdown
 # the order of the page, and what each question asks
 QUESTIONS = {
     "training_speed": "Training, against PEFT and against the bare frozen model",
+    "mixture": "What the mixture adds to a step",
     "t5_training_speed": "Training T5, against the arrangement of the paper's released code",
     "evaluation_speed": "Evaluation, against lm-evaluation-harness' way and `generate`",
     "many_tasks": "Many tasks on one input",

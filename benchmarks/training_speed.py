@@ -91,11 +91,6 @@ def main() -> None:
             for way in ("before", "after", "after, cached"):
                 share = times.ratio(f"prompt tuning, {way}", f"bare pass, {way}")
                 report.goal(f"{task}, m = {length}: {way} against the bare pass", share, at_least=0.95)
-            for sources, most in ((6, 1.03), (64, 1.10)):
-                for way in ("before", "after, cached"):
-                    cost = times.ratio(f"prompt tuning, {way}", f"ATTEMPT t = {sources}, {way}")
-                    text = f"{task}, m = {length}: a step with {sources} sources, in steps of prompt tuning, {way}"
-                    report.goal(text, cost, at_most=most)
             report.save(options.out)
     report.finish(options.out)
 
