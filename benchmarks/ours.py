@@ -85,16 +85,30 @@ def training(name: str, model: PromptedModel, rows: Sequence[EncodedRow], *, cac
 
 
 def label_scoring(
-    name: str, model: PromptedModel, rows: Sequence[EncodedRow], labels: Sequence[Sequence[int]], max_tokens: int = 8192
+    name: str,
+    model: PromptedModel,
+    rows: Sequence[EncodedRow],
+    labels: Sequence[Sequence[int]],
+    max_tokens: int = 8192,
+    *,
+    kept: bool = False,
 ) -> Contender:
-    """Every label word's log-likelihood for every row, in the batches of `predict`."""
+    """Every label word's log-likelihood for every row, in the batches of `predict`.
+
+    Args:
+        kept: the inputs' keys and values are there already, as for validation rows from the second look on.
+    """
+    store: InputCache | None = None
+    if kept:
+        store = InputCache(CACHE_BYTES)
+        store.plan([rows], model.backbone.cache_bytes_per_token)
     lengths = [len(row.input_ids) for row in rows]
     overhead = model.prompt_length + sum(map(len, labels))
     least = model.backbone.least_positions
     batches = [[rows[i] for i in group] for group in by_length(lengths, overhead, max_tokens, least=least)]
 
     def step(batch: Sequence[EncodedRow]) -> None:
-        model.backbone.input_cache = None
+        model.backbone.input_cache = store
         model.score_labels(batch, labels)
 
     return Contender(name, [partial(step, batch) for batch in batches], len(rows), warm=None)
