@@ -36,7 +36,7 @@ class LlamaLayers:
 
     @staticmethod
     def fits(model: Any) -> bool:
-        """Whether a base model is a Llama without biases, on a CPU."""
+        """Whether a base model is a Llama without biases and quantised weights, on a CPU."""
         from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
         layers = getattr(model, "layers", None)
@@ -45,6 +45,7 @@ class LlamaLayers:
             and len(layers) > 0
             and all(type(layer) is LlamaDecoderLayer for layer in layers)
             and model.config.hidden_act == "silu"
+            and all(type(module) is nn.Linear for name, module in layers.named_modules() if name.endswith("_proj"))
             and not any(name.endswith(".bias") for name, _ in layers.named_parameters())
             and next(model.parameters()).device.type == "cpu"
         )
