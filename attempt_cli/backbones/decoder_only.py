@@ -38,11 +38,16 @@ class DecoderOnlyBackbone(FrozenBackbone):
     def placements(self) -> tuple[str, ...]:
         return ("after", "before") if self.own_attention else ("before",)
 
-    def use_own_attention(self, on: bool) -> None:
-        """Switches the model to our attention (and layers) or back to the one it was loaded with."""
+    def use_own_attention(self, on: bool, *, layers: bool = True) -> None:
+        """Switches the model to our attention or back to the one it was loaded with.
+
+        Args:
+            layers: whether our layers run around it, where there are such for the architecture.
+        """
+        fitting = on and layers and LlamaLayers.fits(self.model.base_model)
+        self._own_layers = LlamaLayers(self.model) if fitting else None
         if on and not self.own_attention:
             attention.register()
-            self._own_layers = LlamaLayers(self.model.base_model) if LlamaLayers.fits(self.model.base_model) else None
             self._loaded_attention = self.model.config._attn_implementation
             self.model.set_attn_implementation(attention.NAME)
         elif self.own_attention and not on:

@@ -22,17 +22,23 @@ class LlamaLayers:
     """The layers of a frozen Llama, and its last norm.
 
     Query, key and value are one product, and so are the two of the feed-forward: their weights come to stand in one
-    tensor, of which the model's own become parts. No weight is kept twice.
+    tensor, of which the model's own become parts. No weight is kept twice. The model stays on its device and in its
+    dtype from here on.
 
     Args:
-        model: the library's base model; `fits` tells whether its layers are of this kind.
+        model: the whole causal model; `fits` tells whether the layers of its base are of this kind.
     """
 
     def __init__(self, model: Any) -> None:
-        self.model = model
+        self.model = model.base_model
         config = model.config
         self.heads = (config.num_attention_heads, config.num_key_value_heads)
-        self.layers = [_Weights(layer) for layer in model.layers]
+        self.layers = [_Weights(layer) for layer in self.model.layers]
+        joined = {weights.data_ptr() for layer in self.layers for weights in (layer.heads, layer.gate_up)}
+        for parameter in model.parameters():
+            if parameter.untyped_storage().data_ptr() not in joined:
+                # a checkpoint's file is mapped as a whole: one weight left in it would keep all of it in memory
+                parameter.data = parameter.data.clone()
 
     @staticmethod
     def fits(model: Any) -> bool:
@@ -171,13 +177,15 @@ class _Heads(torch.autograd.Function):
         x = hidden.reshape(-1, d)
         normed, root = _normed(x, weights.first, weights.eps)
         both = torch.mm(normed, weights.heads.t()).view(n, s, h + 2 * g, -1)
-        half = both.shape[-1] // 2
-        cos, sin = cos[:, :, None, :half], sin[:, :, None, :half]  # their halves are alike
-        turned = both.new_empty(n, h + g, s, 2 * half)
-        _turn(both[:, :, : h + g], cos, sin, turned.transpose(1, 2))
+        e = both.shape[-1]
+        cos, sin = cos[:, :, None, : e // 2], sin[:, :, None, : e // 2]  # their halves are alike
+        query, key = both.new_empty(n, h, s, e), both.new_empty(n, g, s, e)
+        _turn(both[:, :, :h], cos, sin, query.transpose(1, 2))
+        _turn(both[:, :, h : h + g], cos, sin, key.transpose(1, 2))
         ctx.save_for_backward(x, root, cos, sin)
         ctx.weights, ctx.heads = weights, heads
-        return turned[:, :h], turned[:, h:], both[:, :, h + g :].transpose(1, 2)
+        # three tensors of their own: who keeps one of them (the input cache) keeps no more than that
+        return query, key, both[:, :, h + g :].transpose(1, 2).contiguous()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:

@@ -118,9 +118,10 @@ def check_projection(backbone: FrozenBackbone) -> None:
     with torch.no_grad():
         theirs = torch.stack([_plain_log_likelihood(backbone, row) for row in rows])
         if isinstance(backbone, DecoderOnlyBackbone):
-            backbone.use_own_attention(True)
-            if _differences(backbone, rows, theirs) is None and _reads_once(backbone, rows, theirs):
-                return
+            for layers in (True, False):
+                backbone.use_own_attention(True, layers=layers)
+                if _differences(backbone, rows, theirs) is None and _reads_once(backbone, rows, theirs):
+                    return
             backbone.use_own_attention(False)
         problem = _differences(backbone, rows, theirs)
     if problem is not None:

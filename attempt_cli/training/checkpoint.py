@@ -30,6 +30,8 @@ class TrainingState:
         best: the trained module's tensors then.
         stale: evaluations since the best.
         seconds: time spent, over all runs of this training.
+        positions: computed positions of its steps, pads included, and those among them that hold a token.
+        peak_memory: bytes at the most, of the GPU or of the process, over all runs.
     """
 
     step: int = 0
@@ -40,9 +42,11 @@ class TrainingState:
     best: dict[str, Tensor] = field(default_factory=dict)
     stale: int = 0
     seconds: float = 0.0
+    positions: tuple[int, int] = (0, 0)
+    peak_memory: int = 0
 
 
-_FIELDS = ("step", "losses", "history", "best_step", "best_score", "stale", "seconds")
+_FIELDS = ("step", "losses", "history", "best_step", "best_score", "stale", "seconds", "positions", "peak_memory")
 
 
 def save_checkpoint(

@@ -68,15 +68,11 @@ class Trained:
         state: steps, losses, evaluations and the best step.
         total: the steps that were planned.
         warnings: what the user should know.
-        positions: computed positions of this run's steps, pads included, and those among them that hold a token.
-        peak_memory: bytes, of the GPU or of this process.
     """
 
     state: TrainingState
     total: int
     warnings: list[str]
-    positions: tuple[int, int] = (0, 0)
-    peak_memory: int = 0
 
     @property
     def numbers(self) -> dict[str, Any]:
@@ -87,10 +83,11 @@ class Trained:
             "first_loss": round(_mean(losses[: _tenth(losses)]), 4),
             "last_loss": round(_mean(losses[-_tenth(losses) :]), 4),
             "seconds": round(self.state.seconds, 1),
-            "peak_memory": self.peak_memory,
+            "peak_memory": self.state.peak_memory,
         }
-        if self.positions[1]:
-            numbers["padding"] = round(self.positions[0] / self.positions[1], 3)  # computed positions a real one
+        computed, real = self.state.positions
+        if real:
+            numbers["padding"] = round(computed / real, 3)  # computed positions a real one
         best = next((entry for entry in self.state.history if entry["step"] == self.state.best_step), None)
         if best:
             numbers["best_step"] = best["step"]
@@ -165,6 +162,9 @@ def train(
         nonlocal saving, saved_at
         started = time.monotonic()
         state.seconds = started - began
+        state.positions = (positions.computed, positions.real)
+        if state.step > first:  # a run of no step says nothing of what steps take
+            state.peak_memory = max(state.peak_memory, memory.bytes())
         if processes.is_main:
             save_checkpoint(checkpoint, key, state, module, optimizer)
         saved_at = time.monotonic()
@@ -198,7 +198,7 @@ def train(
             state.losses.append(loss)
         pending.clear()
 
-    positions = Positions()
+    first, positions = state.step, Positions(*state.positions)
     memory = PeakMemory(model.backbone.device)
     listener.start(state.step, total)
     with caught_signals() as stop:
@@ -242,7 +242,7 @@ def train(
     warnings = _warnings(state, initial, module, config)
     if state.best:
         module.load_state_dict(state.best)
-    return Trained(state, total, warnings, (positions.computed, positions.real), memory.bytes())
+    return Trained(state, total, warnings)
 
 
 @dataclass

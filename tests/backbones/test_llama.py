@@ -77,6 +77,34 @@ def test_no_weight_is_kept_twice(llama: FrozenBackbone) -> None:
         assert len({part.weight.untyped_storage().data_ptr() for part in parts}) == 1
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux says what is mapped")
+def test_the_checkpoint_s_file_does_not_stay_in_memory_beside_the_joined_weights(tmp_path: Path) -> None:
+    folder = save_llama(tmp_path / "model")
+    backbone = load_backbone(str(folder), device="cpu", dtype="float32")  # no weight is converted: all were mapped
+    assert str(folder) not in Path("/proc/self/maps").read_text()
+    assert results(backbone, "before")[0].isfinite().all()
+
+
+def test_a_kept_key_keeps_nothing_else_in_memory(llama: FrozenBackbone) -> None:
+    assert isinstance(llama, DecoderOnlyBackbone)
+    keep: list[tuple[Tensor, Tensor]] = []
+    with torch.no_grad():
+        llama._hidden(torch.randn(2, 5, llama.width), keep=keep)
+    for key, value in keep:
+        for tensor in (key, value):
+            assert tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+
+
+def test_layers_whose_numbers_differ_give_way_to_the_library_s(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("attempt_cli.backbones.llama._turn", lambda x, cos, sin, out: out.copy_(x))
+    backbone = load_backbone(str(folders["llama"]), device="cpu", dtype="float32")
+    assert isinstance(backbone, DecoderOnlyBackbone)
+    assert backbone._own_layers is None
+    assert backbone.placements == ("after", "before")
+
+
 def test_the_joined_weights_are_those_of_the_checkpoint(llama: FrozenBackbone, folders: dict[str, Path]) -> None:
     stored = dict(fresh_model(folders["llama"]).named_parameters())
     for name, weight in llama.model.named_parameters():

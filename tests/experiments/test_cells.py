@@ -125,6 +125,9 @@ def test_a_kill_while_a_cell_is_scored_repeats_no_step_and_leaves_no_double(
     cell = replace(bench, resume=True).cell(method, train, 0, Counter())
     assert steps == [1, 2, 3, 4]
     assert cell.steps == 4
+    (training,) = (run for run in bench.registry.runs()[before:] if "last_loss" in run.numbers)
+    assert cell.peak_memory == training.numbers["peak_memory"] > 0  # of the steps, which another process took
+    assert training.numbers["padding"] >= 1
     assert len(bench.registry.runs()) == before + 2  # the training and its score
     assert list((bench.registry.folder / "checkpoints").glob("*")) == []
     assert bench.backbone.tuned is None
