@@ -43,9 +43,9 @@ def trained(backbone: FrozenBackbone, checkpoint: Path, **settings: Any) -> tupl
 
 
 def facts(ended: Trained) -> dict[str, Any]:
-    """All of it but the time it took; tensors as lists."""
+    """All of it but the time and the memory that it took; tensors as lists."""
     state = asdict(ended.state)
-    del state["seconds"]
+    del state["seconds"], state["peak_memory"]
     state["best"] = {name: tensor.tolist() for name, tensor in state["best"].items()}
     return state | {"total": ended.total, "warnings": ended.warnings}
 
