@@ -85,13 +85,13 @@ for part in "$@"; do
         $ATTEMPT reproduce table3 -k 16 --tasks yelp.yaml,mrpc --sources mnli,multirc,qqp,qnli,sst2,cola \
           --seeds "${SEEDS:-3}" --steps "$STEPS" --train-limit 500 "${grid[@]}" --output "sweep/$name" "$@"
       }
-      for rate in 0.01 0.03 0.1; do
-        sweep "prompts-$rate" --methods prompt-tuning,spot,attempt --learning-rate $rate
-      done
-      for rate in 0.001 0.1; do sweep "attention-$rate" --methods attempt --attention-learning-rate $rate; done
       for temperature in 6.5 200; do
         sweep "temperature-$temperature" --methods attempt --temperature $temperature
       done
+      for rate in 0.01 0.1; do
+        sweep "prompts-$rate" --methods spot,attempt --learning-rate $rate
+      done
+      for rate in 0.001 0.1; do sweep "attention-$rate" --methods attempt --attention-learning-rate $rate; done
       ;;
     *) echo "no part named '$part': sources, source:TASK, table3, table4, fig6, sweep" >&2 && exit 2 ;;
   esac
