@@ -95,7 +95,7 @@ class FrozenBackbone(ABC):
     # a training's weights that are in the model now; it is the frozen one again when they are released
     tuned: TunedWeights | None = None
     # whether the library's own layers have to run: they are compiled, or computed twice
-    library_layers = False
+    plain_layers = False
 
     def __init__(self, model: Any, tokenizer: Any, *, name: str, source: str) -> None:
         self.model: Any = model.eval().requires_grad_(False)
@@ -334,7 +334,7 @@ class FrozenBackbone(ABC):
             layer.gradient_checkpointing = on
             layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)  # type: ignore[assignment]
             layer.training = on  # the layer asks whether it trains; what is in it (dropout) stays in evaluation mode
-        self.library_layers = on or self.length_multiple == COMPILED_MULTIPLE
+        self.plain_layers = on or self.length_multiple == COMPILED_MULTIPLE
 
     def compile_layers(self) -> None:
         """Sends every layer through torch.compile, once; layers are alike, so one compilation serves them all.
@@ -346,7 +346,7 @@ class FrozenBackbone(ABC):
         if not stacks:
             raise AttemptError(f"{self.name} has no stack of layers to compile", "Train without --compile.")
         self.length_multiple = COMPILED_MULTIPLE
-        self.library_layers = True
+        self.plain_layers = True
         for layer in stacks[0] if len(stacks) == 1 else [layer for stack in stacks for layer in stack]:
             if layer._compiled_call_impl is None:
                 layer.compile(dynamic=True)

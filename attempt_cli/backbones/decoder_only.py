@@ -297,7 +297,7 @@ class DecoderOnlyBackbone(FrozenBackbone):
             arguments["kernel"] = choose_kernel(Shape(self.device, self.dtype, heads, key_heads, width, keys, backward))
             if past is not None:
                 arguments["past"] = past
-            if self._own_layers is not None and self.tuned is None and not self.library_layers:
+            if self._own_layers is not None and self.tuned is None and not self.plain_layers:
                 return self._own_layers(sequence, at=at, **arguments)
         hidden: Tensor = self.model.base_model(inputs_embeds=sequence, use_cache=False, **arguments).last_hidden_state
         return hidden if at is None else hidden[at]
