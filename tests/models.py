@@ -106,6 +106,23 @@ def save_llama(folder: Path, *, sentencepiece: bool = False, **config: Any) -> P
     return save(LlamaForCausalLM(LlamaConfig(**(settings | config))), tokenizer, folder)
 
 
+def save_mistral(folder: Path, **config: Any) -> Path:
+    """A Mistral of the same size: a Llama whose layers may have a `sliding_window`."""
+    from transformers import MistralConfig, MistralForCausalLM
+
+    tokenizer = byte_level_tokenizer(start="<s>")
+    settings: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": WIDTH,
+        "intermediate_size": 40,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 128,
+    }
+    return save(MistralForCausalLM(MistralConfig(**(settings | config))), tokenizer, folder)
+
+
 def save_gpt2(folder: Path, **config: Any) -> Path:
     """A GPT-2 of two layers: positions are learned and absolute, input and output embeddings are one table."""
     tokenizer = byte_level_tokenizer(start=None)

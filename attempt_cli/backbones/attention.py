@@ -85,7 +85,8 @@ def attention(
     if keep is not None:
         keep.append((key, value))
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-    if kernel == "sdpa" and (past is None or past.tails == 1):
+    # sdpa needs the past once for every tail; that pays where the tails are the longer part
+    if kernel == "sdpa" and (past is None or past.tails == 1 or past.keys.shape[3] <= query.shape[2]):
         output = _sdpa(module.layer_idx, query, key, value, attention_mask, scale, past, past_mask)
     else:
         output = _plain(module.layer_idx, query, key, value, attention_mask, scale, past, past_mask)
@@ -145,6 +146,9 @@ def _sdpa(
 ) -> Tensor:
     if past is not None:
         keys, values = past.keys[layer], past.values[layer]
+        if past.tails > 1:
+            keys, values = (both.repeat_interleave(past.tails, dim=0) for both in (keys, values))
+            past_mask = None if past_mask is None else past_mask.repeat_interleave(past.tails, dim=0)
         if mask is not None or past_mask is not None:
             b, s, length = len(query), query.shape[2], keys.shape[2]
             before = query.new_zeros(1, 1, 1, length) if past_mask is None else past_mask

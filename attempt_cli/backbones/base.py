@@ -195,6 +195,11 @@ class FrozenBackbone(ABC):
         return placement
 
     @property
+    def shares_prompts(self) -> bool:
+        """Whether a prompt before all rows of a batch is computed once, not once a row."""
+        return False
+
+    @property
     def cache_bytes_per_token(self) -> int:
         """What keys and values of one input token take over all layers; 0 where inputs cannot be read once."""
         return 0
@@ -367,7 +372,7 @@ class FrozenBackbone(ABC):
         Args:
             batch: rows with targets.
             embeddings: X of the batch, [b, l, d].
-            prompts: P of each row, [b, m, d]; None for the bare model.
+            prompts: P of each row, [b, m, d], or of all rows, [1, m, d]; None for the bare model.
             past: what `read` gave for these rows: the prompts stand after the input.
 
         Returns:
@@ -388,7 +393,7 @@ class FrozenBackbone(ABC):
         Args:
             batch: rows (targets are not looked at).
             embeddings: X, [b, l, d].
-            prompts: [b, m, d] or None; with `past` of several tails a row, [b · tails, m, d].
+            prompts: [b, m, d], [1, m, d] for all rows, or None; with `past` of several tails a row, [b · tails, m, d].
             labels: tokens of each of c label words.
             past: what `read` gave for these rows: the prompts stand after the input.
 
@@ -454,5 +459,7 @@ def _bf16_bytes(weight: Tensor) -> bytes:
 
 
 def with_prompts(embeddings: Tensor, prompts: Tensor | None) -> Tensor:
-    """[P ; X], the prompts cast to X's dtype where they meet it."""
-    return embeddings if prompts is None else torch.cat([prompts.to(embeddings.dtype), embeddings], dim=1)
+    """[P ; X], the prompts cast to X's dtype where they meet it; one prompt, [1, m, d], is every row's."""
+    if prompts is None:
+        return embeddings
+    return torch.cat([prompts.to(embeddings.dtype).expand(len(embeddings), -1, -1), embeddings], dim=1)

@@ -73,6 +73,10 @@ class DecoderOnlyBackbone(FrozenBackbone):
     # the input's own pass
 
     @property
+    def shares_prompts(self) -> bool:
+        return self.own_attention
+
+    @property
     def cache_bytes_per_token(self) -> int:
         layers, key_heads, width = self._key_shape
         return 2 * layers * key_heads * width * self.dtype.itemsize
@@ -132,7 +136,7 @@ class DecoderOnlyBackbone(FrozenBackbone):
         Args:
             tail: embeddings, [n, s, d]; n = rows · tails.
             mask: between the tail's own positions, [1, 1, s, s]; causal without it.
-            steps: each position's distance from the input's end, [s]; in order without it.
+            steps: each position's distance from the input's end, [s] or [n, s]; in order without it.
             at: rows and positions.
 
         Raises:
@@ -147,8 +151,52 @@ class DecoderOnlyBackbone(FrozenBackbone):
             tail, past, at, attention_mask=mask, position_ids=positions, past_mask=past.mask(tail.dtype)
         )
 
+    def _hidden_behind_prompts(
+        self,
+        prompts: Tensor | None,
+        sequence: Tensor,
+        at: tuple[Tensor, Tensor],
+        mask: Tensor | None = None,
+        steps: Tensor | None = None,
+    ) -> Tensor:
+        """Hidden states of a sequence that stands behind prompts, at the rows and positions `at` of it, [k, d].
+
+        A prompt that all rows share has a pass of its own: no input enters it, so its keys and values are computed
+        once, not once a row, and their gradients are the sums of all rows'.
+
+        Args:
+            prompts: [b, m, d], or [1, m, d] for all rows; None where there are none.
+            sequence: [b, s, d].
+            at: rows and positions.
+            mask: between the sequence's own positions, [b, 1, s, s]; causal without it.
+            steps: each position's distance from the prompt's end, [b, s]; in order without it.
+        """
+        b, s = sequence.shape[:2]
+        m = prompts.shape[1] if prompts is not None else 0
+        window = self._window
+        if prompts is not None and m and len(prompts) < b and self.shares_prompts and not (window and m + s > window):
+            keep: list[tuple[Tensor, Tensor]] = []
+            self._hidden(prompts.to(sequence.dtype), keep=keep)
+            keys, values = (torch.stack(parts) for parts in zip(*keep, strict=True))
+            past = Past(keys, values, torch.tensor([m]).to(self.device), padded=False, tails=b)
+            return self._hidden_behind(past, sequence, mask, steps, at)
+        arguments: dict[str, Any] = {}
+        if mask is not None and steps is not None:
+            whole = causal_mask(m + s, mask.dtype, mask.device).repeat(b, 1, 1, 1)
+            whole[:, :, m:, m:] = mask
+            before = torch.arange(m, device=steps.device).expand(b, -1)
+            arguments = {"attention_mask": whole, "position_ids": torch.cat([before, m + steps], dim=1)}
+        rows, columns = at
+        return self._hidden(with_prompts(sequence, prompts), at=(rows, m + columns), **arguments)
+
+    @property
+    def _window(self) -> int | None:
+        """How far the model's layers look back, where they do not look back to the first position."""
+        window: int | None = getattr(self.model.config, "sliding_window", None)
+        return window
+
     def _check_window(self, positions: int) -> None:
-        window = getattr(self.model.config, "sliding_window", None)
+        window = self._window
         if window and positions > window:
             raise AttemptError(
                 f"a row of {positions} positions is longer than the sliding window of {self.name} ({window}), "
@@ -163,14 +211,13 @@ class DecoderOnlyBackbone(FrozenBackbone):
     ) -> Tensor:
         b, longest = batch.target_ids.shape
         if past is not None and prompts is not None:
-            tail = prompts.to(embeddings.dtype)
+            tail = prompts.to(embeddings.dtype).expand(b, -1, -1)
             if longest > 1:
                 tail = torch.cat([tail, self.embed(batch.target_ids[:, :-1])], dim=1)
             rows, steps = self._target_positions(batch.target_lengths)
             at = self._hidden_behind(past, tail, at=(rows, prompts.shape[1] - 1 + steps))  # of [b, m + c - 1, d]
             scores = self._token_log_likelihoods(at, batch.target_ids[rows, steps, None])[:, 0]
             return torch.zeros(b, device=scores.device).index_add(0, rows, scores)
-        length = prompts.shape[1] if prompts is not None else 0
         sequence = embeddings
         if longest > 1:  # every token of the target but the last is read before the next is predicted
             sequence = torch.cat([embeddings, embeddings.new_zeros(b, longest - 1, embeddings.shape[2])], dim=1)
@@ -178,8 +225,7 @@ class DecoderOnlyBackbone(FrozenBackbone):
             columns = batch.input_lengths[rows] + steps
             sequence[rows, columns] = self.embed(batch.target_ids[rows, steps])
         rows, steps = self._target_positions(batch.target_lengths)
-        predicted_from = length + batch.input_lengths[rows] - 1 + steps
-        at = self._hidden(with_prompts(sequence, prompts), at=(rows, predicted_from))  # of [b, m + l + c - 1, d]
+        at = self._hidden_behind_prompts(prompts, sequence, (rows, batch.input_lengths[rows] - 1 + steps))
         scores = self._token_log_likelihoods(at, batch.target_ids[rows, steps, None])[:, 0]
         return torch.zeros(b, device=scores.device).index_add(0, rows, scores)
 
@@ -196,33 +242,33 @@ class DecoderOnlyBackbone(FrozenBackbone):
         tree = _Branches(labels, device)
         branches = torch.arange(tree.count, device=device)
         if past is not None and prompts is not None:
-            n, m = prompts.shape[:2]
-            tail = prompts.to(embeddings.dtype)
+            n, m = b * past.tails, prompts.shape[1]
+            tail = prompts.to(embeddings.dtype).expand(n, -1, -1)
             if tree.count:
                 tail = torch.cat([tail, self.embed(tree.ids).expand(n, -1, -1)], dim=1)
-            steps = torch.cat([torch.arange(m, device=device), m + tree.steps])
+            order = torch.cat([torch.arange(m, device=device), m + tree.steps])
             wanted = torch.cat([branches.new_tensor([m - 1]), m + branches]).expand(n, -1)
-            mask = _additive(tree.allowed(m), tail.dtype)
-            hidden = self._hidden_behind(past, tail, mask, steps, at=_every_row(wanted))
+            seen = _additive(tree.allowed(m), tail.dtype)
+            hidden = self._hidden_behind(past, tail, seen, order, at=_every_row(wanted))
             return self._branch_scores(hidden.view(n, 1 + tree.count, -1), labels, tree)
         length = prompts.shape[1] if prompts is not None else 0
-        window = getattr(self.model.config, "sliding_window", None)
+        window = self._window
         if tree.count and window and length + embeddings.shape[1] + max(map(len, labels)) > window:
             # our mask of branches would let layers with a sliding window (Mistral, Gemma 3) see beyond it
             return self._label_by_label(batch, embeddings, prompts, labels)
-        ends = length + batch.input_lengths  # [b], where a row's prefix ends
-        sequence = with_prompts(embeddings, prompts)
-        width = sequence.shape[1]
-        wanted = torch.cat([ends[:, None] - 1, (width + branches).expand(b, -1)], dim=1)
-        arguments: dict[str, Any] = {}
+        ends = batch.input_lengths[:, None]  # [b, 1], where a row's input ends
+        width = embeddings.shape[1]
+        wanted = torch.cat([ends - 1, (width + branches).expand(b, -1)], dim=1)
+        sequence = embeddings
+        mask: Tensor | None = None
+        steps: Tensor | None = None
         if tree.count:
-            sequence = torch.cat([sequence, self.embed(tree.ids).expand(b, -1, -1)], dim=1)
-            positions = torch.arange(width, device=device).expand(b, -1)
-            positions = torch.cat([positions, ends[:, None] + tree.steps], dim=1)
+            sequence = torch.cat([embeddings, self.embed(tree.ids).expand(b, -1, -1)], dim=1)
+            steps = torch.cat([torch.arange(width, device=device).expand(b, -1), ends + tree.steps], dim=1)
             allowed = tree.allowed(width).repeat(b, 1, 1)
-            allowed[:, width:, :width] = (torch.arange(width, device=device) < ends[:, None])[:, None, :]
-            arguments = {"attention_mask": _additive(allowed, sequence.dtype), "position_ids": positions}
-        hidden = self._hidden(sequence, at=_every_row(wanted), **arguments)
+            allowed[:, width:, :width] = (torch.arange(width, device=device) < ends)[:, None, :]
+            mask = _additive(allowed, sequence.dtype)
+        hidden = self._hidden_behind_prompts(prompts, sequence, _every_row(wanted), mask, steps)
         return self._branch_scores(hidden.view(b, 1 + tree.count, -1), labels, tree)
 
     def _branch_scores(self, hidden: Tensor, labels: Sequence[Sequence[int]], tree: _Branches) -> Tensor:
@@ -263,7 +309,7 @@ class DecoderOnlyBackbone(FrozenBackbone):
         index = (torch.arange(embeddings.shape[1], device=embeddings.device) - shift[:, None]) % embeddings.shape[1]
         sequence = embeddings.gather(1, index[..., None].expand_as(embeddings))
         if prompts is not None and placement == "after":
-            sequence = torch.cat([sequence, prompts.to(sequence.dtype)], dim=1)
+            sequence = torch.cat([sequence, prompts.to(sequence.dtype).expand(len(sequence), -1, -1)], dim=1)
         elif prompts is not None:  # the pads before X move before P
             sequence = with_prompts(embeddings, prompts)
             index = (torch.arange(sequence.shape[1], device=sequence.device) - shift[:, None]) % sequence.shape[1]

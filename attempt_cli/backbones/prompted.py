@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -55,6 +55,18 @@ class PromptedModel:
         """m; 0 for the bare model."""
         return self.mixture.length if self.mixture is not None else 0
 
+    def one_for_all(self, tasks: Iterable[int]) -> bool:
+        """Whether rows of these tasks all have the same prompt: they are of one task, and no input is looked at."""
+        return self.mixture is not None and self.mixture.attention is None and len(set(tasks)) == 1
+
+    def overhead(self, tasks: Iterable[int] = (0,)) -> int:
+        """Positions that a prompt adds to every row of a batch of these tasks.
+
+        m, or 0 where one prompt stands before all rows and has a pass of its own.
+        """
+        alone = self.placement == "before" and self.backbone.shares_prompts and self.one_for_all(tasks)
+        return 0 if alone else self.prompt_length
+
     def prompts(self, batch: Batch, embeddings: Tensor, task_ids: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         """The rows' prompts as they enter the model, [b, m, d], and the mixture's weights, [b, t + 1]."""
         if self.mixture is None:
@@ -70,7 +82,7 @@ class PromptedModel:
     def log_likelihood(self, rows: Sequence[EncodedRow], task_ids: Tensor | None = None) -> Tensor:
         """log p of each row's own target, [b], differentiable in the mixture."""
         batch, embeddings = self._enter(rows, task_ids)
-        prompts, _ = self.prompts(batch, embeddings, task_ids)
+        prompts, _ = self._prompts(rows, batch, embeddings, task_ids)
         return self.backbone.target_log_likelihood(batch, embeddings, prompts, self._read(rows))
 
     @torch.no_grad()
@@ -79,7 +91,7 @@ class PromptedModel:
     ) -> tuple[Tensor, Tensor | None]:
         """log p of every label word for every row, [b, c], and the mixture's weights, [b, t + 1]."""
         batch, embeddings = self._enter(rows, task_ids)
-        prompts, weights = self.prompts(batch, embeddings, task_ids)
+        prompts, weights = self._prompts(rows, batch, embeddings, task_ids)
         return self.backbone.label_log_likelihoods(batch, embeddings, prompts, labels, self._read(rows)), weights
 
     @torch.no_grad()
@@ -88,8 +100,18 @@ class PromptedModel:
     ) -> tuple[list[str], Tensor | None]:
         """The model's continuation of every row, and the mixture's weights."""
         batch, embeddings = self._enter(rows, task_ids)
-        prompts, weights = self.prompts(batch, embeddings, task_ids)
+        prompts, weights = self._prompts(rows, batch, embeddings, task_ids)
         return self.backbone.generate(batch, embeddings, prompts, max_new_tokens, self.placement), weights
+
+    def _prompts(
+        self, rows: Sequence[EncodedRow], batch: Batch, embeddings: Tensor, task_ids: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """As `prompts`, but [1, m, d] where one is for all."""
+        if not self.one_for_all([row.task for row in rows] if task_ids is None else task_ids.tolist()):
+            return self.prompts(batch, embeddings, task_ids)
+        one = (batch.task_ids if task_ids is None else task_ids)[:1]
+        prompts, weights = self.prompts(batch, embeddings, one)
+        return prompts, None if weights is None else weights.expand(len(rows), -1)
 
     def _read(self, rows: Sequence[EncodedRow]) -> Past | None:
         after = self.placement == "after" and self.mixture is not None

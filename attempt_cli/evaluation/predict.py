@@ -162,10 +162,10 @@ def _batches(
     backbone = asked[0].model.backbone
     labels = [backbone.label_tokens(one.task.label_words) if one.task.is_classification else [] for one in asked]
     behind = max(sum(len(word) for word in words) if words else MAX_NEW_TOKENS for words in labels)
-    prompt_length = max(one.model.prompt_length for one in asked)
+    prompt = max(one.model.overhead() for one in asked)
     lengths = [len(row.input_ids) for row in encoded]
     scored = [number for number, words in enumerate(labels) if words]
-    for indices in by_length(lengths, prompt_length + behind, max_tokens, least=backbone.least_positions):
+    for indices in by_length(lengths, prompt + behind, max_tokens, least=backbone.least_positions):
         rows = [encoded[i] for i in indices]
         results: list[list[Prediction]] = [[] for _ in asked]
         answers = score_many(

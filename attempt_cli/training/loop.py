@@ -274,15 +274,17 @@ def gradient_step(
     # behind an input that is read once, only the prompt and the target are trained through
     after = model.placement == "after"
     lengths = [(0 if after else len(row.input_ids)) + len(row.target_ids) for row in mine]
+    prompt = model.overhead(row.task for row in mine)
     least = model.backbone.least_positions
-    for micro in by_length(lengths, model.prompt_length, config.max_tokens, config.batch_size, least=least):
+    for micro in by_length(lengths, prompt, config.max_tokens, config.batch_size, least=least):
         share = -model.log_likelihood([mine[i] for i in micro]).sum() / tokens
         share.backward()  # type: ignore[no-untyped-call]
         loss += share.detach()
         if positions is not None:
-            overhead = model.prompt_length - 1  # the last target token is predicted, not read
-            positions.computed += len(micro) * (max(lengths[i] for i in micro) + overhead)
-            positions.real += sum(lengths[i] + overhead for i in micro)
+            overhead = prompt - 1  # the last target token is predicted, not read
+            once = model.prompt_length - prompt  # of a prompt that is before all rows
+            positions.computed += len(micro) * (max(lengths[i] for i in micro) + overhead) + once
+            positions.real += sum(lengths[i] + overhead for i in micro) + once
     gradients: list[Tensor] = []
     for parameter in trained_tensors(model.trained):
         if parameter.grad is None:  # a process may have no rows in the last batch of an epoch

@@ -18,7 +18,7 @@ from attempt_cli.method import PromptAttention, PromptMixture
 from attempt_cli.training.memory import activation_bytes
 from tests.backbones.plain import greedy, plain_model
 from tests.backbones.test_scores import close, rows_of
-from tests.models import save_llama
+from tests.models import save_llama, save_mistral
 
 DECODERS = ("llama", "gpt2")
 LABELS = ("yes", "no", "nothing", "entailment", "entailed")
@@ -207,22 +207,7 @@ def test_an_encoder_decoder_reads_prompt_and_input_as_one(backbones: dict[str, F
 
 
 def test_layers_with_a_window_are_not_asked_to_look_beyond_it(tmp_path: Path) -> None:
-    from transformers import MistralConfig, MistralForCausalLM
-
-    from tests.models import WIDTH, byte_level_tokenizer, save
-
-    tokenizer = byte_level_tokenizer(start="<s>")
-    config = MistralConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=WIDTH,
-        intermediate_size=40,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=128,
-        sliding_window=24,
-    )
-    folder = save(MistralForCausalLM(config), tokenizer, tmp_path / "mistral")
+    folder = save_mistral(tmp_path / "mistral", sliding_window=24)
     backbone = load_backbone(str(folder), device="cpu", dtype="float32")
     model = prompted(backbone)
     short = EncodedRow(backbone.encode(["it is"], None, 64)[0].input_ids[:3], backbone.target_tokens("yes", end=False))
