@@ -44,12 +44,13 @@ fi
 [ -f mnli.yaml ] || $ATTEMPT tasks show mnli --yaml \
   | sed 's/^split_rule: .*/split_rule: held-out/; s/^splits: .*/splits: {test: validation_matched}/' > mnli.yaml
 
-# source TASK [options]: up to 2,000 steps (MNLI, which learns longest, 4,000); it ends when four evaluations in a row
-# were no better than the best
+# source TASK [options]: up to 2,000 steps (MNLI, QNLI and SST-2, which learn longest, 4,000); it ends when four
+# evaluations in a row were no better than the best
 source_prompt() {
   local task=$1 rows=$1 steps=2000
   shift
-  [ "$task" = mnli ] && rows=mnli.yaml steps=4000
+  case $task in mnli | qnli | sst2) steps=4000 ;; esac
+  [ "$task" = mnli ] && rows=mnli.yaml
   $ATTEMPT registry show "$task" > /dev/null 2>&1 && return
   $ATTEMPT train-source "$rows" --prompt-length 10 --batch-size 8 --steps "$steps" --patience 4 --eval-every 200 \
     --train-limit 2000 --max-length 128 --resume "$@"
