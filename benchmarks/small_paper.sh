@@ -79,7 +79,7 @@ for part in "$@"; do
         --sources mnli,multirc,qqp,qnli,sst2,cola --methods prompt-tuning,attempt,attempt-m \
         --seeds "${SEEDS:-3}" --steps "$STEPS" --train-limit 500 "${grid[@]}" --output results
       ;;
-    sweep) # learning rates of prompts and of G, and the temperature around its default of e·√576 = 65.2
+    sweep) # learning rates of prompts and of G, the temperature around its default of e·√576 = 65.2, and five times the steps
       sweep() {
         local name=$1
         shift
@@ -93,6 +93,7 @@ for part in "$@"; do
         sweep "prompts-$rate" --methods spot,attempt --learning-rate $rate
       done
       for rate in 0.001 0.1; do sweep "attention-$rate" --methods attempt --attention-learning-rate $rate; done
+      sweep "steps-$((5 * STEPS))" --methods prompt-tuning,spot,attempt --steps $((5 * STEPS))
       ;;
     *) echo "no part named '$part': sources, source:TASK, table3, table4, fig6, sweep" >&2 && exit 2 ;;
   esac

@@ -172,15 +172,27 @@ def _everything(settings: Settings, registry: Registry, name: str, kind: str) ->
     row["removed_ancestors"] = list(lineage.removed)
     row["children"] = list(lineage.children)
     row["compositions"] = [composition.ref for composition in lineage.compositions]
-    row["made_by_runs"] = [_run_summary(settings, run) for run in lineage.made_by]
-    row["used_by_runs"] = [_run_summary(settings, run) for run in lineage.used_by]
+    row["made_by_runs"] = _run_summaries(settings, lineage.made_by)
+    row["used_by_runs"] = _run_summaries(settings, lineage.used_by)
     return row | long
 
 
-def _run_summary(settings: Settings, run: Run) -> Any:
+def _run_summaries(settings: Settings, runs: Sequence[Run]) -> list[Any]:
+    """Runs for JSON each by itself, for the eye those of one command together: a grid has hundreds."""
     if settings.output.format == "json":
-        return {"id": run.id, "command": run.command, "created": run.created}
-    return f"{run.id} ({run.command}, {run.created})"
+        return [{"id": run.id, "command": run.command, "created": run.created} for run in runs]
+    together: dict[str, list[Run]] = {}
+    for run in runs:
+        together.setdefault(run.command, []).append(run)
+    summaries = []
+    for command, alike in together.items():
+        first, last = alike[0], alike[-1]
+        if first is last:
+            summaries.append(f"{first.id} ({command}, {first.created})")
+        else:
+            ids = f"{len(alike)} from {first.id} to {last.id}"
+            summaries.append(f"{ids} ({command}, {first.created} to {last.created})")
+    return summaries
 
 
 @command.command()

@@ -349,6 +349,15 @@ numbers            accuracy: 0.8125
     )
 
 
+def test_show_puts_the_runs_of_one_command_together(cli: Cli, filled: Registry) -> None:
+    empty: dict[str, Any] = {"settings": {}, "rows": {}, "budget": {}, "numbers": {}, "versions": {}}
+    for _ in range(3):
+        filled.add_run(command="grid", seed=0, duration=1.0, inputs=["rte"], **empty)
+    assert f"used_by_runs       2 (eval, {NOW}), 3 from 3 to 5 (grid, {NOW} to {NOW})\n" in cli("show", "rte").out
+    shown = json.loads(cli("show", "rte", format="json").out)["prompt"]["used_by_runs"]
+    assert [run["id"] for run in shown] == [2, 3, 4, 5]
+
+
 def test_show_as_json(cli: Cli, filled: Registry) -> None:
     prompt = json.loads(cli("show", "sst2@1", format="json").out)["prompt"]
     assert prompt["ref"] == "sst2@1"
