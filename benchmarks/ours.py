@@ -103,7 +103,8 @@ def label_scoring(
         store = InputCache(CACHE_BYTES)
         store.plan([rows], model.backbone.cache_bytes_per_token)
     lengths = [len(row.input_ids) for row in rows]
-    overhead = model.overhead() + sum(map(len, labels))
+    behind = sum(map(len, labels))
+    overhead = model.overhead(max(lengths) + behind) + behind
     least = model.backbone.least_positions
     batches = [[rows[i] for i in group] for group in by_length(lengths, overhead, max_tokens, least=least)]
 

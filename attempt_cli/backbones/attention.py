@@ -1,8 +1,8 @@
 """The attention that decoder-only backbones run with: it can read keys and values that were computed before.
 
-transformers calls it by the name `attempt`. Without `past` it is the library's causal attention. With `past` (the keys
-and values of inputs, each standing before several tails) no gradient goes into the inputs' part, no key is repeated
-for grouped heads, and none is copied for the tails that share an input.
+transformers calls it by the name `attempt`. Without `past` it is the library's causal attention. With `past` (keys and
+values of what stands before several tails: an input before prompts, or a prompt before inputs) they are not computed
+again, no key is repeated for grouped heads, and matrix products copy none for the tails that share it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -29,26 +29,31 @@ _FOREIGN = ("softcap", "s_aux", "position_bias")
 
 @dataclass(frozen=True)
 class Past:
-    """Keys and values of inputs, computed once, without gradient.
+    """Keys and values of what stands before tails, computed once: of inputs, without gradient, or of a prompt, with it.
 
     Args:
-        keys, values: of all layers, [layers, b, g, l, e]: g key heads of width e; pads on the right.
-        lengths: real tokens of each input, [b].
-        padded: whether any input has pads.
-        tails: how many tails stand behind each input; row i's tails are rows i·tails … of the tails' batch.
+        keys, values: of each layer, [b, g, l, e]: g key heads of width e; pads on the right.
+        lengths: real positions of each, [b].
+        padded: whether any has pads.
+        tails: how many tails stand behind each; row i's tails are rows i·tails … of the tails' batch.
     """
 
-    keys: Tensor
-    values: Tensor
+    keys: Sequence[Tensor]
+    values: Sequence[Tensor]
     lengths: Tensor
     padded: bool
     tails: int = 1
+
+    @property
+    def width(self) -> int:
+        """l, pads included."""
+        return self.keys[0].shape[2]
 
     def mask(self, dtype: torch.dtype) -> Tensor | None:
         """0 at real tokens and the dtype's minimum at pads, [b, 1, 1, l]; None where there are no pads."""
         if not self.padded:
             return None
-        pads = torch.arange(self.keys.shape[3], device=self.keys.device) >= self.lengths[:, None]
+        pads = torch.arange(self.width, device=self.lengths.device) >= self.lengths[:, None]
         mask = torch.zeros(pads.shape, dtype=dtype, device=pads.device)
         return mask.masked_fill(pads, torch.finfo(dtype).min)[:, None, None]
 
@@ -86,7 +91,7 @@ def attention(
         keep.append((key, value))
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     # sdpa needs the past once for every tail; that pays where the tails are the longer part
-    if kernel == "sdpa" and (past is None or past.tails == 1 or past.keys.shape[3] <= query.shape[2]):
+    if kernel == "sdpa" and (past is None or past.tails == 1 or past.width <= query.shape[2]):
         output = _sdpa(module.layer_idx, query, key, value, attention_mask, scale, past, past_mask)
     else:
         output = _plain(module.layer_idx, query, key, value, attention_mask, scale, past, past_mask)
@@ -146,13 +151,14 @@ def _sdpa(
 ) -> Tensor:
     if past is not None:
         keys, values = past.keys[layer], past.values[layer]
-        if past.tails > 1:
+        if len(keys) < len(query):
             keys, values = (both.repeat_interleave(past.tails, dim=0) for both in (keys, values))
             past_mask = None if past_mask is None else past_mask.repeat_interleave(past.tails, dim=0)
         if mask is not None or past_mask is not None:
-            b, s, length = len(query), query.shape[2], keys.shape[2]
+            s, length = query.shape[2], keys.shape[2]
             before = query.new_zeros(1, 1, 1, length) if past_mask is None else past_mask
             own = query.new_zeros(1, 1, s, s) if mask is None else mask
+            b = max(len(before), len(own))  # one mask for all rows where they have it
             mask = torch.cat([before.expand(b, -1, s, -1), own.expand(b, -1, -1, -1)], dim=-1)
         key, value = torch.cat([keys, key], dim=2), torch.cat([values, value], dim=2)
     return torch.nn.functional.scaled_dot_product_attention(

@@ -194,9 +194,12 @@ class FrozenBackbone(ABC):
             )
         return placement
 
-    @property
-    def shares_prompts(self) -> bool:
-        """Whether a prompt before all rows of a batch is computed once, not once a row."""
+    def shares_prompts(self, positions: int) -> bool:
+        """Whether a prompt before all rows of a batch is computed once, not once a row.
+
+        Args:
+            positions: of the longest row, its prompt included.
+        """
         return False
 
     @property

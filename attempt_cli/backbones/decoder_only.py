@@ -70,11 +70,11 @@ class DecoderOnlyBackbone(FrozenBackbone):
         ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
 
-    # the input's own pass
+    def shares_prompts(self, positions: int) -> bool:
+        # the compiler would meet as many prompts' passes as there are layers, each with another layer's keys
+        return self.own_attention and self.length_multiple == 1 and not self._beyond_reach(positions)
 
-    @property
-    def shares_prompts(self) -> bool:
-        return self.own_attention
+    # the input's own pass
 
     @property
     def cache_bytes_per_token(self) -> int:
@@ -114,7 +114,7 @@ class DecoderOnlyBackbone(FrozenBackbone):
             fresh = self._read_group(Group("", tuple(tuple(rows[place].input_ids) for place in places)))
             both[:, :, places, :, : fresh.shape[4]] = fresh.permute(1, 2, 0, 3, 4, 5)
         padded = min(lengths) < longest
-        return Past(both[:, 0], both[:, 1], torch.tensor(lengths).to(self.device), padded)
+        return Past(both[:, 0].unbind(), both[:, 1].unbind(), torch.tensor(lengths).to(self.device), padded)
 
     def _read_group(self, group: Group) -> Tensor:
         """Keys and values of a group's rows, [rows, layers, 2, g, l, e]."""
@@ -131,12 +131,12 @@ class DecoderOnlyBackbone(FrozenBackbone):
         steps: Tensor | None = None,
         at: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        """Hidden states of a tail that stands behind inputs that were read, [n, s, d]; with `at` those only, [k, d].
+        """Hidden states of tails that stand behind what has its keys already, [n, s, d]; with `at` those only, [k, d].
 
         Args:
             tail: embeddings, [n, s, d]; n = rows · tails.
-            mask: between the tail's own positions, [1, 1, s, s]; causal without it.
-            steps: each position's distance from the input's end, [s] or [n, s]; in order without it.
+            mask: between the tail's own positions, [1 or n, 1, s, s]; causal without it.
+            steps: each position's distance from where the tail begins, [s] or [n, s]; in order without it.
             at: rows and positions.
 
         Raises:
@@ -144,7 +144,7 @@ class DecoderOnlyBackbone(FrozenBackbone):
         """
         s = tail.shape[1]
         lengths = past.lengths.repeat_interleave(past.tails)
-        self._check_window(past.keys.shape[3] + s)
+        self._check_reach(past.width + s)
         positions = lengths[:, None] + (torch.arange(s, device=tail.device) if steps is None else steps)
         mask = causal_mask(s, tail.dtype, tail.device) if mask is None else mask
         return self._hidden(
@@ -173,15 +173,15 @@ class DecoderOnlyBackbone(FrozenBackbone):
         """
         b, s = sequence.shape[:2]
         m = prompts.shape[1] if prompts is not None else 0
-        window = self._window
-        if prompts is not None and m and len(prompts) < b and self.shares_prompts and not (window and m + s > window):
+        if prompts is not None and m and len(prompts) < b and self.shares_prompts(m + s):
             keep: list[tuple[Tensor, Tensor]] = []
-            self._hidden(prompts.to(sequence.dtype), keep=keep)
-            keys, values = (torch.stack(parts) for parts in zip(*keep, strict=True))
+            nobody_s = torch.zeros(1, dtype=torch.long, device=self.device)  # the last layer's output is not looked at
+            self._hidden(prompts.to(sequence.dtype), keep=keep, at=(nobody_s, nobody_s))
+            keys, values = zip(*keep, strict=True)
             past = Past(keys, values, torch.tensor([m]).to(self.device), padded=False, tails=b)
             return self._hidden_behind(past, sequence, mask, steps, at)
-        arguments: dict[str, Any] = {}
-        if mask is not None and steps is not None:
+        arguments: dict[str, Any] = {} if mask is None else {"attention_mask": mask, "position_ids": steps}
+        if m and mask is not None and steps is not None:
             whole = causal_mask(m + s, mask.dtype, mask.device).repeat(b, 1, 1, 1)
             whole[:, :, m:, m:] = mask
             before = torch.arange(m, device=steps.device).expand(b, -1)
@@ -190,17 +190,30 @@ class DecoderOnlyBackbone(FrozenBackbone):
         return self._hidden(with_prompts(sequence, prompts), at=(rows, m + columns), **arguments)
 
     @property
-    def _window(self) -> int | None:
-        """How far the model's layers look back, where they do not look back to the first position."""
-        window: int | None = getattr(self.model.config, "sliding_window", None)
-        return window
+    def _reach(self) -> int | None:
+        """Up to how many positions a row is computed alike, whatever its length and its parts; None without a bound.
 
-    def _check_window(self, positions: int) -> None:
-        window = self._window
-        if window and positions > window:
+        Layers with a sliding window do not look back farther; some rotary embeddings turn otherwise in longer passes.
+        """
+        config = self.model.config
+        bounds: list[int | None] = [getattr(config, "sliding_window", None)]
+        rotary = getattr(config, "rope_parameters", None) or {}
+        for settings in (rotary, *rotary.values()):  # of the model, or of each kind of layer
+            if isinstance(settings, dict) and settings.get("rope_type") in ("longrope", "dynamic"):
+                first = settings.get("original_max_position_embeddings")
+                bounds.append(first or getattr(config, "original_max_position_embeddings", None) or self.max_positions)
+        return min((bound for bound in bounds if bound), default=None)
+
+    def _beyond_reach(self, positions: int) -> bool:
+        reach = self._reach
+        return reach is not None and positions > reach
+
+    def _check_reach(self, positions: int) -> None:
+        if self._beyond_reach(positions):
             raise AttemptError(
-                f"a row of {positions} positions is longer than the sliding window of {self.name} ({window}), "
-                "and its layers would have to forget a part of an input that was read whole",
+                f"a row of {positions} positions is longer than what the layers of {self.name} compute alike "
+                f"({self._reach}: a sliding window, or rotary positions that change with the length), "
+                "and its input was read for itself",
                 "Give a shorter --max-length, or train with --placement before.",
             )
 
@@ -252,8 +265,7 @@ class DecoderOnlyBackbone(FrozenBackbone):
             hidden = self._hidden_behind(past, tail, seen, order, at=_every_row(wanted))
             return self._branch_scores(hidden.view(n, 1 + tree.count, -1), labels, tree)
         length = prompts.shape[1] if prompts is not None else 0
-        window = self._window
-        if tree.count and window and length + embeddings.shape[1] + max(map(len, labels)) > window:
+        if tree.count and self._beyond_reach(length + embeddings.shape[1] + max(map(len, labels))):
             # our mask of branches would let layers with a sliding window (Mistral, Gemma 3) see beyond it
             return self._label_by_label(batch, embeddings, prompts, labels)
         ends = batch.input_lengths[:, None]  # [b, 1], where a row's input ends
@@ -337,7 +349,7 @@ class DecoderOnlyBackbone(FrozenBackbone):
         if self.own_attention:
             config = self.model.config
             _, key_heads, width = self._key_shape
-            keys = sequence.shape[1] + (past.keys.shape[3] if past is not None else 0)
+            keys = sequence.shape[1] + (past.width if past is not None else 0)
             heads = config.num_attention_heads
             backward = torch.is_grad_enabled()
             arguments["kernel"] = choose_kernel(Shape(self.device, self.dtype, heads, key_heads, width, keys, backward))

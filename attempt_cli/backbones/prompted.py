@@ -59,16 +59,24 @@ class PromptedModel:
         """Whether rows of these tasks all have the same prompt: they are of one task, and no input is looked at."""
         return self.mixture is not None and self.mixture.attention is None and len(set(tasks)) == 1
 
-    def overhead(self, tasks: Iterable[int] = (0,)) -> int:
-        """Positions that a prompt adds to every row of a batch of these tasks.
+    def overhead(self, longest: int, tasks: Iterable[int] = (0,)) -> int:
+        """Positions that a prompt adds to every row where scores are computed.
 
-        m, or 0 where one prompt stands before all rows and has a pass of its own.
+        m, or 0 where one prompt stands before all rows and has a pass of its own. Generation repeats it for every row.
+
+        Args:
+            longest: positions of the longest row, without the prompt.
+            tasks: of the rows.
         """
-        alone = self.placement == "before" and self.backbone.shares_prompts and self.one_for_all(tasks)
-        return 0 if alone else self.prompt_length
+        before = self.placement == "before" and self.backbone.shares_prompts(longest + self.prompt_length)
+        return 0 if before and self.one_for_all(tasks) else self.prompt_length
 
     def prompts(self, batch: Batch, embeddings: Tensor, task_ids: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        """The rows' prompts as they enter the model, [b, m, d], and the mixture's weights, [b, t + 1]."""
+        """The prompts as they enter the model and the mixture's weights: of each row, or of each task that is given.
+
+        Returns:
+            [b, m, d] and [b, t + 1]; None where there are none.
+        """
         if self.mixture is None:
             return None, None
         if task_ids is None:
@@ -82,7 +90,7 @@ class PromptedModel:
     def log_likelihood(self, rows: Sequence[EncodedRow], task_ids: Tensor | None = None) -> Tensor:
         """log p of each row's own target, [b], differentiable in the mixture."""
         batch, embeddings = self._enter(rows, task_ids)
-        prompts, _ = self._prompts(rows, batch, embeddings, task_ids)
+        prompts, _ = self._entering_prompts(rows, batch, embeddings, task_ids)
         return self.backbone.target_log_likelihood(batch, embeddings, prompts, self._read(rows))
 
     @torch.no_grad()
@@ -91,7 +99,7 @@ class PromptedModel:
     ) -> tuple[Tensor, Tensor | None]:
         """log p of every label word for every row, [b, c], and the mixture's weights, [b, t + 1]."""
         batch, embeddings = self._enter(rows, task_ids)
-        prompts, weights = self._prompts(rows, batch, embeddings, task_ids)
+        prompts, weights = self._entering_prompts(rows, batch, embeddings, task_ids)
         return self.backbone.label_log_likelihoods(batch, embeddings, prompts, labels, self._read(rows)), weights
 
     @torch.no_grad()
@@ -100,10 +108,10 @@ class PromptedModel:
     ) -> tuple[list[str], Tensor | None]:
         """The model's continuation of every row, and the mixture's weights."""
         batch, embeddings = self._enter(rows, task_ids)
-        prompts, weights = self._prompts(rows, batch, embeddings, task_ids)
+        prompts, weights = self._entering_prompts(rows, batch, embeddings, task_ids)
         return self.backbone.generate(batch, embeddings, prompts, max_new_tokens, self.placement), weights
 
-    def _prompts(
+    def _entering_prompts(
         self, rows: Sequence[EncodedRow], batch: Batch, embeddings: Tensor, task_ids: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None]:
         """As `prompts`, but [1, m, d] where one is for all."""

@@ -162,8 +162,12 @@ def _batches(
     backbone = asked[0].model.backbone
     labels = [backbone.label_tokens(one.task.label_words) if one.task.is_classification else [] for one in asked]
     behind = max(sum(len(word) for word in words) if words else MAX_NEW_TOKENS for words in labels)
-    prompt = max(one.model.overhead() for one in asked)
     lengths = [len(row.input_ids) for row in encoded]
+    widest = max(lengths, default=0) + behind
+    prompt = max(
+        one.model.overhead(widest) if words else one.model.prompt_length
+        for one, words in zip(asked, labels, strict=True)
+    )
     scored = [number for number, words in enumerate(labels) if words]
     for indices in by_length(lengths, prompt + behind, max_tokens, least=backbone.least_positions):
         rows = [encoded[i] for i in indices]

@@ -274,17 +274,18 @@ def gradient_step(
     # behind an input that is read once, only the prompt and the target are trained through
     after = model.placement == "after"
     lengths = [(0 if after else len(row.input_ids)) + len(row.target_ids) for row in mine]
-    prompt = model.overhead(row.task for row in mine)
+    prompt = model.overhead(max(lengths, default=0), (row.task for row in mine))
     least = model.backbone.least_positions
     for micro in by_length(lengths, prompt, config.max_tokens, config.batch_size, least=least):
         share = -model.log_likelihood([mine[i] for i in micro]).sum() / tokens
         share.backward()  # type: ignore[no-untyped-call]
         loss += share.detach()
         if positions is not None:
-            overhead = prompt - 1  # the last target token is predicted, not read
-            once = model.prompt_length - prompt  # of a prompt that is before all rows
-            positions.computed += len(micro) * (max(lengths[i] for i in micro) + overhead) + once
-            positions.real += sum(lengths[i] + overhead for i in micro) + once
+            longest = max(lengths[i] for i in micro)
+            each = model.overhead(longest, (mine[i].task for i in micro)) if len(micro) > 1 else model.prompt_length
+            once = model.prompt_length - each  # of a prompt that has a pass of its own
+            positions.computed += len(micro) * (longest + each - 1) + once  # the last target token is not read
+            positions.real += sum(lengths[i] + each - 1 for i in micro) + once
     gradients: list[Tensor] = []
     for parameter in trained_tensors(model.trained):
         if parameter.grad is None:  # a process may have no rows in the last batch of an epoch

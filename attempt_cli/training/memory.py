@@ -6,6 +6,7 @@ import contextlib
 import math
 import resource
 import sys
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -64,20 +65,30 @@ def total_memory() -> int:
 
 def activation_bytes(model: PromptedModel, rows: Sequence[EncodedRow]) -> int:
     """Bytes that the backward pass of these rows needs kept, weights not counted."""
-    kept: dict[int, int] = {}
+    kept: weakref.WeakSet[_Kept] = weakref.WeakSet()
 
-    def note(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
+    def note(tensor: Tensor) -> _Kept:
+        holder = _Kept(tensor)
+        kept.add(holder)
+        return holder
 
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda holder: holder.tensor):
         likelihood = model.log_likelihood(rows)
+    # what the backward pass will not come by is gone already; what is left lives at once, each storage at its own place
+    storages = [holder.tensor.untyped_storage() for holder in kept]
+    sizes = {storage.data_ptr(): storage.nbytes() for storage in storages}
     # weights that are trained are cast anew in every pass: which they are is only known after it
     weights = [*model.backbone.model.parameters(), *model.trained.parameters()]
     known = {parameter.untyped_storage().data_ptr() for parameter in weights}
     del likelihood
-    return sum(size for place, size in kept.items() if place not in known)
+    return sum(size for place, size in sizes.items() if place not in known)
+
+
+class _Kept:
+    """A tensor that the backward pass holds on to."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
 
 
 def largest_batch(model: PromptedModel, rows: Sequence[EncodedRow]) -> int:
@@ -91,7 +102,12 @@ def largest_batch(model: PromptedModel, rows: Sequence[EncodedRow]) -> int:
     per_row = 2 * activation_bytes(model, [longest])
     # beside every trained number come its gradient and AdamW's two moments, in fp32
     beside = 12 * sum(tensor.numel() for tensor in model.trained.parameters() if tensor.requires_grad)
-    fits = int((SHARE * free_memory(model.backbone.device) - beside) / max(1, per_row))
+    room = SHARE * free_memory(model.backbone.device) - beside
+    if 3 * per_row < room:  # a row takes less where a prompt has one pass for all
+        two, three = (2 * activation_bytes(model, [longest] * count) for count in (2, 3))
+        per_row = three - two
+        room -= two - 2 * per_row
+    fits = int(room / max(1, per_row))
     if fits < 1:
         raise AttemptError(
             "not even one row fits in the free memory",

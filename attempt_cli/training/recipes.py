@@ -327,7 +327,7 @@ def validation_score(
         lengths = [len(row.input_ids) + len(row.target_ids) for row in encoded]
         with torch.no_grad():
             least = model.backbone.least_positions
-            for indices in by_length(lengths, model.overhead(), config.max_tokens, least=least):
+            for indices in by_length(lengths, model.overhead(max(lengths)), config.max_tokens, least=least):
                 likelihoods += model.log_likelihood([encoded[i] for i in indices]).tolist()
     return score(task, said.texts, examples), sum(likelihoods) / len(likelihoods)
 

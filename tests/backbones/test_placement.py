@@ -96,8 +96,12 @@ def test_label_words_score_as_targets_do(backbone: FrozenBackbone) -> None:
         close(scores[:, j], model.log_likelihood([EncodedRow(row.input_ids, label) for row in rows]).detach())
 
 
-def test_an_input_read_once_serves_many_prompts(backbone: FrozenBackbone) -> None:
+@pytest.mark.parametrize("kernel", ["plain", "sdpa"])
+def test_an_input_read_once_serves_many_prompts(
+    backbone: FrozenBackbone, kernel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Prompts of two lengths, with words of one token and of several, before and after, with several target prompts."""
+    monkeypatch.setattr("attempt_cli.backbones.decoder_only.choose_kernel", lambda _: kernel)
     rows = rows_of(backbone)
     models = [
         prompted(backbone, 3, seed=1),
@@ -213,7 +217,7 @@ def test_layers_with_a_window_are_not_asked_to_look_beyond_it(tmp_path: Path) ->
     short = EncodedRow(backbone.encode(["it is"], None, 64)[0].input_ids[:3], backbone.target_tokens("yes", end=False))
     close(model.log_likelihood([short])[0], plain(folder, short, model.mixture.target_prompts[0] * 0.7))  # type: ignore[union-attr]
     long = EncodedRow(short.input_ids * 9, short.target_ids)
-    with pytest.raises(AttemptError, match="longer than the sliding window"):
+    with pytest.raises(AttemptError, match=r"longer than what the layers of .* compute alike"):
         model.log_likelihood([long])
 
 
