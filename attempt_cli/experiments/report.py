@@ -12,7 +12,7 @@ from attempt_cli.experiments.methods import METHODS, unknown_names
 from attempt_cli.experiments.paper import Experiment
 from attempt_cli.experiments.published import Published, methods_not_run, published_memory, published_scores
 from attempt_cli.experiments.sheet import Sheet
-from attempt_cli.experiments.summary import Row, averages, summarise
+from attempt_cli.experiments.summary import Row, averages, overall, summarise
 
 GIGABYTE = 1e9
 
@@ -59,6 +59,12 @@ class Report:
     def rows(self) -> list[Row]:
         """Means over seeds of every task, then of every group of tasks."""
         return summarise([*self.cells, *averages(self.cells, self.experiment.groups)])
+
+    @property
+    def overall(self) -> list[Row]:
+        """Means over all settings, where the experiment has no groups of tasks whose means it shows."""
+        alike = not self.experiment.groups and not self.experiment.vary_sources
+        return overall(self.cells) if alike and "score" in self.experiment.columns else []
 
     @property
     def lines(self) -> list[dict[str, Any]]:
@@ -164,6 +170,7 @@ class Report:
             "rows": [
                 {**asdict(row), "backbone_parameters": self.backbone_parameters.get(row.backbone)} for row in self.rows
             ],
+            "overall": [asdict(row) for row in self.overall],
             "published": [
                 {"of": of, "method": method, **asdict(number)}
                 for (of, method), number in published.items()
@@ -186,6 +193,16 @@ class Report:
         ]
         if any(row.difference is not None for row in self.rows):
             told.append("Differences are paired by seed against prompt tuning on the same rows with the same steps.")
+        if means := self.overall:
+            settings = len({(cell.task, cell.k) for cell in self.cells})
+            several = len({row.backbone for row in means}) > 1
+            said = []
+            for row in means:
+                text = f"{row.method}{f' ({row.backbone})' if several else ''} {100 * row.mean:.1f}"
+                if row.difference is not None:
+                    text += f" ({with_width(row.difference, row.difference_width, signed=True)})"
+                said.append(text)
+            told.append(f"Mean over all {settings} settings, in brackets the difference: {', '.join(said)}.")
         if steps:
             budget = f"{steps[0]:,}" if len(steps) == 1 else f"{steps[0]:,} to {steps[-1]:,}"
             told.append(f"Budget: {budget} optimiser steps for every trained method.")

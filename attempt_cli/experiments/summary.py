@@ -70,28 +70,46 @@ def averages(cells: Sequence[Cell], groups: Mapping[str, Sequence[str]]) -> list
             if cell.task in there:
                 line = (cell.backbone, cell.k, cell.method, cell.seed)
                 by_seed.setdefault(line, {})[cell.task] = cell
-        for parts in by_seed.values():
-            if len(parts) < len(there):
-                continue
-            of = list(parts.values())
-            prompts = ", ".join(sorted({cell.prompt for cell in of}))
-            mean = sum(cell.score for cell in of) / len(of)
-            made.append(
-                replace(
-                    of[0],
-                    task=name,
-                    score=mean,
-                    n=sum(cell.n for cell in of),
-                    prompt=prompts,
-                    steps=max(cell.steps for cell in of),
-                    attention=None,
-                    # each task may have left out another source: the one of its own rows
-                    sources=max((cell.sources for cell in of if cell.sources is not None), default=None),
-                    peak_memory=max((cell.peak_memory for cell in of if cell.peak_memory is not None), default=None),
-                    key="",
-                )
-            )
+        made += [_mean_cell(name, list(parts.values())) for parts in by_seed.values() if len(parts) == len(there)]
     return made
+
+
+def overall(cells: Sequence[Cell]) -> list[Row]:
+    """Every method's mean over all settings (tasks, and numbers of training rows), by backbone.
+
+    Seeds are what is paired and what the interval is over: a difference that no single setting can show may show in
+    their mean. A method that lacks a setting with some seed has no such mean; nor has anything, where there is one
+    setting only.
+    """
+    by_seed: dict[tuple[str, str, int], dict[object, Cell]] = {}
+    for cell in cells:
+        by_seed.setdefault((cell.backbone, cell.method, cell.seed), {})[cell.task, cell.k] = cell
+    settings = {backbone: {_setting(cell) for cell in cells if cell.backbone == backbone} for backbone, _, _ in by_seed}
+    seeds = {seed for _, _, seed in by_seed}
+    made = [
+        replace(_mean_cell("all", list(parts.values())), k=None)
+        for (backbone, method, _), parts in by_seed.items()
+        if len(settings[backbone]) > 1
+        and all(len(by_seed.get((backbone, method, seed), ())) == len(settings[backbone]) for seed in seeds)
+    ]
+    return summarise(made)
+
+
+def _mean_cell(task: str, of: Sequence[Cell]) -> Cell:
+    """The mean of a seed's cells, as a cell of a task of that name."""
+    return replace(
+        of[0],
+        task=task,
+        score=sum(cell.score for cell in of) / len(of),
+        n=sum(cell.n for cell in of),
+        prompt=", ".join(sorted({cell.prompt for cell in of})),
+        steps=max(cell.steps for cell in of),
+        attention=None,
+        # each task may have left out another source: the one of its own rows
+        sources=max((cell.sources for cell in of if cell.sources is not None), default=None),
+        peak_memory=max((cell.peak_memory for cell in of if cell.peak_memory is not None), default=None),
+        key="",
+    )
 
 
 def _setting(cell: Cell) -> tuple[str, str, int | None]:

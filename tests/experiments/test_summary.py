@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from attempt_cli.experiments.cells import Cell
-from attempt_cli.experiments.summary import averages, summarise
+from attempt_cli.experiments.summary import averages, overall, summarise
 
 
 def cell(task: str, method: str, seed: int, score: float, **others: Any) -> Cell:
@@ -61,3 +61,20 @@ def test_a_group_s_mean_is_a_cell_a_seed() -> None:
 def test_a_seed_that_misses_a_task_has_no_mean() -> None:
     cells = [cell("a", "attempt", 0, 0.2), cell("b", "attempt", 0, 0.4), cell("a", "attempt", 1, 0.9)]
     assert [c.seed for c in averages(cells, {"Pair": ["a", "b"]})] == [0]
+
+
+def test_the_mean_over_all_settings_is_paired_by_seed() -> None:
+    settings = [("a", 4), ("a", 8), ("b", 4)]
+    cells = [
+        cell(task, method, seed, 0.1 * place + shift + 0.02 * seed * (method == "attempt"), k=k)
+        for place, (task, k) in enumerate(settings)
+        for method, shift in (("prompt-tuning", 0.5), ("attempt", 0.6))
+        for seed in (0, 1)
+    ]
+    missing = cell("a", "spot", 0, 0.9, k=4)  # one setting of three
+    plain, attempt = overall([*cells, missing])
+    assert (plain.task, plain.k, plain.method, plain.n) == ("all", None, "prompt-tuning", 150)
+    assert (plain.mean, attempt.mean) == (pytest.approx(0.6), pytest.approx(0.71))
+    assert attempt.difference == pytest.approx(0.11)
+    assert attempt.difference_width == pytest.approx(12.7062 * 0.01, abs=1e-4)  # t(0.975, 1) · 0.01414 / sqrt(2)
+    assert overall([one for one in cells if (one.task, one.k) == ("a", 4)]) == []
