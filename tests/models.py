@@ -29,6 +29,14 @@ from transformers import (
 
 WIDTH = 24
 LAYERS = 2
+LLAMA_SIZES = {
+    "hidden_size": WIDTH,
+    "intermediate_size": 40,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+}
 
 # one token each after a space; everything else is spelt: " no" therefore begins " nothing", and "entailment" and
 # "entailed" share a prefix of several tokens
@@ -92,12 +100,7 @@ def save_llama(folder: Path, *, sentencepiece: bool = False, **config: Any) -> P
     tokenizer = unigram_tokenizer("<s> $A") if sentencepiece else byte_level_tokenizer(start="<s>")
     settings: dict[str, Any] = {
         "vocab_size": len(tokenizer),
-        "hidden_size": WIDTH,
-        "intermediate_size": 40,
-        "num_hidden_layers": LAYERS,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 128,
+        **LLAMA_SIZES,
         "tie_word_embeddings": False,
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
@@ -111,15 +114,7 @@ def save_mistral(folder: Path, **config: Any) -> Path:
     from transformers import MistralConfig, MistralForCausalLM
 
     tokenizer = byte_level_tokenizer(start="<s>")
-    settings: dict[str, Any] = {
-        "vocab_size": len(tokenizer),
-        "hidden_size": WIDTH,
-        "intermediate_size": 40,
-        "num_hidden_layers": LAYERS,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 128,
-    }
+    settings: dict[str, Any] = {"vocab_size": len(tokenizer), **LLAMA_SIZES}
     return save(MistralForCausalLM(MistralConfig(**(settings | config))), tokenizer, folder)
 
 
