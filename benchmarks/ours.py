@@ -15,8 +15,9 @@ from attempt_cli.backbones.input_cache import InputCache
 from attempt_cli.backbones.prompted import PromptedModel, score_many
 from attempt_cli.method import PromptAttention, PromptMixture
 from attempt_cli.training.config import make_config
+from attempt_cli.training.gradient import gradient_step
 from attempt_cli.training.initial import vocabulary_prompt
-from attempt_cli.training.loop import gradient_step, make_optimizer
+from attempt_cli.training.loop import make_optimizer
 from attempt_cli.training.processes import Processes
 from benchmarks.harness import Contender
 from benchmarks.rows import bucketed_batches

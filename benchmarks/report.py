@@ -24,6 +24,7 @@ QUESTIONS = {
     "many_tasks": "Many tasks on one input",
     "memory": "Peak memory of training",
     "startup": "Start-up",
+    "compiled": "What torch.compile brings a training",
     "growth": "Growth of a step's cost",
 }
 

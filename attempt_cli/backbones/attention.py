@@ -7,19 +7,16 @@ again, no key is repeated for grouped heads, and matrix products copy none for t
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from attempt_cli.backbones.measured import machine_name, recall, remember, wait
 
 NAME = "attempt"
 
@@ -48,6 +45,10 @@ class Past:
     def width(self) -> int:
         """l, pads included."""
         return self.keys[0].shape[2]
+
+    def of_layer(self, layer: int) -> Past:
+        """What one layer looks back at: itself where it holds one layer only."""
+        return self if len(self.keys) == 1 else replace(self, keys=[self.keys[layer]], values=[self.values[layer]])
 
     def mask(self, dtype: torch.dtype) -> Tensor | None:
         """0 at real tokens and the dtype's minimum at pads, [b, 1, 1, l]; None where there are no pads."""
@@ -90,16 +91,17 @@ def attention(
     if keep is not None:
         keep.append((key, value))
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+    if past is not None and len(past.keys) > 1:  # a compiled layer is given its own: were its number read here, the
+        past = past.of_layer(module.layer_idx)  # compiler would take every layer for another case
     # sdpa needs the past once for every tail; that pays where the tails are the longer part
     if kernel == "sdpa" and (past is None or past.tails == 1 or past.width <= query.shape[2]):
-        output = _sdpa(module.layer_idx, query, key, value, attention_mask, scale, past, past_mask)
+        output = _sdpa(query, key, value, attention_mask, scale, past, past_mask)
     else:
-        output = _plain(module.layer_idx, query, key, value, attention_mask, scale, past, past_mask)
+        output = _plain(query, key, value, attention_mask, scale, past, past_mask)
     return output.transpose(1, 2), None
 
 
 def _plain(
-    layer: int,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -116,7 +118,7 @@ def _plain(
         scores = scores.add_(mask.repeat(1, 1, h // g, 1))  # in place: the product's backward does not read its result
     if past is None:
         return (scores.softmax(dim=-1) @ value).reshape(n, h, s, e)  # in bf16, too, its sums are in fp32
-    keys, values = past.keys[layer], past.values[layer]  # [b, g, l, e]
+    keys, values = past.keys[0], past.values[0]  # [b, g, l, e]
     b, length = keys.shape[0], keys.shape[2]
     before = _shared(grouped, b) @ keys.transpose(2, 3)  # [b, g, tails · h/g · s, l]
     if past_mask is not None:
@@ -140,7 +142,6 @@ def _apart(side_by_side: Tensor, n: int) -> Tensor:
 
 
 def _sdpa(
-    layer: int,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -150,7 +151,7 @@ def _sdpa(
     past_mask: Tensor | None,
 ) -> Tensor:
     if past is not None:
-        keys, values = past.keys[layer], past.values[layer]
+        keys, values = past.keys[0], past.values[0]
         if len(keys) < len(query):
             keys, values = (both.repeat_interleave(past.tails, dim=0) for both in (keys, values))
             past_mask = None if past_mask is None else past_mask.repeat_interleave(past.tails, dim=0)
@@ -185,6 +186,7 @@ def causal_mask(length: int, dtype: torch.dtype, device: torch.device) -> Tensor
 
 # up to so many keys both take microseconds, and matrix products are taken unmeasured
 UNMEASURED = 64
+KERNELS = "attention-kernels"
 
 
 @dataclass(frozen=True)
@@ -219,31 +221,16 @@ def choose_kernel(shape: Shape) -> str:
 
 @lru_cache(maxsize=256)
 def _kept_kernel(shape: Shape) -> str:
-    device = shape.device
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{processor_name()} x{_threads()}"
     name = (
-        f"{where} torch {torch.__version__} {shape.dtype} heads {shape.heads}/{shape.key_heads}x{shape.width} "
+        f"{machine_name(shape.device)} {shape.dtype} heads {shape.heads}/{shape.key_heads}x{shape.width} "
         f"keys {shape.keys} {'and back' if shape.backward else 'forward'}"
     )
-    file = cache_folder() / "attention-kernels.json"
-    try:
-        kept: dict[str, str] = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError):
-        kept = {}
-    if kept.get(name) in ("plain", "sdpa"):
-        return kept[name]
+    kept: Any = recall(KERNELS, name)
+    if kept in ("plain", "sdpa"):
+        return str(kept)
     fastest = _measured_kernel(shape)
-    # a cache that cannot be written costs the next process a measurement, nothing else
-    with contextlib.suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(f".{os.getpid()}.partial")
-        partial.write_text(json.dumps({**kept, name: fastest}, indent=1), "utf-8")
-        partial.replace(file)
+    remember(KERNELS, name, fastest)
     return fastest
-
-
-def _threads() -> int:
-    return torch.get_num_threads()
 
 
 def _measured_kernel(shape: Shape) -> str:
@@ -261,36 +248,12 @@ def _measured_kernel(shape: Shape) -> str:
     with torch.set_grad_enabled(shape.backward):
         for turn in range(6):
             for kernel, function in kernels.items():
-                _wait(shape.device)
+                wait(shape.device)
                 began = time.perf_counter()
-                output = function(0, query, key, value, mask, shape.width**-0.5, None, None)
+                output = function(query, key, value, mask, shape.width**-0.5, None, None)
                 if shape.backward:
                     output.sum().backward()  # type: ignore[no-untyped-call]
-                _wait(shape.device)
+                wait(shape.device)
                 if turn:  # the first call sets things up
                     best[kernel] = min(best[kernel], time.perf_counter() - began)
     return min(best, key=best.__getitem__)
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def cache_folder() -> Path:
-    """Where unpacked weights, tokens and measurements are kept: $ATTEMPT_CACHE, else the user's cache."""
-    from platformdirs import user_cache_path
-
-    return Path(os.environ.get("ATTEMPT_CACHE") or user_cache_path("attempt"))
-
-
-@lru_cache(maxsize=1)
-def processor_name() -> str:
-    """The processor as its maker calls it, as far as the system says."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()

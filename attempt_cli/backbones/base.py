@@ -29,8 +29,8 @@ CUE_TOKENS = 16
 # From so many rows on, their tokens are kept on disk: the next training on them starts at once.
 KEPT_ROWS = 2000
 
-# Compiled layers meet inputs whose lengths are multiples of this.
-COMPILED_MULTIPLE = 64
+# Forms of one layer that the compiler may make: with and without gradient, before and behind keys, for one row …
+COMPILED_FORMS = 64
 
 # Positions whose logits over the vocabulary stand in memory together (256 × 49,152 logits in fp32 take 48 MiB).
 PROJECTED_AT_ONCE = 256
@@ -90,12 +90,11 @@ class FrozenBackbone(ABC):
     architecture: str
     # keys and values of inputs that are read again and again; shared by all trainings on this backbone
     input_cache: InputCache | None = None
-    # inputs are padded to a multiple of this: few lengths are compiled few times
-    length_multiple = 1
     # a training's weights that are in the model now; it is the frozen one again when they are released
     tuned: TunedWeights | None = None
-    # whether the library's own layers have to run: they are compiled, or computed twice
-    plain_layers = False
+    # layers are compiled, or computed twice for their gradient: the library's own, then
+    compiled = False
+    checkpointed = False
 
     def __init__(self, model: Any, tokenizer: Any, *, name: str, source: str) -> None:
         self.model: Any = model.eval().requires_grad_(False)
@@ -216,6 +215,14 @@ class FrozenBackbone(ABC):
         """How many positions keep the processor busy: from there on a batch need not hold rows of unlike length."""
         return 512 if self.device.type == "cpu" else 8192
 
+    @property
+    def most_positions(self) -> int | None:
+        """How many positions a pass of tails takes at the most; None where more is faster, or as fast.
+
+        On a CPU more gain nothing, and tensors of tens of megabytes are taken from the system anew in every layer.
+        """
+        return 2048 if self.device.type == "cpu" else None
+
     # tokens
 
     def encode(
@@ -299,9 +306,8 @@ class FrozenBackbone(ABC):
     def collate(self, rows: Sequence[EncodedRow]) -> Batch:
         """Puts rows side by side on the backbone's device."""
 
-        def padded(sequences: list[list[int]], multiple: int = 1) -> Tensor:
+        def padded(sequences: list[list[int]]) -> Tensor:
             longest = max(map(len, sequences))
-            longest += -longest % multiple
             return on_device([ids + [self.pad_id] * (longest - len(ids)) for ids in sequences])
 
         def on_device(numbers: list[Any]) -> Tensor:
@@ -315,7 +321,7 @@ class FrozenBackbone(ABC):
 
         inputs, targets = [row.input_ids for row in rows], [row.target_ids for row in rows]
         return Batch(
-            padded(inputs, self.length_multiple),
+            padded(inputs),
             on_device([len(ids) for ids in inputs]),
             padded(targets),
             on_device([len(ids) for ids in targets]),
@@ -342,22 +348,39 @@ class FrozenBackbone(ABC):
             layer.gradient_checkpointing = on
             layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)  # type: ignore[assignment]
             layer.training = on  # the layer asks whether it trains; what is in it (dropout) stays in evaluation mode
-        self.plain_layers = on or self.length_multiple == COMPILED_MULTIPLE
+        self.checkpointed = on
 
-    def compile_layers(self) -> None:
-        """Sends every layer through torch.compile, once; layers are alike, so one compilation serves them all.
+    @property
+    def can_compile(self) -> bool:
+        """Whether there is a stack of layers."""
+        return bool(self._stacks)
+
+    @property
+    def _stacks(self) -> list[torch.nn.ModuleList]:
+        """The model's lists of layers; lists within a layer are not among them."""
+        lists = {name: m for name, m in self.model.named_modules() if isinstance(m, torch.nn.ModuleList) and len(m) > 1}
+        return [m for name, m in lists.items() if not any(name.startswith(f"{other}.") for other in lists)]
+
+    def compile_layers(self, on: bool) -> None:
+        """Whether every layer goes through torch.compile; layers are alike, so one compilation serves them all.
+
+        They are compiled when they are first called, for rows of any number and length.
 
         Raises:
-            AttemptError: there is no compiler, or no list of layers.
+            AttemptError: there is no list of layers.
         """
-        stacks = [m for m in self.model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) > 1]
-        if not stacks:
+        if on and not self.can_compile:
             raise AttemptError(f"{self.name} has no stack of layers to compile", "Train without --compile.")
-        self.length_multiple = COMPILED_MULTIPLE
-        self.plain_layers = True
-        for layer in stacks[0] if len(stacks) == 1 else [layer for stack in stacks for layer in stack]:
-            if layer._compiled_call_impl is None:
-                layer.compile(dynamic=True)
+        self.compiled = on
+        compiled: Any = partial(torch.compile, dynamic=True)
+        for stack in self._stacks:
+            for number, layer in enumerate(stack):
+                layer._compiled_call_impl = partial(_compiled_layer, number, compiled(layer._call_impl)) if on else None
+        if on:
+            import torch._dynamo.config as dynamo
+
+            # beyond its limit of eight the compiler would leave further forms as they are, without a word
+            dynamo.recompile_limit = max(dynamo.recompile_limit, COMPILED_FORMS)
 
     def embed(self, ids: Tensor) -> Tensor:
         """X, the embeddings of tokens as they enter the first layer, [..., d] in the backbone's dtype."""
@@ -455,6 +478,26 @@ class FrozenBackbone(ABC):
     def _before_head(self, hidden: Tensor) -> Tensor:
         """What an architecture does to hidden states between its last layer and the vocabulary projection."""
         return hidden
+
+
+def _compiled_layer(
+    number: int,
+    layer: Any,
+    *inputs: Any,
+    past: Past | None = None,
+    keep: list[tuple[Tensor, Tensor]] | None = None,
+    **others: Any,
+) -> Any:
+    """Calls a compiled layer with what is its own of the other layers' arguments: all layers are one case then."""
+    if past is not None:
+        others["past"] = past.of_layer(number)
+    kept: list[tuple[Tensor, Tensor]] = []
+    if keep is not None:
+        others["keep"] = kept
+    output = layer(*inputs, **others)
+    if keep is not None:
+        keep.extend(kept)
+    return output
 
 
 def _bf16_bytes(weight: Tensor) -> bytes:

@@ -71,8 +71,7 @@ class DecoderOnlyBackbone(FrozenBackbone):
         return ids
 
     def shares_prompts(self, positions: int) -> bool:
-        # the compiler would meet as many prompts' passes as there are layers, each with another layer's keys
-        return self.own_attention and self.length_multiple == 1 and not self._beyond_reach(positions)
+        return self.own_attention and not self._beyond_reach(positions)
 
     # the input's own pass
 
@@ -95,7 +94,7 @@ class DecoderOnlyBackbone(FrozenBackbone):
         """Keys and values of the rows' inputs, from the input cache where they are planned to be there."""
         layers, key_heads, width = self._key_shape
         lengths = [len(row.input_ids) for row in rows]
-        longest = max(lengths) + -max(lengths) % self.length_multiple
+        longest = max(lengths)
         shape = (layers, 2, len(rows), key_heads, longest, width)
         both = torch.zeros(shape, dtype=self.dtype, device=self.device)
         uncached: list[int] = []
@@ -355,7 +354,7 @@ class DecoderOnlyBackbone(FrozenBackbone):
             arguments["kernel"] = choose_kernel(Shape(self.device, self.dtype, heads, key_heads, width, keys, backward))
             if past is not None:
                 arguments["past"] = past
-            if self._own_layers is not None and self.tuned is None and not self.plain_layers:
+            if self._own_layers is not None and self.tuned is None and not (self.compiled or self.checkpointed):
                 return self._own_layers(sequence, at=at, **arguments)
         hidden: Tensor = self.model.base_model(inputs_embeds=sequence, use_cache=False, **arguments).last_hidden_state
         return hidden if at is None else hidden[at]

@@ -115,7 +115,9 @@ training_options = stacked(
         help="Compute layers twice rather than keep them: long inputs in little memory.",
     ),
     click.option(
-        "--compile", is_flag=True, default=None, help="Layers through torch.compile: minutes at first, then faster."
+        "--compile/--no-compile",
+        default=None,
+        help="Layers through torch.compile, or not. [default: measured in trainings of more than 20 minutes]",
     ),
     *input_cache_list,
     click.option("--train-limit", type=int, help="Train on a random sample of so many rows."),

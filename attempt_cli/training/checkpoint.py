@@ -32,6 +32,7 @@ class TrainingState:
         seconds: time spent, over all runs of this training.
         positions: computed positions of its steps, pads included, and those among them that hold a token.
         peak_memory: bytes at the most, of the GPU or of the process, over all runs.
+        compiled: whether its layers are compiled; None while that is open.
     """
 
     step: int = 0
@@ -44,9 +45,21 @@ class TrainingState:
     seconds: float = 0.0
     positions: tuple[int, int] = (0, 0)
     peak_memory: int = 0
+    compiled: bool | None = None
 
 
-_FIELDS = ("step", "losses", "history", "best_step", "best_score", "stale", "seconds", "positions", "peak_memory")
+_FIELDS = (
+    "step",
+    "losses",
+    "history",
+    "best_step",
+    "best_score",
+    "stale",
+    "seconds",
+    "positions",
+    "peak_memory",
+    "compiled",
+)
 
 
 def save_checkpoint(

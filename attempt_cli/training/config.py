@@ -73,7 +73,7 @@ class TrainingConfig(BaseModel):
     max_length: int | None = Field(None, ge=4)  # input tokens; None: the task's own limit
     max_tokens: int = Field(8192, ge=1)  # positions computed at once, pads included
     gradient_checkpointing: bool = False  # compute layers twice rather than keep what their gradient needs
-    compile: bool = False  # layers through torch.compile
+    compile: bool | None = None  # layers through torch.compile; None: where a measurement says that it pays back
     eval_every: int | None = Field(None, ge=0)  # steps; None: ten times a training; 0: never
     eval_rows: int = Field(200, ge=1)  # validation rows looked at during training
     patience: int | None = Field(None, ge=1)  # evaluations without improvement before stopping

@@ -15,13 +15,15 @@ import torch
 from torch import Tensor
 
 from attempt_cli.backbones.base import EncodedRow
-from attempt_cli.backbones.batches import by_length
+from attempt_cli.backbones.measured import wait
 from attempt_cli.backbones.prompted import PromptedModel
 from attempt_cli.backbones.tuned import TunedWeights
 from attempt_cli.errors import AttemptError
 from attempt_cli.method import PromptModule
 from attempt_cli.training.checkpoint import TrainingState, load_checkpoint, save_checkpoint
+from attempt_cli.training.compiling import MEASURED_STEPS, compile_now, compiling_pays
 from attempt_cli.training.config import TrainingConfig
+from attempt_cli.training.gradient import Positions, gradient_step, trained_tensors
 from attempt_cli.training.memory import PeakMemory
 from attempt_cli.training.order import BatchOrder
 from attempt_cli.training.processes import Processes
@@ -88,6 +90,8 @@ class Trained:
         computed, real = self.state.positions
         if real:
             numbers["padding"] = round(computed / real, 3)  # computed positions a real one
+        if self.state.compiled:
+            numbers["compiled"] = True
         best = next((entry for entry in self.state.history if entry["step"] == self.state.best_step), None)
         if best:
             numbers["best_step"] = best["step"]
@@ -201,6 +205,17 @@ def train(
     first, positions = state.step, Positions(*state.positions)
     memory = PeakMemory(model.backbone.device)
     listener.start(state.step, total)
+    if state.compiled is None:
+        state.compiled = config.compile
+    if state.compiled is None and not _may_compile(model, config, processes):
+        state.compiled = False
+    spent: list[float] = []  # seconds of steps, while it is open whether layers are compiled
+
+    def batch(step: int) -> list[EncodedRow]:
+        return [rows[i] for i in order.batch(step)]
+
+    if state.compiled and state.step < total:
+        compile_now(model, [batch(state.step)], config)
     with caught_signals() as stop:
         if state.step == 0 and eval_every and not state.history:
             look()
@@ -216,11 +231,11 @@ def train(
                     "Go on with the same command and --resume.",
                 )
             started = time.monotonic()
-            indices = order.batch(state.step)
+            step_rows = batch(state.step)
             factor = config.learning_rate_factor(state.step, total)
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * factor
-            loss = gradient_step(model, [rows[i] for i in indices], config, processes, positions)
+            loss = gradient_step(model, step_rows, config, processes, positions)
             norm = torch.nn.utils.clip_grad_norm_(trained_tensors(module), config.clip_norm)
             pending.append(torch.stack([loss, norm.to(loss.device)]))
             if len(pending) >= look_every:
@@ -229,7 +244,14 @@ def train(
             optimizer.zero_grad(set_to_none=True)
             state.step += 1
             if not pending:
-                listener.step(state.step, state.losses[-1], look_every * len(indices) / (time.monotonic() - started))
+                listener.step(state.step, state.losses[-1], look_every * len(step_rows) / (time.monotonic() - started))
+            if state.compiled is None:
+                wait(model.backbone.device)
+                spent.append(time.monotonic() - started)
+                if len(spent) == MEASURED_STEPS:
+                    left = (total - state.step) * _mean(spent[1:])
+                    seen = [batch(step) for step in range(state.step - MEASURED_STEPS + 1, state.step)]
+                    state.compiled = compiling_pays(model, seen, config, left, listener.note)
             if eval_every and (state.step % eval_every == 0 or state.step == total):
                 read_pending()
                 look()
@@ -243,61 +265,6 @@ def train(
     if state.best:
         module.load_state_dict(state.best)
     return Trained(state, total, warnings)
-
-
-@dataclass
-class Positions:
-    """Counts what steps computed: positions trained through, pads included, and the real ones among them."""
-
-    computed: int = 0
-    real: int = 0
-
-
-def gradient_step(
-    model: PromptedModel,
-    rows: Sequence[EncodedRow],
-    config: TrainingConfig,
-    processes: Processes,
-    positions: Positions | None = None,
-) -> Tensor:
-    """Leaves the gradient of the mean loss per target token in what is trained, summed over processes.
-
-    Args:
-        positions: what is computed is added here.
-
-    Returns:
-        The loss over the rows of all processes, a scalar on the device.
-    """
-    tokens = sum(len(row.target_ids) for row in rows)
-    mine = rows[processes.index :: processes.count]
-    loss = torch.zeros((), device=model.backbone.device)
-    # behind an input that is read once, only the prompt and the target are trained through
-    after = model.placement == "after"
-    lengths = [(0 if after else len(row.input_ids)) + len(row.target_ids) for row in mine]
-    prompt = model.overhead(max(lengths, default=0), (row.task for row in mine))
-    least = model.backbone.least_positions
-    for micro in by_length(lengths, prompt, config.max_tokens, config.batch_size, least=least):
-        share = -model.log_likelihood([mine[i] for i in micro]).sum() / tokens
-        share.backward()  # type: ignore[no-untyped-call]
-        loss += share.detach()
-        if positions is not None:
-            longest = max(lengths[i] for i in micro)
-            each = model.overhead(longest, (mine[i].task for i in micro)) if len(micro) > 1 else model.prompt_length
-            once = model.prompt_length - each  # of a prompt that has a pass of its own
-            positions.computed += len(micro) * (longest + each - 1) + once  # the last target token is not read
-            positions.real += sum(lengths[i] + each - 1 for i in micro) + once
-    gradients: list[Tensor] = []
-    for parameter in trained_tensors(model.trained):
-        if parameter.grad is None:  # a process may have no rows in the last batch of an epoch
-            parameter.grad = torch.zeros_like(parameter)
-        gradients.append(parameter.grad)
-    processes.sum_([*gradients, loss])
-    return loss
-
-
-def trained_tensors(module: torch.nn.Module) -> list[torch.nn.Parameter]:
-    """The tensors of a module that are trained."""
-    return [parameter for parameter in module.parameters() if parameter.requires_grad]
 
 
 @contextmanager
@@ -319,6 +286,15 @@ def caught_signals() -> Iterator[list[int]]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def _may_compile(model: PromptedModel, config: TrainingConfig, processes: Processes) -> bool:
+    """Whether a measurement may decide: not where layers are changed or computed twice, nor for several processes.
+
+    Each of these would decide for itself.
+    """
+    plain = model.tuned is None and not config.gradient_checkpointing
+    return plain and processes.count == 1 and model.backbone.can_compile
 
 
 def _samples(module: PromptModule | TunedWeights) -> dict[str, list[Tensor]]:

@@ -26,8 +26,9 @@ from attempt_cli.evaluation.predict import encode_examples
 from attempt_cli.method import PromptMixture, SharedPrompt
 from attempt_cli.training.build import offset_positions, prompt_module
 from attempt_cli.training.config import WEIGHT_METHODS, TrainingConfig
+from attempt_cli.training.gradient import trained_tensors
 from attempt_cli.training.initial import vocabulary_prompt
-from attempt_cli.training.loop import Listener, Trained, trained_tensors
+from attempt_cli.training.loop import Listener, Trained
 from attempt_cli.training.order import task_shares
 from attempt_cli.training.processes import Processes
 from attempt_cli.training.recipes import (

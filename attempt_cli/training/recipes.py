@@ -27,8 +27,9 @@ from attempt_cli.evaluation.predict import encode_examples, predict
 from attempt_cli.method import PromptMixture, SharedPrompt
 from attempt_cli.training.build import offset_positions, offsets_shape, prompt_module
 from attempt_cli.training.config import PLACED_BEFORE, WEIGHT_METHODS, TrainingConfig
+from attempt_cli.training.gradient import trained_tensors
 from attempt_cli.training.initial import vocabulary_prompt
-from attempt_cli.training.loop import Listener, Trained, train, trained_tensors
+from attempt_cli.training.loop import Listener, Trained, train
 from attempt_cli.training.memory import largest_batch
 from attempt_cli.training.processes import Processes
 from registry import Attention, Prompt, Registry
@@ -238,17 +239,17 @@ def run_training(
     listener: Listener | None,
     **arguments: Any,
 ) -> Trained:
-    """`training.loop.train` with the backbone's layers as the settings want them; the arguments are its own."""
+    """`training.loop.train` with the backbone's layers as the settings want them, for so long."""
     backbone = model.backbone
-    if config.compile:
-        backbone.compile_layers()
-    if not config.gradient_checkpointing:
-        return train(model, rows, config, listener=listener or _Silent(), **arguments)
-    backbone.checkpoint_gradients(True)
+    if config.gradient_checkpointing:
+        backbone.checkpoint_gradients(True)
     try:
         return train(model, rows, config, listener=listener or _Silent(), **arguments)
-    finally:
-        backbone.checkpoint_gradients(False)
+    finally:  # the backbone serves other trainings, too
+        if config.gradient_checkpointing:
+            backbone.checkpoint_gradients(False)
+        if backbone.compiled:
+            backbone.compile_layers(False)
 
 
 def with_largest_batch(model: PromptedModel, request: Request, encoded: Sequence[EncodedRow]) -> Request:

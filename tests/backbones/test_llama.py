@@ -52,7 +52,7 @@ def test_scores_and_gradients_are_those_of_the_library_s_layers(
 ) -> None:
     backbone = load_backbone(str(folders["llama"]), device="cpu", dtype=dtype)
     own = results(backbone, placement)
-    backbone.plain_layers = True
+    backbone.use_own_attention(True, layers=False)
     library = results(backbone, placement)
     for found, wanted, bound in zip(own, library, TOLERANCE[dtype], strict=True):
         assert off(found, wanted) < bound
@@ -63,7 +63,7 @@ def test_in_bf16_they_are_as_near_to_the_exact_gradient_as_the_library_s(folders
     exact = results(load_backbone(str(folders["llama"]), device="cpu", dtype="float32"), "before")[1]
     backbone = load_backbone(str(folders["llama"]), device="cpu", dtype="bfloat16")
     own = results(backbone, "before")[1]
-    backbone.plain_layers = True
+    backbone.use_own_attention(True, layers=False)
     library = results(backbone, "before")[1]
     assert off(own, exact) < 1.5 * off(library, exact)
 
@@ -132,10 +132,10 @@ def test_trained_weights_run_in_the_library_s_layers_and_leave_nothing(llama: Fr
 def test_checkpointed_layers_are_the_library_s(llama: FrozenBackbone) -> None:
     own = results(llama, "before")
     llama.checkpoint_gradients(True)
-    assert llama.plain_layers
+    assert llama.checkpointed
     checkpointed = results(llama, "before")
     llama.checkpoint_gradients(False)
-    assert not llama.plain_layers
+    assert not llama.checkpointed
     assert off(checkpointed[1], own[1]) < 1e-4
 
 

@@ -19,7 +19,7 @@ from attempt_cli.evaluation.predict import MAX_NEW_TOKENS, predict
 from attempt_cli.method import DecomposedPrompt, PromptMixture, constant_weights
 from attempt_cli.training import memory
 from attempt_cli.training.config import make_config
-from attempt_cli.training.loop import Positions, gradient_step
+from attempt_cli.training.gradient import Positions, gradient_step
 from attempt_cli.training.memory import activation_bytes
 from attempt_cli.training.processes import Processes
 from tests.backbones.plain import plain_log_likelihood
@@ -190,14 +190,6 @@ def test_where_long_rows_are_computed_otherwise_each_has_its_own_prompt(
     after = PromptedModel(backbone, model.mixture, SCALE, "after")
     with pytest.raises(AttemptError, match="compute alike"):
         after.log_likelihood(rows)
-
-
-def test_compiled_layers_meet_no_prompt_s_own_pass(folders: dict[str, Path]) -> None:
-    backbone = load_backbone(str(folders["llama"]), device="cpu", dtype="float32")
-    model = prompted(backbone)
-    assert model.overhead(8) == 0
-    backbone.compile_layers()
-    assert model.overhead(8) == 4
 
 
 def test_the_prompt_is_no_row_s_in_the_budget_of_scores_and_every_row_s_in_that_of_generation(

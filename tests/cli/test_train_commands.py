@@ -104,7 +104,6 @@ def test_what_the_options_say_is_what_is_recorded(attempt: Attempt) -> None:
         "learned_temperature": False,
         "balanced_start": False,
         "gradient_checkpointing": False,
-        "compile": False,
         "max_length": 60,
         "max_tokens": 500,
         "eval_every": 1,

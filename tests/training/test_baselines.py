@@ -22,7 +22,8 @@ from attempt_cli.evaluation.predict import encode_examples, predict
 from attempt_cli.method import DecomposedPrompt, PromptMixture, SharedPrompt, decomposed_shape
 from attempt_cli.training.build import offset_positions
 from attempt_cli.training.config import WEIGHT_METHODS, TrainingConfig, make_config
-from attempt_cli.training.loop import TrainingStoppedError, trained_tensors
+from attempt_cli.training.gradient import trained_tensors
+from attempt_cli.training.loop import TrainingStoppedError
 from attempt_cli.training.memory import activation_bytes
 from attempt_cli.training.recipes import Outcome, Request, build_model, placed, train_prompt
 from registry import Registry

@@ -46,6 +46,7 @@ def facts(ended: Trained) -> dict[str, Any]:
     """All of it but the time and the memory that it took; tensors as lists."""
     state = asdict(ended.state)
     del state["seconds"], state["peak_memory"]
+    state["compiled"] = bool(state["compiled"])  # a run of a few steps leaves it open, and compiles nothing
     state["best"] = {name: tensor.tolist() for name, tensor in state["best"].items()}
     return state | {"total": ended.total, "warnings": ended.warnings}
 

@@ -14,7 +14,8 @@ from torch import Tensor
 from attempt_cli.backbones.base import EncodedRow, FrozenBackbone
 from attempt_cli.backbones.prompted import PromptedModel
 from attempt_cli.training.config import TrainingConfig
-from attempt_cli.training.loop import gradient_step, make_optimizer
+from attempt_cli.training.gradient import gradient_step
+from attempt_cli.training.loop import make_optimizer
 from attempt_cli.training.processes import Processes
 from tests.training import tiny
 

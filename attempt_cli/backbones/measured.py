@@ -1,0 +1,75 @@
+"""What was measured once on this machine, kept in the cache's folder."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def cache_folder() -> Path:
+    """Where unpacked weights, tokens and measurements are kept: $ATTEMPT_CACHE, else the user's cache."""
+    from platformdirs import user_cache_path
+
+    return Path(os.environ.get("ATTEMPT_CACHE") or user_cache_path("attempt"))
+
+
+def recall(kind: str, name: str) -> Any:
+    """The measurement of a kind that was kept under a name, else None."""
+    return _kept(kind).get(name)
+
+
+def remember(kind: str, name: str, value: Any) -> None:
+    """Keeps a measurement; a cache that cannot be written costs the next process a measurement, nothing else."""
+    file = _file(kind)
+    with contextlib.suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial = file.with_suffix(f".{os.getpid()}.partial")
+        partial.write_text(json.dumps({**_kept(kind), name: value}, indent=1), "utf-8")
+        partial.replace(file)
+
+
+def _file(kind: str) -> Path:
+    return cache_folder() / f"{kind}.json"
+
+
+def _kept(kind: str) -> dict[str, Any]:
+    try:
+        kept = json.loads(_file(kind).read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return kept if isinstance(kept, dict) else {}
+
+
+def machine_name(device: torch.device) -> str:
+    """What a measurement belongs to: the GPU, or the processor and its threads; and torch's version."""
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{processor_name()} x{_threads()}"
+    return f"{where} torch {torch.__version__}"
+
+
+def _threads() -> int:
+    return torch.get_num_threads()
+
+
+@lru_cache(maxsize=1)
+def processor_name() -> str:
+    """The processor as its maker calls it, as far as the system says."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def wait(device: torch.device) -> None:
+    """Returns when the device has done what it was given: a GPU works on after a call has returned."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,173 @@
+"""Layers are compiled where a training is long enough and a measurement says that it pays back, and else left alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from attempt_cli.backbones.base import FrozenBackbone
+from attempt_cli.backbones.load import load_backbone
+from attempt_cli.errors import AttemptError
+from attempt_cli.training import compiling, recipes
+from attempt_cli.training.checkpoint import load_checkpoint
+from attempt_cli.training.config import TrainingConfig
+from attempt_cli.training.loop import TrainingStoppedError, make_optimizer
+from attempt_cli.training.processes import Processes
+from tests.models import save_llama
+from tests.training.tiny import LENGTH, Recorder, encoded, model, run
+
+STEPS = 8
+
+
+@pytest.fixture
+def backbone(tmp_path: Path) -> FrozenBackbone:
+    return load_backbone(str(save_llama(tmp_path / "llama")), device="cpu", dtype="float32")
+
+
+@pytest.fixture(autouse=True)
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A compiler that leaves layers as they are, nothing measured yet, and every training a long one."""
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    monkeypatch.setattr(compiling, "LONG_SECONDS", 0.0)
+    monkeypatch.setenv("ATTEMPT_CACHE", str(tmp_path / "cache"))
+    yield tmp_path / "cache" / "compiled-layers.json"
+    torch._dynamo.reset()
+
+
+def found_speed(monkeypatch: pytest.MonkeyPatch, speed: float, seconds: float = 0.0) -> list[str]:
+    """Makes the measurement find a speed; what is returned grows with every measurement."""
+    measured: list[str] = []
+
+    def instead(trained: Any, batches: Any, config: Any) -> tuple[float, float]:
+        compiling.compile_now(trained, batches, config)
+        measured.append(trained.placement)
+        return speed, seconds
+
+    monkeypatch.setattr(compiling, "_measured", instead)
+    return measured
+
+
+def test_a_short_training_is_not_held_up(
+    backbone: FrozenBackbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, machine: Path
+) -> None:
+    monkeypatch.setattr(compiling, "LONG_SECONDS", 1200.0)
+    measured, told = found_speed(monkeypatch, 2.0), Recorder()
+    done = run(model(backbone), encoded(backbone, 16), tmp_path / "state", steps=STEPS, listener=told)
+    assert (measured, told.notes, done.state.compiled, backbone.compiled) == ([], [], False, False)
+    assert "compiled" not in done.numbers
+    assert not machine.exists()
+
+
+def test_what_is_faster_is_kept_and_not_measured_again(
+    backbone: FrozenBackbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, machine: Path
+) -> None:
+    measured, rows = found_speed(monkeypatch, 1.5), encoded(backbone, 16)
+    for number, notes in enumerate((["About 0 minutes are left", "with them"], ["Compiling the layers"])):
+        told = Recorder()
+        done = run(model(backbone), rows, tmp_path / f"{number}", steps=STEPS, listener=told)
+        assert done.numbers["compiled"] is True
+        assert backbone.compiled
+        assert [wanted in note for wanted, note in zip(notes, told.notes, strict=True)] == [True] * len(notes)
+        backbone.compile_layers(False)
+    assert measured == ["before"]
+    (kept,) = json.loads(machine.read_text("utf-8")).values()
+    assert kept == {"speed": 1.5, "seconds": 0.0}
+    # prompts of each row's own are another kind of training
+    run(model(backbone, sources=2), rows, tmp_path / "attempt", steps=STEPS)
+    assert len(measured) == 2
+
+
+@pytest.mark.parametrize(("speed", "seconds"), [(0.8, 0.0), (1.01, 0.0), (1.5, 1e6)])
+def test_what_is_not_faster_or_too_late_stays_off(
+    backbone: FrozenBackbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, speed: float, seconds: float
+) -> None:
+    measured, rows = found_speed(monkeypatch, speed, seconds), encoded(backbone, 16)
+    first = run(model(backbone), rows, tmp_path / "first", steps=STEPS)
+    # what has been compiled for the measurement costs nothing more; the next training would pay for it
+    assert first.state.compiled == (speed > 1.1)
+    backbone.compile_layers(False)
+    told = Recorder()
+    second = run(model(backbone), rows, tmp_path / "second", steps=STEPS, listener=told)
+    assert (second.state.compiled, backbone.compiled, told.notes, len(measured)) == (False, False, [], 1)
+
+
+def test_the_measurement_changes_nothing_that_is_trained(backbone: FrozenBackbone) -> None:
+    trained, rows = model(backbone, sources=2), encoded(backbone, 8)
+    before = {name: tensor.clone() for name, tensor in trained.trained.state_dict().items()}
+    speed, seconds = compiling._measured(trained, [rows[:4], rows[4:]], TrainingConfig(prompt_length=LENGTH))
+    assert speed > 0
+    assert seconds >= 0
+    assert all(torch.equal(tensor, before[name]) for name, tensor in trained.trained.state_dict().items())
+    assert all(tensor.grad is None for tensor in trained.trained.parameters())
+
+
+def test_losses_are_those_of_plain_layers(backbone: FrozenBackbone, tmp_path: Path) -> None:
+    rows = encoded(backbone, 16)
+    losses = {}
+    for on in (False, True):
+        done = run(model(backbone, sources=2), rows, tmp_path / f"{on}", steps=STEPS, compile=on)
+        losses[on] = done.state.losses
+        assert backbone.compiled == on
+        backbone.compile_layers(False)
+    assert losses[True] == pytest.approx(losses[False], abs=1e-4)
+
+
+def test_where_nothing_can_be_compiled_the_training_goes_on(
+    backbone: FrozenBackbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, machine: Path
+) -> None:
+    def broken(_graph: Any, _inputs: Any) -> Any:
+        raise RuntimeError("No working C++ compiler found")
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile.func, backend=broken))  # type: ignore[attr-defined]
+    rows, told = encoded(backbone, 16), Recorder()
+    done = run(model(backbone), rows, tmp_path / "open", steps=STEPS, listener=told)
+    assert (done.state.step, done.state.compiled, backbone.compiled) == (STEPS, False, False)
+    assert "cannot be compiled here" in told.notes[-1]
+    assert "No working C++ compiler found" in told.notes[-1]
+    assert not machine.exists()  # installed later, it is tried
+    with pytest.raises(AttemptError, match=r"cannot be compiled here: .*No working C\+\+ compiler found") as caught:
+        run(model(backbone), rows, tmp_path / "asked", steps=STEPS, compile=True)
+    assert "--no-compile" in str(caught.value.hint)
+    assert not backbone.compiled
+
+
+@pytest.mark.parametrize("settings", [{"gradient_checkpointing": True}, {"compile": False}])
+def test_nothing_is_tried_where_layers_are_changed_or_it_is_turned_off(
+    backbone: FrozenBackbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
+) -> None:
+    measured = found_speed(monkeypatch, 2.0)
+    done = run(model(backbone), encoded(backbone, 16), tmp_path / "state", steps=STEPS, **settings)
+    assert (measured, done.state.compiled) == ([], False)
+
+
+def test_a_resumed_training_goes_on_as_it_was_decided(
+    backbone: FrozenBackbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured, rows, state = found_speed(monkeypatch, 2.0), encoded(backbone, 16), tmp_path / "state"
+    with pytest.raises(TrainingStoppedError):
+        run(model(backbone), rows, state, steps=STEPS, listener=Recorder(interrupt_at=6))
+    backbone.compile_layers(False)
+    module = model(backbone).trained
+    kept = load_checkpoint(state, "key", module, make_optimizer(module, TrainingConfig()))
+    assert (kept.step, kept.compiled) == (6, True)
+    told = Recorder()
+    done = run(model(backbone), rows, state, steps=STEPS, resume=True, listener=told)
+    assert (done.numbers["compiled"], backbone.compiled, told.notes, len(measured)) == (True, True, [], 1)
+
+
+def test_the_backbone_is_given_back_as_it_was(backbone: FrozenBackbone, tmp_path: Path) -> None:
+    arguments: dict[str, Any] = {"evaluate": None, "checkpoint": tmp_path / "state", "key": "key", "resume": False}
+    config = TrainingConfig(prompt_length=LENGTH, steps=2, compile=True)
+    told = Recorder()
+    done = recipes.run_training(
+        model(backbone), encoded(backbone, 8), config, listener=told, processes=Processes(), **arguments
+    )
+    assert done.numbers["compiled"] is True
+    assert not backbone.compiled
