@@ -186,7 +186,7 @@ def score_many(
     for (length, _), members in together.items():
         union = list(dict.fromkeys(tuple(word) for i in members for word in labels[i]))
         width = length + sum(len(word) - 1 for word in union)
-        at_once = max(1, max_tokens // (width * len(rows)))
+        at_once = max(1, min(max_tokens, backbone.most_positions or max_tokens) // (width * len(rows)))
         for start in range(0, len(members), at_once):
             part = members[start : start + at_once]
             mixed = [models[i].prompts(batch, embeddings, _repeated(task_ids[i], rows, models[i])) for i in part]
