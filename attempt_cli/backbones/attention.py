@@ -123,10 +123,10 @@ def _plain(
     before = _shared(grouped, b) @ keys.transpose(2, 3)  # [b, g, tails · h/g · s, l]
     if past_mask is not None:
         before = before.add_(past_mask)
-    weights = torch.cat([_apart(before, n), scores], dim=-1).softmax(dim=-1)
+    weights = torch.cat([before, _shared(scores, b)], dim=-1).softmax(dim=-1)  # the past is the longer: it stays put
     # one split, not two slices: the backward of a slice fills a whole tensor with noughts
     on_past, own = weights.split_with_sizes([length, s], dim=-1)
-    return (_apart(_shared(on_past, b) @ values, n) + own @ value).reshape(n, h, s, e)
+    return (_apart(on_past @ values, n) + _apart(own, n) @ value).reshape(n, h, s, e)
 
 
 def _shared(tails: Tensor, b: int) -> Tensor:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
@@ -217,9 +218,9 @@ class FrozenBackbone(ABC):
 
     @property
     def most_positions(self) -> int | None:
-        """How many positions a pass of tails takes at the most; None where more is faster, or as fast.
+        """From how many positions on a pass of tails gets slower, not faster; None where it does not.
 
-        On a CPU more gain nothing, and tensors of tens of megabytes are taken from the system anew in every layer.
+        On a CPU tensors of tens of megabytes are taken from the system anew in every layer.
         """
         return 2048 if self.device.type == "cpu" else None
 
@@ -350,16 +351,31 @@ class FrozenBackbone(ABC):
             layer.training = on  # the layer asks whether it trains; what is in it (dropout) stays in evaluation mode
         self.checkpointed = on
 
+    @cached_property
+    def _stacks(self) -> list[torch.nn.ModuleList]:
+        """The model's lists of layers; lists within a layer are not among them."""
+        lists = {name: m for name, m in self.model.named_modules() if isinstance(m, torch.nn.ModuleList)}
+        outer = [m for name, m in lists.items() if not any(name.startswith(f"{other}.") for other in lists)]
+        return [m for m in outer if len(m) > 1]
+
     @property
     def can_compile(self) -> bool:
         """Whether there is a stack of layers."""
         return bool(self._stacks)
 
-    @property
-    def _stacks(self) -> list[torch.nn.ModuleList]:
-        """The model's lists of layers; lists within a layer are not among them."""
-        lists = {name: m for name, m in self.model.named_modules() if isinstance(m, torch.nn.ModuleList) and len(m) > 1}
-        return [m for name, m in lists.items() if not any(name.startswith(f"{other}.") for other in lists)]
+    @cached_property
+    def _compiled_calls(self) -> list[tuple[Any, Any]]:
+        """Every layer, and what is called in its place."""
+        import torch._dynamo.config as dynamo
+
+        # beyond its limit of eight the compiler would leave further forms as they are, without a word
+        dynamo.cache_size_limit = max(dynamo.cache_size_limit, COMPILED_FORMS)
+        compiled: Any = partial(torch.compile, dynamic=True)
+        return [
+            (layer, partial(_compiled_layer, number, compiled(layer._call_impl)))
+            for stack in self._stacks
+            for number, layer in enumerate(stack)
+        ]
 
     def compile_layers(self, on: bool) -> None:
         """Whether every layer goes through torch.compile; layers are alike, so one compilation serves them all.
@@ -370,17 +386,24 @@ class FrozenBackbone(ABC):
             AttemptError: there is no list of layers.
         """
         if on and not self.can_compile:
-            raise AttemptError(f"{self.name} has no stack of layers to compile", "Train without --compile.")
+            raise AttemptError(f"{self.name} has no stack of layers to compile", "Train with --no-compile.")
+        for layer, call in self._compiled_calls:
+            layer._compiled_call_impl = call if on else None
         self.compiled = on
-        compiled: Any = partial(torch.compile, dynamic=True)
-        for stack in self._stacks:
-            for number, layer in enumerate(stack):
-                layer._compiled_call_impl = partial(_compiled_layer, number, compiled(layer._call_impl)) if on else None
-        if on:
-            import torch._dynamo.config as dynamo
 
-            # beyond its limit of eight the compiler would leave further forms as they are, without a word
-            dynamo.recompile_limit = max(dynamo.recompile_limit, COMPILED_FORMS)
+    @contextmanager
+    def as_loaded(self) -> Iterator[None]:
+        """For so long layers are neither compiled nor computed twice: what is kept or scored is the same either way."""
+        compiled, checkpointed = self.compiled, self.checkpointed
+        self.checkpointed = False
+        if compiled:
+            self.compile_layers(False)
+        try:
+            yield
+        finally:
+            self.checkpointed = checkpointed
+            if compiled:
+                self.compile_layers(True)
 
     def embed(self, ids: Tensor) -> Tensor:
         """X, the embeddings of tokens as they enter the first layer, [..., d] in the backbone's dtype."""

@@ -105,7 +105,7 @@ class DecoderOnlyBackbone(FrozenBackbone):
                 continue
             group, index = planned
             length = len(row.input_ids)
-            kept = self.input_cache.get(group, self._read_group)[index, ..., :length, :]
+            kept = self.input_cache.get(group, self._read_kept)[index, ..., :length, :]
             both[:, :, place, :, :length].copy_(kept, non_blocking=True)
         unread = [lengths[place] for place in uncached]
         for batch in by_length(unread, 0, sum(lengths) * len(rows), least=self.least_positions):
@@ -114,6 +114,11 @@ class DecoderOnlyBackbone(FrozenBackbone):
             both[:, :, places, :, : fresh.shape[4]] = fresh.permute(1, 2, 0, 3, 4, 5)
         padded = min(lengths) < longest
         return Past(both[:, 0].unbind(), both[:, 1].unbind(), torch.tensor(lengths).to(self.device), padded)
+
+    def _read_kept(self, group: Group) -> Tensor:
+        """As `_read_group`, by the layers as they were loaded: other trainings read it, and this one when resumed."""
+        with self.as_loaded():
+            return self._read_group(group)
 
     def _read_group(self, group: Group) -> Tensor:
         """Keys and values of a group's rows, [rows, layers, 2, g, l, e]."""

@@ -49,12 +49,11 @@ def _kept(kind: str) -> dict[str, Any]:
 
 def machine_name(device: torch.device) -> str:
     """What a measurement belongs to: the GPU, or the processor and its threads; and torch's version."""
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{processor_name()} x{_threads()}"
+    if device.type == "cuda":
+        where = torch.cuda.get_device_name(device)
+    else:
+        where = f"{processor_name()} x{torch.get_num_threads()}" + (f" {device.type}" if device.type != "cpu" else "")
     return f"{where} torch {torch.__version__}"
-
-
-def _threads() -> int:
-    return torch.get_num_threads()
 
 
 @lru_cache(maxsize=1)
@@ -73,3 +72,5 @@ def wait(device: torch.device) -> None:
     """Returns when the device has done what it was given: a GPU works on after a call has returned."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()

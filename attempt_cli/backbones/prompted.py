@@ -163,7 +163,7 @@ def score_many(
         models: of one backbone.
         rows: the rows.
         labels: each model's label words, as tokens.
-        max_tokens: positions of tails computed at once.
+        max_tokens: positions of tails computed at once, or fewer where that is faster; a tail of all rows at least.
         task_ids: which of its target prompts each model uses; the first without it.
 
     Returns:

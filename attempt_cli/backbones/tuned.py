@@ -40,19 +40,16 @@ class TunedWeights(nn.Module, ABC):
         backbone: what it is put into, at once.
 
     Raises:
-        RuntimeError: another training's weights are in the backbone.
-        AttemptError: its layers are compiled, or the method does not know the architecture.
+        RuntimeError: another training's weights are in the backbone, or its layers are compiled.
+        AttemptError: the method does not know the architecture.
     """
 
     def __init__(self, backbone: FrozenBackbone) -> None:
         super().__init__()
         if backbone.tuned is not None:
             raise RuntimeError(f"{backbone.name} holds another training's weights; release them first")
-        if any(module._compiled_call_impl is not None for module in backbone.model.modules()):
-            raise AttemptError(
-                f"the layers of {backbone.name} are compiled, and no other weights can be put into them",
-                "Train without --compile.",
-            )
+        if backbone.compiled:
+            raise RuntimeError(f"the layers of {backbone.name} are compiled, and no other weights can be put into them")
         _ = backbone.fingerprint, backbone.embedding_rms  # asked for later, they are those of the frozen model
         self._backbone = backbone
 

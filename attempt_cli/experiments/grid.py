@@ -188,7 +188,7 @@ class Runner:
                 backbone=backbone,
                 task=task,
                 test=self._limited(name, "test", plan.limit),
-                config=make_config(None, **given),
+                config=make_config(None, compile=False, **given),  # times and memory of cells are compared
                 sources=sources,
                 init_from=start,
                 name=name if ask.k is None else f"{name}-{ask.k}-shot",
@@ -232,7 +232,7 @@ class Runner:
         tasks = [load_task(name) for name in dict.fromkeys(prompt.task for prompt in sources)]
         given = self._given("source", sources)
         preset = self._by_preset(given, tasks[0].name, "attempt", "source", 0)
-        config = make_config(None, **{**preset, **given, "method": "attempt", "seed": ask.seed})
+        config = make_config(None, **{**preset, **given, "method": "attempt", "seed": ask.seed, "compile": False})
         if ask.kind != "attention":
             method = "mpt" if ask.kind == "factored" else "prompt-tuning"
             config = config.model_copy(update={"method": method})

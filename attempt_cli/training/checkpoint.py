@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -48,18 +48,7 @@ class TrainingState:
     compiled: bool | None = None
 
 
-_FIELDS = (
-    "step",
-    "losses",
-    "history",
-    "best_step",
-    "best_score",
-    "stale",
-    "seconds",
-    "positions",
-    "peak_memory",
-    "compiled",
-)
+_FIELDS = [one.name for one in fields(TrainingState) if one.name != "best"]  # tensors are kept as such
 
 
 def save_checkpoint(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
+import torch
+
 from attempt_cli.backbones.base import EncodedRow
 from attempt_cli.backbones.measured import machine_name, recall, remember, wait
 from attempt_cli.backbones.prompted import PromptedModel
@@ -15,13 +17,19 @@ from attempt_cli.training.processes import Processes
 
 # a training's first steps run uncompiled: from them, but the very first, it is known how long the rest would take
 MEASURED_STEPS = 5
-# compiling takes a minute or so: where less than this is left, it is not even tried
+# compiling takes a minute or so, and measuring ten steps: where less than this is left, it is not even tried
 LONG_SECONDS = 20 * 60.0
+LONG_STEPS = 500
 # a gain below this could be the machine's noise
 LEAST_SPEED = 1.03
 KIND = "compiled-layers"
 
 Batches = Sequence[Sequence[EncodedRow]]
+
+
+def worth_trying(steps_left: int, step_seconds: float) -> bool:
+    """Whether so much of a training is left that the trial is a small part of it."""
+    return steps_left >= LONG_STEPS and steps_left * step_seconds >= LONG_SECONDS
 
 
 def compile_now(model: PromptedModel, batches: Batches, config: TrainingConfig) -> None:
@@ -30,11 +38,13 @@ def compile_now(model: PromptedModel, batches: Batches, config: TrainingConfig) 
     Raises:
         AttemptError: they cannot be compiled; they are as they were.
     """
-    model.backbone.compile_layers(True)
     try:
-        _steps(model, batches, config)
-    except Exception as error:  # of many kinds: no C++ compiler, no Triton, no memory, what cannot be traced
+        model.backbone.compile_layers(True)
+        _seconds(model, batches, config)
+    except Exception as error:  # of many kinds: no C++ compiler, no Triton, what cannot be traced
         model.backbone.compile_layers(False)
+        if isinstance(error, (AttemptError, torch.OutOfMemoryError)):
+            raise
         lines = [line.strip() for line in str(error).splitlines()]
         reason = next((line for line in lines if line and not line.endswith("raised:")), type(error).__name__)
         raise AttemptError(
@@ -43,43 +53,53 @@ def compile_now(model: PromptedModel, batches: Batches, config: TrainingConfig) 
 
 
 def compiling_pays(
-    model: PromptedModel, batches: Batches, config: TrainingConfig, seconds_left: float, note: Callable[[str], None]
+    model: PromptedModel, batches: Batches, config: TrainingConfig, steps_left: int, note: Callable[[str], None]
 ) -> bool:
     """Whether the rest of a training goes on with compiled layers; they are compiled then.
 
-    How much faster they are is measured on the batches, both ways in turns, once a machine for a kind of training, and
-    kept. A kind is all that the speed hangs on: device, dtype, the layers' sizes, the prompt's place and length, and
-    positions of a batch up to the next power of two.
+    How much faster they are is measured on the batches, both ways in turns, once a machine for a kind of training
+    (`_kind`), and kept. Whatever goes wrong in it, the training goes on uncompiled.
 
     Args:
         batches: some that were trained on just now: all that is set up at a length's first sight is.
-        seconds_left: how long the rest takes uncompiled.
+        steps_left: of the training.
         note: is told what is done and found.
     """
-    if seconds_left < LONG_SECONDS:
+    try:
+        found = _compared(model, batches, config, steps_left, note)
+    except Exception as error:
+        note(f"{str(error).splitlines()[0] if str(error) else type(error).__name__}; the training goes on without.")
+        found = False
+    if model.backbone.compiled != found:
+        model.backbone.compile_layers(found)
+    return found
+
+
+def _compared(
+    model: PromptedModel, batches: Batches, config: TrainingConfig, steps_left: int, note: Callable[[str], None]
+) -> bool:
+    # the steps so far may have read inputs that are kept from now on: this is how it goes on
+    step_seconds = _seconds(model, batches, config) / len(batches)
+    if not worth_trying(steps_left, step_seconds):
         return False
-    name = _kind(model, batches)
+    seconds_left = steps_left * step_seconds
+    name = _kind(model, batches, config)
     known = recall(KIND, name)
-    if known is None:
-        note(f"About {seconds_left / 60:.0f} minutes are left: trying whether compiled layers are faster.")
-        try:
-            speed, seconds = _measured(model, batches, config)
-        except AttemptError as error:
-            note(f"{error.message}; the training goes on without.")
+    if isinstance(known, dict) and {"speed", "seconds"} <= set(known):
+        if known["speed"] < LEAST_SPEED or seconds_left * (1 - 1 / known["speed"]) <= known["seconds"]:
             return False
-        remember(KIND, name, {"speed": round(speed, 3), "seconds": round(seconds, 1)})
-        faster = speed >= LEAST_SPEED
-        note(
-            f"Compiled layers take {1 / speed:.2f} times as long ({seconds:.0f} s to compile): "
-            f"the training goes on {'with' if faster else 'without'} them."
-        )
-        model.backbone.compile_layers(faster)
-        return faster
-    if known["speed"] < LEAST_SPEED or seconds_left * (1 - 1 / known["speed"]) <= known["seconds"]:
-        return False
-    note(f"Compiling the layers: on this machine they then take {1 / known['speed']:.2f} times as long.")
-    compile_now(model, batches, config)
-    return True
+        note(f"Compiling the layers: on this machine they then take {1 / known['speed']:.2f} times as long.")
+        compile_now(model, batches, config)
+        return True
+    note(f"About {seconds_left / 60:.0f} minutes are left: trying whether compiled layers are faster.")
+    speed, seconds = _measured(model, batches, config)
+    remember(KIND, name, {"speed": round(speed, 3), "seconds": round(seconds, 1)})
+    faster = speed >= LEAST_SPEED
+    note(
+        f"Compiled layers take {1 / speed:.2f} times as long ({seconds:.0f} s to compile): "
+        f"the training goes on {'with' if faster else 'without'} them."
+    )
+    return faster
 
 
 def _measured(model: PromptedModel, batches: Batches, config: TrainingConfig) -> tuple[float, float]:
@@ -91,14 +111,13 @@ def _measured(model: PromptedModel, batches: Batches, config: TrainingConfig) ->
     for _ in range(2):
         for on in best:
             model.backbone.compile_layers(on)
-            began = time.perf_counter()
-            _steps(model, batches, config)
-            best[on] = min(best[on], time.perf_counter() - began)
+            best[on] = min(best[on], _seconds(model, batches, config))
     return best[False] / best[True], max(0.0, first - best[True])
 
 
-def _steps(model: PromptedModel, batches: Batches, config: TrainingConfig) -> None:
-    """The gradients of batches, thrown away."""
+def _seconds(model: PromptedModel, batches: Batches, config: TrainingConfig) -> float:
+    """What the gradients of batches take; they are thrown away."""
+    began = time.perf_counter()
     for batch in batches:
         try:
             gradient_step(model, batch, config, Processes())
@@ -106,15 +125,23 @@ def _steps(model: PromptedModel, batches: Batches, config: TrainingConfig) -> No
             for tensor in trained_tensors(model.trained):
                 tensor.grad = None
     wait(model.backbone.device)
+    return time.perf_counter() - began
 
 
-def _kind(model: PromptedModel, batches: Batches) -> str:
-    backbone, settings = model.backbone, model.backbone.model.config
-    lengths = [len(row.input_ids) + len(row.target_ids) for batch in batches for row in batch]
-    positions = sum(lengths) // len(batches)
-    one = model.one_for_all(row.task for batch in batches for row in batch)
+def _kind(model: PromptedModel, batches: Batches, config: TrainingConfig) -> str:
+    """What the speed of a training hangs on."""
+    backbone = model.backbone
+    rows = [row for batch in batches for row in batch]
+
+    def about(lengths: Sequence[int]) -> int:  # tokens of a batch, up to the next power of two
+        return 1 << (sum(lengths) // len(batches)).bit_length()
+
+    inputs, targets = about([len(row.input_ids) for row in rows]), about([len(row.target_ids) for row in rows])
+    cached = backbone.input_cache is not None and all(backbone.input_cache.group_of(row.input_ids) for row in rows)
     return (
-        f"{machine_name(backbone.device)} {backbone.dtype} {settings.model_type} "
-        f"{settings.num_hidden_layers}x{backbone.width} {model.placement} m {model.prompt_length} "
-        f"{'one prompt' if one else 'a prompt a row'} {1 << (positions - 1).bit_length()} positions"
+        f"{machine_name(backbone.device)} {backbone.dtype} {backbone.model.config.model_type} of "
+        f"{backbone.parameter_count} weights, {model.placement}{', inputs kept' if cached else ''}, "
+        f"m {model.prompt_length}{' for all' if model.one_for_all(row.task for row in rows) else ''}, "
+        f"{inputs} and {targets} tokens, "
+        f"{config.batch_size} rows and {config.max_tokens} positions at once"
     )

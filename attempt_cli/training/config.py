@@ -114,6 +114,8 @@ class TrainingConfig(BaseModel):
             found.append(f"{self.method} changes how the input is read: --placement after is not for it")
         if self.compile and self.method in WEIGHT_METHODS:
             found.append(f"--compile does not go with {self.method}: the layers are other ones after the training")
+        if self.compile and self.gradient_checkpointing:
+            found.append("--compile does not go with --gradient-checkpointing: compiled layers are not computed twice")
         return found
 
     def total_steps(self, rows: int, processes: int = 1) -> int:

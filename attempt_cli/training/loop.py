@@ -21,7 +21,7 @@ from attempt_cli.backbones.tuned import TunedWeights
 from attempt_cli.errors import AttemptError
 from attempt_cli.method import PromptModule
 from attempt_cli.training.checkpoint import TrainingState, load_checkpoint, save_checkpoint
-from attempt_cli.training.compiling import MEASURED_STEPS, compile_now, compiling_pays
+from attempt_cli.training.compiling import MEASURED_STEPS, compile_now, compiling_pays, worth_trying
 from attempt_cli.training.config import TrainingConfig
 from attempt_cli.training.gradient import Positions, gradient_step, trained_tensors
 from attempt_cli.training.memory import PeakMemory
@@ -177,7 +177,8 @@ def train(
     def look() -> None:
         if evaluate is None:
             return
-        metrics, log_likelihood = evaluate(model)
+        with model.backbone.as_loaded():  # it is scored as it will be when it is used
+            metrics, log_likelihood = evaluate(model)
         # what is not a number would win over nothing, and then lose to nothing
         first, second = (-math.inf if math.isnan(x) else x for x in (next(iter(metrics.values())), log_likelihood))
         score = (first, second)
@@ -205,9 +206,9 @@ def train(
     first, positions = state.step, Positions(*state.positions)
     memory = PeakMemory(model.backbone.device)
     listener.start(state.step, total)
-    if state.compiled is None:
+    if config.compile is not None:
         state.compiled = config.compile
-    if state.compiled is None and not _may_compile(model, config, processes):
+    elif not _may_compile(model, config, processes):
         state.compiled = False
     spent: list[float] = []  # seconds of steps, while it is open whether layers are compiled
 
@@ -215,7 +216,14 @@ def train(
         return [rows[i] for i in order.batch(step)]
 
     if state.compiled and state.step < total:
-        compile_now(model, [batch(state.step)], config)
+        listener.note("Compiling the layers; this takes a minute or two.")
+        try:
+            compile_now(model, [batch(state.step)], config)
+        except AttemptError as error:
+            if config.compile:
+                raise
+            listener.note(f"{error.message}; the training goes on without.")
+            state.compiled = False
     with caught_signals() as stop:
         if state.step == 0 and eval_every and not state.history:
             look()
@@ -249,9 +257,13 @@ def train(
                 wait(model.backbone.device)
                 spent.append(time.monotonic() - started)
                 if len(spent) == MEASURED_STEPS:
-                    left = (total - state.step) * _mean(spent[1:])
-                    seen = [batch(step) for step in range(state.step - MEASURED_STEPS + 1, state.step)]
-                    state.compiled = compiling_pays(model, seen, config, left, listener.note)
+                    state.compiled = False
+                    left = total - state.step
+                    if worth_trying(left, _mean(spent[1:])):
+                        read_pending()
+                        save()  # whoever stops it in the minutes that follow loses nothing
+                        seen = [batch(step) for step in (state.step - 2, state.step - 1)]
+                        state.compiled = compiling_pays(model, seen, config, left, listener.note)
             if eval_every and (state.step % eval_every == 0 or state.step == total):
                 read_pending()
                 look()

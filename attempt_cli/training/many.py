@@ -339,7 +339,7 @@ def _key(request: ManyRequest, backbone: FrozenBackbone, parts: Sequence[_Part],
         "name": request.name,
         "keep": request.keep,
         "tasks": [task_fields(part.task) | {"format": part.task.format} for part in parts],
-        "config": request.config.model_dump(),
+        "config": request.config.model_dump(exclude={"compile"}),  # an unfinished training goes on either way
         "backbone": [backbone.fingerprint, str(backbone.dtype)],
         "sources": [prompt.sha256 for prompt in request.sources],
         "init_from": [prompt.sha256 if prompt else None for prompt in request.init_from],

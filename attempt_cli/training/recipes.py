@@ -341,7 +341,7 @@ def training_key(
         "name": request.name,
         "kind": request.kind,
         "task": task_fields(request.task) | {"format": request.task.format},
-        "config": request.config.model_dump(),
+        "config": request.config.model_dump(exclude={"compile"}),  # an unfinished training goes on either way
         "backbone": [backbone.fingerprint, str(backbone.dtype)],
         "sources": [prompt.sha256 for prompt in request.sources],
         "init_from": request.init_from.sha256 if request.init_from else None,

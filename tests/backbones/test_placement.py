@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from attempt_cli.backbones.attention import Shape, causal_mask, choose_kernel
+from attempt_cli.backbones.attention import Past, Shape, causal_mask, choose_kernel
 from attempt_cli.backbones.base import EncodedRow, FrozenBackbone
 from attempt_cli.backbones.input_cache import InputCache
 from attempt_cli.backbones.load import load_backbone
@@ -96,6 +96,21 @@ def test_label_words_score_as_targets_do(backbone: FrozenBackbone) -> None:
         close(scores[:, j], model.log_likelihood([EncodedRow(row.input_ids, label) for row in rows]).detach())
 
 
+def spied_passes(backbone: FrozenBackbone, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many tails an input had in each scoring behind inputs from now on."""
+    tails: list[int] = []
+    own = backbone.label_log_likelihoods
+
+    def noted(*arguments: object) -> Tensor:
+        past = arguments[4] if len(arguments) > 4 else None
+        if isinstance(past, Past):
+            tails.append(past.tails)
+        return own(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(backbone, "label_log_likelihoods", noted)
+    return tails
+
+
 @pytest.mark.parametrize("kernel", ["plain", "sdpa"])
 def test_an_input_read_once_serves_many_prompts(
     backbone: FrozenBackbone, kernel: str, monkeypatch: pytest.MonkeyPatch
@@ -125,14 +140,19 @@ def test_an_input_read_once_serves_many_prompts(
     try:
         answers = score_many(models, rows, labels, task_ids=[0, 0, 1, 0, 0, 0])
         narrow = score_many(models, rows, labels, task_ids=[0, 0, 1, 0, 0, 0], max_tokens=1)
+        monkeypatch.setattr(type(backbone), "most_positions", 1)
+        passes = spied_passes(backbone, monkeypatch)
+        slow_beyond = score_many(models, rows, labels, task_ids=[0, 0, 1, 0, 0, 0])
     finally:
         del backbone.read  # type: ignore[method-assign]
-    assert reads == 2
-    for model, label, (scores, weights), (again, _) in zip(models, labels, answers, narrow, strict=True):
+    assert reads == 3
+    assert passes == [1] * 4  # a pass a prompt that is placed after the input
+    for model, label, (scores, weights), *others in zip(models, labels, answers, narrow, slow_beyond, strict=True):
         task = 1 if model.mixture is not None and len(model.mixture.target_prompts) == 2 else 0
         alone, own = model.score_labels(rows, label, torch.full((len(rows),), task))
         close(scores, alone)
-        close(again, alone)
+        for again, _ in others:
+            close(again, alone)
         assert (weights is None) == (own is None)
         if weights is not None and own is not None:
             close(weights, own)

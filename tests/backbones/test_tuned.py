@@ -230,7 +230,7 @@ def test_layers_of_other_names_have_no_adapters() -> None:
 def test_compiled_layers_are_refused(folders: dict[str, Path]) -> None:
     backbone = load_backbone(str(folders["llama"]), device="cpu", dtype="float32")
     backbone.compile_layers(True)
-    with pytest.raises(AttemptError, match="are compiled"):
+    with pytest.raises(RuntimeError, match="are compiled"):
         tune(backbone, "bitfit", 0)
     assert backbone.tuned is None
 

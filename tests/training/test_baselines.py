@@ -323,6 +323,10 @@ def test_constant_attention_trains_the_target_only(registry: Registry, backbone:
         ({"method": "dept", "placement": "after"}, "--placement after is not for it"),
         ({"method": "bitfit", "placement": "after"}, "--placement after is not for it"),
         ({"method": "lora", "compile": True}, "--compile does not go with lora"),
+        (
+            {"method": "spot", "compile": True, "gradient_checkpointing": True},
+            "--compile does not go with --gradient-checkpointing",
+        ),
     ],
 )
 def test_settings_that_cannot_be_meant_together(

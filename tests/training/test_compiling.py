@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ import pytest
 import torch
 
 from attempt_cli.backbones.base import FrozenBackbone
+from attempt_cli.backbones.input_cache import InputCache
 from attempt_cli.backbones.load import load_backbone
+from attempt_cli.backbones.prompted import PromptedModel
 from attempt_cli.errors import AttemptError
 from attempt_cli.training import compiling, recipes
 from attempt_cli.training.checkpoint import load_checkpoint
@@ -36,6 +39,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     torch._dynamo.reset()
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     monkeypatch.setattr(compiling, "LONG_SECONDS", 0.0)
+    monkeypatch.setattr(compiling, "LONG_STEPS", 1)
     monkeypatch.setenv("ATTEMPT_CACHE", str(tmp_path / "cache"))
     yield tmp_path / "cache" / "compiled-layers.json"
     torch._dynamo.reset()
@@ -54,10 +58,11 @@ def found_speed(monkeypatch: pytest.MonkeyPatch, speed: float, seconds: float = 
     return measured
 
 
+@pytest.mark.parametrize(("name", "value"), [("LONG_SECONDS", 1200.0), ("LONG_STEPS", 500)])
 def test_a_short_training_is_not_held_up(
-    backbone: FrozenBackbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, machine: Path
+    backbone: FrozenBackbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, machine: Path, name: str, value: float
 ) -> None:
-    monkeypatch.setattr(compiling, "LONG_SECONDS", 1200.0)
+    monkeypatch.setattr(compiling, name, value)
     measured, told = found_speed(monkeypatch, 2.0), Recorder()
     done = run(model(backbone), encoded(backbone, 16), tmp_path / "state", steps=STEPS, listener=told)
     assert (measured, told.notes, done.state.compiled, backbone.compiled) == ([], [], False, False)
@@ -119,16 +124,23 @@ def test_losses_are_those_of_plain_layers(backbone: FrozenBackbone, tmp_path: Pa
     assert losses[True] == pytest.approx(losses[False], abs=1e-4)
 
 
-def test_where_nothing_can_be_compiled_the_training_goes_on(
-    backbone: FrozenBackbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, machine: Path
-) -> None:
+def break_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(_graph: Any, _inputs: Any) -> Any:
         raise RuntimeError("No working C++ compiler found")
 
+    torch._dynamo.reset()
     monkeypatch.setattr(torch, "compile", partial(torch.compile.func, backend=broken))  # type: ignore[attr-defined]
-    rows, told = encoded(backbone, 16), Recorder()
+
+
+def test_where_nothing_can_be_compiled_the_training_goes_on(
+    backbone: FrozenBackbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, machine: Path
+) -> None:
+    rows = encoded(backbone, 16)
+    plain = run(model(backbone), rows, tmp_path / "plain", steps=STEPS, compile=False)
+    break_compiler(monkeypatch)
+    told = Recorder()
     done = run(model(backbone), rows, tmp_path / "open", steps=STEPS, listener=told)
-    assert (done.state.step, done.state.compiled, backbone.compiled) == (STEPS, False, False)
+    assert (done.state.losses, done.state.compiled, backbone.compiled) == (plain.state.losses, False, False)
     assert "cannot be compiled here" in told.notes[-1]
     assert "No working C++ compiler found" in told.notes[-1]
     assert not machine.exists()  # installed later, it is tried
@@ -136,6 +148,43 @@ def test_where_nothing_can_be_compiled_the_training_goes_on(
         run(model(backbone), rows, tmp_path / "asked", steps=STEPS, compile=True)
     assert "--no-compile" in str(caught.value.hint)
     assert not backbone.compiled
+
+
+def test_what_was_found_before_ends_no_training(
+    tmp_path: Path, backbone: FrozenBackbone, monkeypatch: pytest.MonkeyPatch, machine: Path
+) -> None:
+    found_speed(monkeypatch, 1.5)
+    rows = encoded(backbone, 16)
+    run(model(backbone), rows, tmp_path / "first", steps=STEPS)
+    backbone.compile_layers(False)
+    other = load_backbone(str(tmp_path / "llama"), device="cpu", dtype="float32")
+    break_compiler(monkeypatch)  # known to pay back, and gone
+    told = Recorder()
+    done = run(model(other), rows, tmp_path / "second", steps=STEPS, listener=told)
+    assert (done.state.step, done.state.compiled, other.compiled) == (STEPS, False, False)
+    assert told.notes[-1].endswith("the training goes on without.")
+    (name,) = json.loads(machine.read_text("utf-8"))
+    machine.write_text(json.dumps({name: "damaged"}), "utf-8")
+    assert run(model(other), rows, tmp_path / "third", steps=STEPS).state.step == STEPS
+
+
+def test_what_goes_wrong_while_it_is_measured_ends_no_training(
+    tmp_path: Path, backbone: FrozenBackbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, seconds, calls = encoded(backbone, 16), compiling._seconds, [0]
+    plain = run(model(backbone), rows, tmp_path / "plain", steps=STEPS, compile=False)
+
+    def failing(*arguments: Any) -> float:
+        calls[0] += 1
+        if calls[0] == 4:  # plain, compiled, plain, and then
+            raise torch.OutOfMemoryError("no memory is left")
+        return seconds(*arguments)
+
+    monkeypatch.setattr(compiling, "_seconds", failing)
+    told = Recorder()
+    done = run(model(backbone), rows, tmp_path / "state", steps=STEPS, listener=told)
+    assert told.notes[-1] == "no memory is left; the training goes on without."
+    assert (done.state.losses, done.state.compiled, backbone.compiled) == (plain.state.losses, False, False)
 
 
 @pytest.mark.parametrize("settings", [{"gradient_checkpointing": True}, {"compile": False}])
@@ -147,19 +196,54 @@ def test_nothing_is_tried_where_layers_are_changed_or_it_is_turned_off(
     assert (measured, done.state.compiled) == ([], False)
 
 
+@pytest.mark.parametrize("placement", ["before", "after"])
 def test_a_resumed_training_goes_on_as_it_was_decided(
-    backbone: FrozenBackbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    backbone: FrozenBackbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, placement: str
 ) -> None:
     measured, rows, state = found_speed(monkeypatch, 2.0), encoded(backbone, 16), tmp_path / "state"
+
+    def begun() -> PromptedModel:
+        backbone.compile_layers(False)
+        backbone.input_cache = InputCache(1 << 20)
+        backbone.input_cache.plan([rows], backbone.cache_bytes_per_token)
+        return replace(model(backbone, sources=2), placement=placement)
+
+    whole = run(begun(), rows, tmp_path / "whole", steps=STEPS)
     with pytest.raises(TrainingStoppedError):
-        run(model(backbone), rows, state, steps=STEPS, listener=Recorder(interrupt_at=6))
-    backbone.compile_layers(False)
-    module = model(backbone).trained
+        run(begun(), rows, state, steps=STEPS, listener=Recorder(interrupt_at=6))
+    trained = begun()
+    module = trained.trained
     kept = load_checkpoint(state, "key", module, make_optimizer(module, TrainingConfig()))
-    assert (kept.step, kept.compiled) == (6, True)
+    assert (kept.step, kept.compiled, len(measured)) == (6, True, 1)
+    done = run(begun(), rows, state, steps=STEPS, resume=True)
+    assert (done.numbers["compiled"], backbone.compiled, len(measured)) == (True, True, 1)
+    assert done.state.losses == whole.state.losses
+    # another machine without a compiler goes on all the same, unless it is asked for
+    with pytest.raises(TrainingStoppedError):
+        run(begun(), rows, state, steps=STEPS, listener=Recorder(interrupt_at=6))
+    begun()
+    del backbone.__dict__["_compiled_calls"]
+    break_compiler(monkeypatch)
     told = Recorder()
-    done = run(model(backbone), rows, state, steps=STEPS, resume=True, listener=told)
-    assert (done.numbers["compiled"], backbone.compiled, told.notes, len(measured)) == (True, True, [], 1)
+    done = run(begun(), rows, state, steps=STEPS, resume=True, listener=told)
+    assert (done.state.step, done.state.compiled) == (STEPS, False)
+    assert told.notes[-1].endswith("the training goes on without.")
+
+
+def test_kept_inputs_are_read_by_the_layers_as_they_were_loaded(backbone: FrozenBackbone) -> None:
+    rows = encoded(backbone, 6)
+    found = []
+    for compiled, checkpointed in ((False, False), (True, False), (False, True)):
+        backbone.compile_layers(compiled)
+        backbone.checkpoint_gradients(checkpointed)
+        backbone.input_cache = InputCache(1 << 20)
+        backbone.input_cache.plan([rows], backbone.cache_bytes_per_token)
+        past = backbone.read(rows)
+        assert past is not None
+        found.append(torch.stack([*past.keys, *past.values]))
+        assert (backbone.compiled, backbone.checkpointed) == (compiled, checkpointed)
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
 
 
 def test_the_backbone_is_given_back_as_it_was(backbone: FrozenBackbone, tmp_path: Path) -> None:
