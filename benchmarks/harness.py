@@ -200,7 +200,7 @@ def machine() -> dict[str, Any]:
     """The processor and the versions that the numbers belong to."""
     import torch
 
-    from attempt_cli.backbones.measured import processor_name
+    from attempt_cli.backbones.machine import processor_name
 
     found: dict[str, Any] = {
         "processor": processor_name(),

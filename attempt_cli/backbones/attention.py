@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attempt_cli.backbones.measured import machine_name, recall, remember, wait
+from attempt_cli.backbones.machine import machine_name, recall, remember, wait
 
 NAME = "attempt"
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from attempt_cli.backbones.measured import cache_folder
+from attempt_cli.backbones.machine import cache_folder
 
 Tokens = list[tuple[list[int], int]]  # each row's tokens, and how many more it had
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from attempt_cli.backbones.base import EncodedRow
-from attempt_cli.backbones.measured import machine_name, recall, remember, wait
+from attempt_cli.backbones.machine import machine_name, recall, remember, wait
 from attempt_cli.backbones.prompted import PromptedModel
 from attempt_cli.errors import AttemptError
 from attempt_cli.training.config import TrainingConfig

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from attempt_cli.backbones.base import EncodedRow
-from attempt_cli.backbones.measured import wait
+from attempt_cli.backbones.machine import wait
 from attempt_cli.backbones.prompted import PromptedModel
 from attempt_cli.backbones.tuned import TunedWeights
 from attempt_cli.errors import AttemptError

@@ -1,4 +1,4 @@
-"""What was measured once on this machine, kept in the cache's folder."""
+"""This machine: its name, its folder for what is kept, and what was measured on it once."""
 
 from __future__ import annotations
 
