@@ -18,7 +18,7 @@ from attempt_cli.backbones.prompted import PromptedModel
 from attempt_cli.changes import TARGET
 from attempt_cli.errors import AttemptError
 from attempt_cli.method import PromptAttention, PromptMixture
-from registry import Attention, Backbone, Composition, Prompt, Registry
+from attempt_registry import Attention, Backbone, Composition, Prompt, Registry
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from attempt_cli.errors import AttemptError, unknown_name
-from registry.names import parse
+from attempt_registry.names import parse
 
 if TYPE_CHECKING:
-    from registry import Composition, Prompt, Registry
+    from attempt_registry import Composition, Prompt, Registry
 
 TARGET = "target"  # the target prompt's name among weights
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from registry.errors import unknown_name_text
+from attempt_registry.errors import unknown_name_text
 
 
 class AttemptError(Exception):

@@ -1,6 +1,6 @@
 """Soft prompts with their metadata in SQLite and their tensors beside it; no torch, no command line.
 
-from registry import Registry
+from attempt_registry import Registry
 
 registry = Registry.open()
 prompt = registry.prompt("rte@2")
@@ -13,8 +13,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from registry.errors import RegistryError
-    from registry.records import (
+    from attempt_registry.errors import RegistryError
+    from attempt_registry.records import (
         Attention,
         Backbone,
         Composition,
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
         Removal,
         Run,
     )
-    from registry.store import Registry
+    from attempt_registry.store import Registry
 
 __all__ = [
     "Attention",
@@ -41,11 +41,11 @@ __all__ = [
     "Run",
 ]
 
-_MODULES = {"Registry": "registry.store", "RegistryError": "registry.errors"}
+_MODULES = {"Registry": "attempt_registry.store", "RegistryError": "attempt_registry.errors"}
 
 
 def __getattr__(name: str) -> Any:
     # `registry.errors` is imported by every start of the command line; the rest only when it is used
     if name not in __all__:
         raise AttributeError(f"module 'registry' has no attribute '{name}'")
-    return getattr(importlib.import_module(_MODULES.get(name, "registry.records")), name)
+    return getattr(importlib.import_module(_MODULES.get(name, "attempt_registry.records")), name)

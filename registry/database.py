@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from registry.errors import RegistryError
+from attempt_registry.errors import RegistryError
 
 FILE_NAME = "registry.db"
 BUSY_SECONDS = 30.0
@@ -186,7 +186,7 @@ class Database:
     def _migrate(self, connection: sqlite3.Connection) -> None:
         import sqlite_utils
 
-        from registry.schema import migrations
+        from attempt_registry.schema import migrations
 
         _enable_wal(connection)
         connection.execute("BEGIN IMMEDIATE")

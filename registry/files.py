@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from registry.database import file_failure
-from registry.errors import RegistryError, nearest_names
-from registry.objects import decode, safetensors_entries
+from attempt_registry.database import file_failure
+from attempt_registry.errors import RegistryError, nearest_names
+from attempt_registry.objects import decode, safetensors_entries
 
 if TYPE_CHECKING:
     import numpy as np

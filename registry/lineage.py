@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from registry.find import Finder
-from registry.names import parse
-from registry.records import Attention, Composition, Lineage, Prompt
-from registry.rows import RECORDS, TABLES, columns, records
+from attempt_registry.find import Finder
+from attempt_registry.names import parse
+from attempt_registry.records import Attention, Composition, Lineage, Prompt
+from attempt_registry.rows import RECORDS, TABLES, columns, records
 
 _SEARCHED = {
     "prompt": ("name", "version", "task", "note", "tags", "backbone", "method", "kind"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from registry.errors import RegistryError
+from attempt_registry.errors import RegistryError
 
 KINDS = ("prompt", "attention", "composition")
 

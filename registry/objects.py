@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from registry.database import file_failure
-from registry.errors import RegistryError
+from attempt_registry.database import file_failure
+from attempt_registry.errors import RegistryError
 
 if TYPE_CHECKING:
     import numpy as np

@@ -10,8 +10,8 @@ from dataclasses import fields
 from pathlib import PurePath
 from typing import Any, TypeVar
 
-from registry.errors import RegistryError
-from registry.records import Attention, Composition, Prompt, Run
+from attempt_registry.errors import RegistryError
+from attempt_registry.records import Attention, Composition, Prompt, Run
 
 Record = TypeVar("Record", Prompt, Attention, Composition, Run)
 Named = TypeVar("Named", Prompt, Attention, Composition)

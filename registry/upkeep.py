@@ -5,15 +5,15 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
-from registry.database import Database, told
-from registry.errors import RegistryError
-from registry.lineage import children
-from registry.names import parse
-from registry.objects import Objects, age
-from registry.records import Composition, Garbage, Problem, Removal
+from attempt_registry.database import Database, told
+from attempt_registry.errors import RegistryError
+from attempt_registry.lineage import children
+from attempt_registry.names import parse
+from attempt_registry.objects import Objects, age
+from attempt_registry.records import Composition, Garbage, Problem, Removal
 
 if TYPE_CHECKING:
-    from registry.find import Finder
+    from attempt_registry.find import Finder
 
 # A file is written before its row. An hour is far more than a process needs between the two.
 GRACE_SECONDS = 3600.0

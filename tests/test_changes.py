@@ -10,7 +10,7 @@ import pytest
 
 from attempt_cli.changes import Changes, changed
 from attempt_cli.errors import AttemptError
-from registry import Composition, Registry, RegistryError
+from attempt_registry import Composition, Registry, RegistryError
 
 
 @pytest.fixture

@@ -8,13 +8,13 @@ import click
 
 from attempt_cli.cli.models import named_model, trained_task
 from attempt_cli.errors import AttemptError
-from registry.records import Composition
+from attempt_registry.records import Composition
 
 if TYPE_CHECKING:
     from attempt_cli.cli.main import Settings
     from attempt_cli.evaluation.compare import Comparison
-    from registry import Registry
-    from registry.records import Run
+    from attempt_registry import Registry
+    from attempt_registry.records import Run
 
 
 @click.command("compare")

@@ -19,11 +19,11 @@ from attempt_cli.cli.options import (
     split_names,
 )
 from attempt_cli.errors import AttemptError
-from registry.records import Composition, Prompt
+from attempt_registry.records import Composition, Prompt
 
 if TYPE_CHECKING:
     from attempt_cli.cli.main import Settings
-    from registry import Registry
+    from attempt_registry import Registry
 
 
 @click.command("compose")

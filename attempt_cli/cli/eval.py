@@ -36,8 +36,8 @@ from attempt_cli.cli.options import (
     task_options,
     typed_command,
 )
-from registry.errors import RegistryError
-from registry.records import Composition, Prompt
+from attempt_registry.errors import RegistryError
+from attempt_registry.records import Composition, Prompt
 
 if TYPE_CHECKING:
     from attempt_cli.artefacts import Loaded
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from attempt_cli.data.task import Task
     from attempt_cli.evaluation.compare import PerRow
     from attempt_cli.evaluation.evaluate import Evaluation
-    from registry import Registry
+    from attempt_registry import Registry
 
 COLUMNS = ("task", "model", "metric", "score", "interval", "n", "rows_per_second", "attention")
 

@@ -20,7 +20,7 @@ from attempt_cli.cli.options import (
     mixture_options,
 )
 from attempt_cli.errors import AttemptError
-from registry.records import Composition, Prompt
+from attempt_registry.records import Composition, Prompt
 
 if TYPE_CHECKING:
     from attempt_cli.artefacts import Loaded
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from attempt_cli.cli.main import Settings
     from attempt_cli.data.rows import Rows
     from attempt_cli.data.task import Task
-    from registry import Registry
+    from attempt_registry import Registry
 
 BARS = 48  # characters that all bars of a line may take together
 EIGHTHS = " ▏▎▍▌▋▊▉"

@@ -14,10 +14,10 @@ import click
 from attempt_cli import __version__
 from attempt_cli.cli.output import Output
 from attempt_cli.errors import AttemptError
-from registry.errors import RegistryError, nearest_names
+from attempt_registry.errors import RegistryError, nearest_names
 
 if TYPE_CHECKING:
-    from registry import Registry
+    from attempt_registry import Registry
 
 # command -> the module of attempt_cli.cli that defines `command`; imported only when it is used or listed
 COMMANDS = {
@@ -50,7 +50,7 @@ class Settings:
 
     def registry(self) -> Registry:
         """Opens the registry that the options or the environment name."""
-        from registry import Registry
+        from attempt_registry import Registry
 
         return Registry.open(self.registry_path)
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from attempt_cli.cli.main import Settings
     from attempt_cli.data.task import Task
     from attempt_cli.training.many import ManyOutcome
-    from registry import Attention, Composition, Prompt, Registry
+    from attempt_registry import Attention, Composition, Prompt, Registry
 
 sampling_options = stacked(
     click.option("--max-rows-per-task", type=int, help="Of several tasks: none counts for more rows in an epoch."),

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from attempt_cli.errors import AttemptError
-from registry.records import Composition, Prompt
+from attempt_registry.records import Composition, Prompt
 
 if TYPE_CHECKING:
     from attempt_cli.artefacts import Loaded
     from attempt_cli.backbones.base import FrozenBackbone
     from attempt_cli.changes import Changes
     from attempt_cli.data.task import Task
-    from registry import Registry
+    from attempt_registry import Registry
 
 Chosen = Prompt | Composition | None  # None is the bare model
 
@@ -62,7 +62,7 @@ def named_model(registry: Registry, name: str) -> Prompt | Composition:
     Raises:
         RegistryError: neither is there; says the nearest names of both.
     """
-    from registry.errors import RegistryError, unknown_name_text
+    from attempt_registry.errors import RegistryError, unknown_name_text
 
     kinds = registry.kinds_of(name)
     found: list[Prompt | Composition] = []

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from attempt_cli.backbones.base import FrozenBackbone
     from attempt_cli.changes import Changes
     from attempt_cli.data.task import Task
-    from registry import Prompt, Registry
+    from attempt_registry import Prompt, Registry
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 

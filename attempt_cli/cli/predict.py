@@ -23,13 +23,13 @@ from attempt_cli.cli.options import (
     split_names,
 )
 from attempt_cli.errors import AttemptError
-from registry.records import Composition, Prompt
+from attempt_registry.records import Composition, Prompt
 
 if TYPE_CHECKING:
     from attempt_cli.cli.main import Settings
     from attempt_cli.data.task import Example, Task
     from attempt_cli.evaluation.predict import Prediction, Predictions
-    from registry import Registry
+    from attempt_registry import Registry
 
 
 @click.command("predict")

@@ -21,7 +21,7 @@ from attempt_cli.cli.options import (
     typed_command,
 )
 from attempt_cli.errors import AttemptError
-from registry.errors import RegistryError
+from attempt_registry.errors import RegistryError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from attempt_cli.data.task import Task
     from attempt_cli.evaluation.compare import PerRow
     from attempt_cli.evaluation.evaluate import Evaluation
-    from registry import Composition, Prompt, Registry
+    from attempt_registry import Composition, Prompt, Registry
 
 
 @click.command("rank-sources")

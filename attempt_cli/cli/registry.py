@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from attempt_cli.errors import AttemptError
-from registry.errors import RegistryError, nearest_names, unknown_name_text
+from attempt_registry.errors import RegistryError, nearest_names, unknown_name_text
 
 if TYPE_CHECKING:
     from attempt_cli.cli.main import Settings
-    from registry import Attention, Composition, Prompt, Registry, Run
+    from attempt_registry import Attention, Composition, Prompt, Registry, Run
 
 KIND_OF = {"prompts": "prompt", "attentions": "attention", "compositions": "composition"}
 COLUMNS = {
@@ -156,7 +156,7 @@ def _kinds(registry: Registry, name: str) -> list[str]:
 
 
 def _everything(settings: Settings, registry: Registry, name: str, kind: str) -> dict[str, Any]:
-    from registry import Composition
+    from attempt_registry import Composition
 
     record = registry.named(name, kind)
     lineage = registry.lineage(f"{kind}:{record.ref}", kind=kind)
@@ -252,7 +252,7 @@ def add(
     registry = settings.registry()
     known = registry.backbone(backbone)
 
-    from registry.files import read_tensor
+    from attempt_registry.files import read_tensor
 
     matrix = read_tensor(file, tensor)
     if matrix.ndim == 2 and matrix.shape[1] != known.width:
@@ -338,7 +338,7 @@ def search(settings: Settings, text: tuple[str, ...]) -> None:
       attempt registry search sentiment
       attempt registry search t5-base trial
     """
-    from registry.rows import KIND_OF as KIND_OF_RECORD
+    from attempt_registry.rows import KIND_OF as KIND_OF_RECORD
 
     rows = [
         {"what": KIND_OF_RECORD[type(record)], **_row(record)} for record in settings.registry().search(" ".join(text))

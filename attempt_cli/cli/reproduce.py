@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from attempt_cli.experiments.paper import Experiment
     from attempt_cli.experiments.sheet import Sheet
     from attempt_cli.experiments.workers import Filled
-    from registry import Registry
+    from attempt_registry import Registry
 
 
 @click.command("reproduce")

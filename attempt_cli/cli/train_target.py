@@ -21,7 +21,7 @@ from attempt_cli.cli.training import train_and_report
 
 if TYPE_CHECKING:
     from attempt_cli.cli.main import Settings
-    from registry import Composition, Registry
+    from attempt_registry import Composition, Registry
 
 # `training.config` has them too, but is not imported for help
 WEIGHTS = ("fine-tuning", "bitfit", "adapter", "adapterdrop", "lora", "ia3")

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from attempt_cli.cli.main import Settings
     from attempt_cli.data.task import Task
     from attempt_cli.training.recipes import Outcome, Request
-    from registry import Prompt, Registry
+    from attempt_registry import Prompt, Registry
 
 Made = TypeVar("Made")  # what a training gives back
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from attempt_cli.data.task import Task
 from attempt_cli.errors import AttemptError
-from registry.errors import nearest_names
+from attempt_registry.errors import nearest_names
 
 if TYPE_CHECKING:
     import pyarrow

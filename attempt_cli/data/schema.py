@@ -14,7 +14,7 @@ from attempt_cli.data.task import HubRows, Task
 from attempt_cli.data.template import template_problems, text_value
 from attempt_cli.data.yaml_file import read_yaml
 from attempt_cli.errors import AttemptError
-from registry.errors import nearest_names
+from attempt_registry.errors import nearest_names
 
 Split = Literal["train", "validation", "test"]
 Scalar = str | int | float | bool

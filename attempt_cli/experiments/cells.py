@@ -24,7 +24,7 @@ from attempt_cli.experiments.methods import METHODS, PREPARED
 from attempt_cli.experiments.subjects import Parts, Subject, Workshop, as_it_stands
 from attempt_cli.training.config import PLACED_BEFORE, TrainingConfig
 from attempt_cli.training.loop import Listener, TrainingStoppedError
-from registry import Attention, Prompt, Registry, Run
+from attempt_registry import Attention, Prompt, Registry, Run
 
 ROWS_FOR_CHOICE = 200  # training rows that the best source is chosen by, at most
 

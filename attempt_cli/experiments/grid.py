@@ -24,7 +24,7 @@ from attempt_cli.experiments.subjects import Workshop
 from attempt_cli.training.config import make_config
 from attempt_cli.training.loop import Listener
 from attempt_cli.training.presets import settings_for, train_limit
-from registry import Prompt, Registry
+from attempt_registry import Prompt, Registry
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from attempt_cli.errors import AttemptError
-from registry.errors import nearest_names
+from attempt_registry.errors import nearest_names
 
 # what can be trained on the source tasks for targets to start from: G (the attention prior), one prompt (SPoT-g), one
 # prompt under low-rank factors of each task (MPT)

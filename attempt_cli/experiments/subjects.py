@@ -16,7 +16,7 @@ from attempt_cli.training.config import WEIGHT_METHODS, TrainingConfig
 from attempt_cli.training.loop import Listener
 from attempt_cli.training.many import ManyOutcome, ManyRequest, train_many
 from attempt_cli.training.recipes import Request, train_prompt
-from registry import Attention, Prompt, Registry
+from attempt_registry import Attention, Prompt, Registry
 
 
 @dataclass(frozen=True)

@@ -41,9 +41,9 @@ from attempt_cli.training.recipes import (
     validation_rows,
     validation_score,
 )
-from registry import Attention, Composition, Prompt, Registry
-from registry.add import checked_tags
-from registry.names import check_name
+from attempt_registry import Attention, Composition, Prompt, Registry
+from attempt_registry.add import checked_tags
+from attempt_registry.names import check_name
 
 KINDS = ("targets", "attention", "shared")
 

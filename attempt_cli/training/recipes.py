@@ -32,9 +32,9 @@ from attempt_cli.training.initial import vocabulary_prompt
 from attempt_cli.training.loop import Listener, Trained, train
 from attempt_cli.training.memory import largest_batch
 from attempt_cli.training.processes import Processes
-from registry import Attention, Prompt, Registry
-from registry.add import check_one_placement, checked_tags
-from registry.names import check_name
+from attempt_registry import Attention, Prompt, Registry
+from attempt_registry.add import check_one_placement, checked_tags
+from attempt_registry.names import check_name
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from attempt_cli.evaluation.statistics import mean_interval, paired_difference, proportion_interval
-from registry import Registry
+from attempt_registry import Registry
 from tests.training.commands import Attempt
 from tests.training.toy import READ, toy_rows, write_csv, write_jsonl
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from registry import Registry
+from attempt_registry import Registry
 from tests.training.commands import Attempt, Result
 from tests.training.toy import READ, toy_rows, write_csv
 

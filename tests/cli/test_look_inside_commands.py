@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from attempt_cli.evaluation.statistics import mcnemar
-from registry import Registry
+from attempt_registry import Registry
 from tests.training.commands import Attempt
 from tests.training.toy import READ, toy_rows, write_csv
 

@@ -21,7 +21,7 @@ from safetensors.numpy import save_file
 
 from attempt_cli.cli.main import main
 from attempt_cli.cli.registry import SORTS, command
-from registry import Backbone, Registry, find
+from attempt_registry import Backbone, Registry, find
 
 FINGERPRINT = "f" * 64
 NOW = "2026-01-02T03:04:05Z"
@@ -36,7 +36,7 @@ class Result:
 
 @pytest.fixture
 def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Registry:
-    monkeypatch.setattr("registry.add.now", lambda: NOW)
+    monkeypatch.setattr("attempt_registry.add.now", lambda: NOW)
     monkeypatch.delenv("ATTEMPT_REGISTRY", raising=False)
     return Registry.open(tmp_path / "registry")
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from attempt_cli.experiments.paper import experiments
-from registry import Registry, Run
+from attempt_registry import Registry, Run
 from tests.training.commands import Attempt
 from tests.training.test_kill import slow_with_a_checkpoint_every_step
 

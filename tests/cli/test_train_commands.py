@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from registry import Registry
+from attempt_registry import Registry
 from tests.models import SAVERS
 from tests.training.commands import Attempt
 from tests.training.toy import READ, toy_rows, write_csv, write_jsonl

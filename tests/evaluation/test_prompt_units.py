@@ -15,7 +15,7 @@ from attempt_cli.backbones.load import load_backbone
 from attempt_cli.errors import AttemptError
 from attempt_cli.evaluation.predict import Prediction, predict
 from attempt_cli.method import PromptAttention, rms_temperature
-from registry import Registry, RegistryError
+from attempt_registry import Registry, RegistryError
 from tests.evaluation.test_predict import examples, task
 from tests.models import save_llama
 from tests.training import tiny

@@ -21,7 +21,7 @@ from attempt_cli.experiments.methods import ALONE, check_methods
 from attempt_cli.experiments.summary import summarise
 from attempt_cli.training.config import TrainingConfig
 from attempt_cli.training.recipes import Request, _Silent, train_prompt
-from registry import Registry
+from attempt_registry import Registry
 from tests.training.toy import toy_rows, write_csv
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from registry import Attention, Backbone, Prompt, Registry
+from attempt_registry import Attention, Backbone, Prompt, Registry
 
 FINGERPRINT = "f" * 64
 

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from registry import Attention, Backbone, Prompt, Registry, RegistryError
+from attempt_registry import Attention, Backbone, Prompt, Registry, RegistryError
 
 FINGERPRINT = "f" * 64
 Add = Callable[..., Prompt]
@@ -283,7 +283,7 @@ def test_equal_tensors_have_equal_bytes_in_every_process() -> None:
     import sys
 
     program = (
-        "import numpy as np; from registry.objects import to_safetensors; "
+        "import numpy as np; from attempt_registry.objects import to_safetensors; "
         "print(to_safetensors({'up': np.ones((2, 3)), 'down': np.zeros(4, np.float16), 'norm': np.ones(1)})[1])"
     )
     hashes = {subprocess.check_output([sys.executable, "-c", program]) for _ in range(3)}

@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from registry import Prompt, Registry, RegistryError
-from registry.database import MIGRATIONS
-from registry.objects import Objects
+from attempt_registry import Prompt, Registry, RegistryError
+from attempt_registry.database import MIGRATIONS
+from attempt_registry.objects import Objects
 
 Add = Callable[..., Prompt]
 
@@ -28,7 +28,7 @@ ADDING = """
 import sys
 from pathlib import Path
 import numpy as np
-from registry import Registry
+from attempt_registry import Registry
 
 def add(registry, name, number):
     return registry.add_prompt(
@@ -77,7 +77,7 @@ def test_processes_that_add_one_name_at_once_each_get_their_versions(registry: R
 def test_killed_between_object_and_row_leaves_one_object_that_gc_removes(registry: Registry, add: Add) -> None:
     add("before")
     program = ADDING + (
-        "import os, signal; from registry.database import Database\n"
+        "import os, signal; from attempt_registry.database import Database\n"
         "Database.insert = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)\n"
         "add(registry, 'rte', 9)\n"
     )
@@ -169,7 +169,7 @@ def test_a_writer_that_waits_too_long_says_who_is_in_the_way(
 ) -> None:
     add("a")
     registry.close()
-    monkeypatch.setattr("registry.database.BUSY_SECONDS", 0.1)
+    monkeypatch.setattr("attempt_registry.database.BUSY_SECONDS", 0.1)
     other = sqlite3.connect(registry.folder / "registry.db", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     with pytest.raises(RegistryError, match=r"another process has been writing to .*registry\.db"):
@@ -230,7 +230,7 @@ def test_a_disk_that_really_fills_up(tmp_path: Path, in_own_mounts: Callable) ->
     program = tmp_path / "fill.py"
     program.write_text(
         ADDING
-        + "from registry import RegistryError\n"
+        + "from attempt_registry import RegistryError\n"
         + "told = []\n"
         + "try:\n"
         + "    for number in range(100_000):\n"
@@ -262,7 +262,7 @@ def test_a_disk_that_really_fills_up(tmp_path: Path, in_own_mounts: Callable) ->
 
 # Reading works, writing is refused with a clear error and changes nothing; argv: the folder of a registry with sst2@1.
 CHECK_READ_ONLY = """
-from registry import RegistryError
+from attempt_registry import RegistryError
 
 assert [prompt.ref for prompt in registry.prompts()] == ["sst2@1"]
 assert registry.prompt_tensor(registry.prompt("sst2")).shape == (2, 3)
@@ -305,7 +305,7 @@ def test_a_folder_without_permission_to_write(tmp_path: Path) -> None:
         + """
 import difflib, errno, hashlib, os, shutil, stat
 import safetensors.numpy, sqlite_utils
-from registry.schema import migrations
+from attempt_registry.schema import migrations
 
 add(registry, "sst2", 1)
 registry.close()
@@ -392,7 +392,7 @@ def test_a_database_of_a_newer_version_is_refused_and_not_touched(registry: Regi
 def test_an_older_database_is_brought_up_to_date(registry: Registry, add: Add, monkeypatch: pytest.MonkeyPatch) -> None:
     from sqlite_utils import Database
 
-    from registry.schema import migrations
+    from attempt_registry.schema import migrations
 
     kept = add("sst2")
     registry.close()
@@ -400,7 +400,7 @@ def test_an_older_database_is_brought_up_to_date(registry: Registry, add: Add, m
     def add_column(db: Database) -> None:
         db.table("prompts").add_column("colour", str)
 
-    monkeypatch.setattr("registry.database.MIGRATIONS", (*MIGRATIONS, "0099_colour"))
+    monkeypatch.setattr("attempt_registry.database.MIGRATIONS", (*MIGRATIONS, "0099_colour"))
     monkeypatch.setattr(migrations, "_migrations", [*migrations._migrations])
     migrations(name="0099_colour")(add_column)
     with pytest.raises(RegistryError, match="made by an older version of attempt, and it is read-only"):
@@ -410,8 +410,8 @@ def test_an_older_database_is_brought_up_to_date(registry: Registry, add: Add, m
 
 
 def test_the_migrations_are_the_ones_that_opening_looks_for() -> None:
-    from registry.database import MIGRATION_SET
-    from registry.schema import migrations
+    from attempt_registry.database import MIGRATION_SET
+    from attempt_registry.schema import migrations
 
     assert tuple(migration.name for migration in migrations._migrations) == MIGRATIONS
     assert migrations.name == MIGRATION_SET

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from registry import RegistryError
-from registry.files import read_tensor
+from attempt_registry import RegistryError
+from attempt_registry.files import read_tensor
 
 
 def write_safetensors(path: Path, dtype: str, shape: list[int], data: bytes) -> Path:

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from registry import Backbone, Composition, Prompt, Registry, RegistryError
-from registry.names import KINDS, Reference, parse
+from attempt_registry import Backbone, Composition, Prompt, Registry, RegistryError
+from attempt_registry.names import KINDS, Reference, parse
 
 Add = Callable[..., Prompt]
 FINGERPRINT = "f" * 64

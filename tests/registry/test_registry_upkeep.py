@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from registry import Problem, Prompt, Registry, RegistryError, Removal
+from attempt_registry import Problem, Prompt, Registry, RegistryError, Removal
 
 Add = Callable[..., Prompt]
 FINGERPRINT = "f" * 64

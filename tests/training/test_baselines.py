@@ -26,7 +26,7 @@ from attempt_cli.training.gradient import trained_tensors
 from attempt_cli.training.loop import TrainingStoppedError
 from attempt_cli.training.memory import activation_bytes
 from attempt_cli.training.recipes import Outcome, Request, build_model, placed, train_prompt
-from registry import Registry
+from attempt_registry import Registry
 from tests.models import save_t5
 from tests.training import tiny
 from tests.training.toy import toy_rows, write_csv

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from registry import Prompt, Registry
+from attempt_registry import Prompt, Registry
 from tests.training.commands import LONGEST, Attempt
 from tests.training.toy import READ
 

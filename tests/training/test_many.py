@@ -23,7 +23,7 @@ from attempt_cli.training.loop import TrainingStoppedError
 from attempt_cli.training.many import ManyOutcome, ManyRequest, train_many
 from attempt_cli.training.order import BatchOrder, task_shares
 from attempt_cli.training.recipes import Request, train_prompt
-from registry import Registry
+from attempt_registry import Registry
 from tests.training.tiny import Recorder
 from tests.training.toy import toy_rows, write_csv
 

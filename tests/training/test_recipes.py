@@ -33,7 +33,7 @@ from attempt_cli.training.recipes import (
     training_key,
     training_task,
 )
-from registry import Registry, RegistryError
+from attempt_registry import Registry, RegistryError
 from tests.models import save_llama
 from tests.training.toy import toy_rows, write_csv
 

@@ -14,7 +14,7 @@ import pytest
 
 from attempt_cli.errors import AttemptError
 from attempt_cli.training.processes import COUNTS, Processes
-from registry import Registry
+from attempt_registry import Registry
 from tests.training.commands import LONGEST, Attempt, Running
 from tests.training.test_kill import checkpoints, elsewhere, opened
 from tests.training.toy import READ
