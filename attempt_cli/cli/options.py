@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
@@ -30,6 +32,27 @@ def stacked(*decorators: Callable[[Any], Any]) -> Callable[[Command], Command]:
         for decorator in reversed(decorators):
             function = decorator(function)
         return function
+
+    return decorate
+
+
+def option_group(keyword: str, kind: type, *decorators: Callable[[Any], Any]) -> Callable[[Command], Command]:
+    """Several options that reach the command as one value.
+
+    Args:
+        keyword: the command's parameter.
+        kind: a dataclass with a field for each option, of the same name.
+        decorators: the options, in the order in which help shows them.
+    """
+    names = [field.name for field in dataclasses.fields(kind)]
+
+    def decorate(function: Command) -> Command:
+        @functools.wraps(function)
+        def grouped(*arguments: Any, **given: Any) -> Any:
+            given[keyword] = kind(**{name: given.pop(name) for name in names})
+            return function(*arguments, **given)
+
+        return stacked(*decorators)(cast(Command, grouped))
 
     return decorate
 

@@ -1,0 +1,101 @@
+"""Where a call works: the registry, the rows, the backbone, and who is told how it goes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from attempt_cli.listener import Listener
+from attempt_registry import Registry
+
+if TYPE_CHECKING:
+    from attempt_cli.backbones.base import FrozenBackbone
+    from attempt_registry import Attention, Composition, Prompt
+
+
+@dataclass(frozen=True)
+class Session:
+    """Where calls work. One session serves many calls, and keeps the backbone that it loaded.
+
+    Args:
+        registry: an open registry, or its folder; None is the user's own (`ATTEMPT_REGISTRY`, else the data folder).
+        data_dir: rows in the hub's layout; what is not there comes from the Hugging Face hub.
+        backbone: alias, hub id, folder or GGUF file; None is `ATTEMPT_BACKBONE`, else the prompts' own, else t5-base.
+        device: "cuda", "mps" or "cpu"; None chooses.
+        dtype: "bfloat16" or "float32"; None chooses.
+        input_cache: bytes for inputs that were read, kept across epochs and calls; None is a quarter of the memory.
+        input_cache_dir: keep them in files here instead.
+        listener: is told how work goes.
+        command: what records say the user typed or called.
+    """
+
+    registry: Registry | Path | str | None = None
+    data_dir: Path | None = None
+    backbone: str | None = None
+    device: str | None = None
+    dtype: str | None = None
+    input_cache: int | None = None
+    input_cache_dir: Path | None = None
+    listener: Listener = field(default_factory=Listener)
+    command: str = ""
+
+    @cached_property
+    def store(self) -> Registry:
+        """The open registry."""
+        if isinstance(self.registry, Registry):
+            return self.registry
+        return Registry.open(Path(self.registry) if self.registry is not None else None)
+
+    @property
+    def backbone_name(self) -> str | None:
+        """The name that prompts of the chosen backbone are kept under; None when nothing is chosen."""
+        from attempt_cli.backbones.names import find_backbone
+
+        name = self.backbone or os.environ.get("ATTEMPT_BACKBONE")
+        return find_backbone(name).name if name else None
+
+    def load_backbone(self, records: Sequence[Prompt | Composition | Attention] = ()) -> FrozenBackbone:
+        """Loads the backbone that is chosen, else that of the records in use, else the paper's; once a session.
+
+        Raises:
+            AttemptError: the backbone is unknown or cannot be loaded.
+        """
+        from attempt_cli.backbones.names import DEFAULT_BACKBONE
+
+        name = self.backbone or os.environ.get("ATTEMPT_BACKBONE")
+        if name is None and records:
+            name = recorded_backbone(self.store, records[0])
+        name = name or DEFAULT_BACKBONE
+        if name not in self._loaded:
+            from attempt_cli.backbones.input_cache import InputCache
+            from attempt_cli.backbones.load import load_backbone
+            from attempt_cli.training.memory import total_memory
+
+            if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
+                self.listener.note(f"loading {name} …")
+            self._loaded.clear()  # one at a time in memory
+            backbone = load_backbone(name, device=self.device, dtype=self.dtype)
+            # of all memory, not of what is free now: which rows are kept should not depend on what else is running
+            budget = self.input_cache if self.input_cache is not None else total_memory() // 4
+            if budget:
+                pin = backbone.device.type == "cuda"
+                backbone.input_cache = InputCache(budget, folder=self.input_cache_dir, pin=pin)
+            self._loaded[name] = backbone
+        return self._loaded[name]
+
+    @cached_property
+    def _loaded(self) -> dict[str, FrozenBackbone]:
+        return {}
+
+
+def recorded_backbone(registry: Registry, record: Prompt | Composition | Attention) -> str:
+    """The name or path under which a record's backbone can be loaded again."""
+    from attempt_cli.backbones.names import aliases
+
+    if record.backbone in aliases() or record.backbone.count("/") == 1:
+        return str(record.backbone)
+    return registry.backbone(record.fingerprint).source
