@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from attempt_cli.backbones.base import EncodedRow
 from attempt_cli.backbones.batches import by_length
+from attempt_cli.byte_sizes import size_text
 from attempt_cli.errors import AttemptError
 
 # Rows that are computed together. Which rows these are depends on the set of rows alone: a resumed training computes
@@ -208,26 +208,3 @@ def _from_file(file: Path, shape_file: Path) -> Tensor | None:
     if file.stat().st_size != count * dtype.itemsize:
         raise ValueError(f"{file} is not whole")
     return torch.from_file(str(file), shared=False, size=count, dtype=dtype).view(shape)
-
-
-_UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
-
-
-def parse_size(text: str) -> int:
-    """Bytes of "4GiB", "500M", "0".
-
-    Raises:
-        AttemptError: it is not a size.
-    """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?\s*", text.lower())
-    if match is None:
-        raise AttemptError(f"'{text}' is not a size", "Write it like 4GiB or 500MiB, or 0 for none.")
-    return int(float(match[1]) * _UNITS[match[2]])
-
-
-def size_text(size: int) -> str:
-    """A size as people read it."""
-    for unit, name in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
-        if size >= unit:
-            return f"{size / unit:.3g} {name}"
-    return f"{size} B"

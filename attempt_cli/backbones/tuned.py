@@ -257,26 +257,34 @@ class LibraryWeights(TunedWeights):
             delattr(self._backbone.model, name)
 
 
-def tune(backbone: FrozenBackbone, method: str, seed: int) -> TunedWeights:
-    """Puts what a weight method trains into the backbone.
+def fine_tuning(backbone: FrozenBackbone, seed: int) -> TunedWeights:
+    """Puts a trainable copy of every weight into the backbone."""
+    return FullWeights(backbone)
 
-    Args:
-        method: one of `WEIGHT_METHODS` of the training's settings.
-        seed: of what starts from drawn numbers.
 
-    Raises:
-        AttemptError: the method cannot be had on this backbone or machine.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    makers: dict[str, Callable[[], TunedWeights]] = {
-        "fine-tuning": lambda: FullWeights(backbone),
-        "bitfit": lambda: AddedParts(backbone, bias_parts(backbone.model)),
-        "adapter": lambda: AddedParts(backbone, adapter_parts(backbone.model, generator)),
-        "adapterdrop": lambda: AddedParts(backbone, adapter_parts(backbone.model, generator, drop=True)),
-        "lora": lambda: LibraryWeights(backbone, "lora", seed),
-        "ia3": lambda: LibraryWeights(backbone, "ia3", seed),
-    }
-    return makers[method]()
+def bitfit(backbone: FrozenBackbone, seed: int) -> TunedWeights:
+    """Puts trainable biases into the backbone."""
+    return AddedParts(backbone, bias_parts(backbone.model))
+
+
+def adapter(backbone: FrozenBackbone, seed: int) -> TunedWeights:
+    """Puts adapters into every layer of the backbone."""
+    return AddedParts(backbone, adapter_parts(backbone.model, torch.Generator().manual_seed(seed)))
+
+
+def adapterdrop(backbone: FrozenBackbone, seed: int) -> TunedWeights:
+    """Puts adapters into the upper layers of the backbone."""
+    return AddedParts(backbone, adapter_parts(backbone.model, torch.Generator().manual_seed(seed), drop=True))
+
+
+def lora(backbone: FrozenBackbone, seed: int) -> TunedWeights:
+    """Puts LoRA's low-rank updates into the backbone, by the peft library."""
+    return LibraryWeights(backbone, "lora", seed)
+
+
+def ia3(backbone: FrozenBackbone, seed: int) -> TunedWeights:
+    """Puts (IA)³'s scales into the backbone, by the peft library."""
+    return LibraryWeights(backbone, "ia3", seed)
 
 
 def _behind(part: nn.Module) -> Callable[[nn.Module, Any, Tensor], Tensor]:

@@ -7,7 +7,7 @@ import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,6 +17,8 @@ from attempt_cli.errors import AttemptError
 from attempt_registry.errors import RegistryError, nearest_names
 
 if TYPE_CHECKING:
+    from attempt_cli.cli.options import BackboneOptions
+    from attempt_cli.session import Session
     from attempt_registry import Registry
 
 # command -> the module of attempt_cli.cli that defines `command`; imported only when it is used or listed
@@ -53,6 +55,21 @@ class Settings:
         from attempt_registry import Registry
 
         return Registry.open(self.registry_path)
+
+    def session(self, where: BackboneOptions | None = None, **more: Any) -> Session:
+        """Makes the session of a command: its registry, its rows and the backbone that its options choose.
+
+        Args:
+            where: the backbone options.
+            more: further fields of the session; without a listener, remarks go to the output.
+        """
+        from attempt_cli.cli.options import typed_command
+        from attempt_cli.cli.progress import NoteListener
+        from attempt_cli.session import Session
+
+        chosen = {"backbone": where.backbone, "device": where.device, "dtype": where.dtype} if where else {}
+        more.setdefault("listener", NoteListener(self.output))
+        return Session(self.registry(), self.data_dir, command=typed_command(), **chosen, **more)
 
 
 # global options that may stand behind the command too, and how many values each takes

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from attempt_cli.backbones.base import EncodedRow, FrozenBackbone
-from attempt_cli.backbones.input_cache import GROUP_ROWS, InputCache, parse_size, size_text
+from attempt_cli.backbones.input_cache import GROUP_ROWS, InputCache
+from attempt_cli.byte_sizes import parse_size, size_text
 from attempt_cli.errors import AttemptError
 
 

@@ -293,15 +293,15 @@ def no_checkpoint_fits() -> None:
 
 
 def no_result_fits() -> None:
-    from attempt_cli.training import recipes
+    from attempt_cli.training import run
 
-    record = recipes._record
+    record = run.record_training
 
-    def limited(*arguments: Any) -> Any:
+    def limited(*arguments: Any, **named: Any) -> Any:
         nothing_fits()
-        return record(*arguments)
+        return record(*arguments, **named)
 
-    recipes._record = limited
+    run.record_training = limited
 
 
 @pytest.mark.parametrize("prepare", [nothing_fits, no_checkpoint_fits, no_result_fits])

@@ -14,9 +14,9 @@ from attempt_cli.data.files import task_from_files
 from attempt_cli.data.task import Task
 from attempt_cli.errors import AttemptError
 from attempt_cli.training.config import TrainingConfig
-from attempt_cli.training.many import ManyRequest, train_many
-from attempt_cli.training.recipes import Request, train_prompt
+from attempt_cli.training.run import train
 from attempt_registry import Registry, RegistryError, Run
+from tests.training.requests import request_for, trained
 from tests.training.tiny import Recorder
 from tests.training.toy import toy_rows, write_csv
 
@@ -30,8 +30,7 @@ class Made:
     """What a training said and left."""
 
     run: Run
-    warnings: list[str]
-    truncated: int
+    notes: list[str]
     prompt: Any
     composition: Any
 
@@ -42,35 +41,22 @@ class _NoStep(Recorder):
 
 
 def alone(registry: Registry, backbone: FrozenBackbone, task: Task, **given: Any) -> Made:
-    listener = given.pop("listener", Recorder())
-    first = given["sources"][0] if given.get("sources") else None
-    request = Request(task=task, kind="target", init_from=first, **given)
-    outcome = train_prompt(registry, backbone, request, listener=listener)
-    assert outcome is not None
-    assert outcome.composition is not None
-    return Made(
-        registry.run(outcome.run),
-        outcome.trained.warnings,
-        outcome.truncated,
-        registry.prompt(outcome.prompt or ""),
-        registry.composition(outcome.composition),
-    )
+    return _made(registry, backbone, (task,), **given)
 
 
 def one_of_many(registry: Registry, backbone: FrozenBackbone, task: Task, **given: Any) -> Made:
+    return _made(registry, backbone, (replace(task, name="other"), task), **given)
+
+
+def _made(registry: Registry, backbone: FrozenBackbone, tasks: tuple[Task, ...], **given: Any) -> Made:
     listener = given.pop("listener", Recorder())
-    first = given["sources"][0] if given.get("sources") else None
-    request = ManyRequest(tasks=(task,), init_from=(first,), **given)
-    outcome = train_many(registry, backbone, request, listener=listener)
-    assert outcome is not None
+    starts = given["sources"][:1] * len(tasks) if given.get("sources") else ()
+    request = request_for(*tasks, init_from=starts, **given)
+    outcome = trained(registry, backbone, request, listener=listener)
     assert outcome.composition is not None
-    return Made(
-        registry.run(outcome.run),
-        outcome.trained.warnings,
-        outcome.truncated,  # type: ignore[attr-defined]
-        registry.prompt(outcome.prompts[task.name]),
-        registry.composition(outcome.composition),
-    )
+    prompt = registry.prompt(outcome.prompts[tasks[-1].name])
+    composition = registry.composition(outcome.composition)
+    return Made(registry.run(outcome.run), list(outcome.notes), prompt, composition)
 
 
 @pytest.fixture
@@ -86,7 +72,7 @@ def registry(tmp_path: Path, backbone: FrozenBackbone, task: Task) -> Registry:
     kept = Registry.open(tmp_path / "kept")
     for seed, name in enumerate(("one", "two")):
         config = TrainingConfig(**QUICK, eval_every=0, seed=seed)
-        train_prompt(kept, backbone, Request(task=task, kind="source", name=name, config=config))
+        train(kept, backbone, request_for(task, kind="source", name=name, config=config))
     return kept
 
 
@@ -96,22 +82,40 @@ def asked(registry: Registry, **changes: Any) -> dict[str, Any]:
     return {"name": "aim", "config": config, "sources": sources, **changes}
 
 
-def test_the_same_numbers_and_records(registry: Registry, backbone: FrozenBackbone, task: Task) -> None:
+def test_the_same_records(registry: Registry, backbone: FrozenBackbone, task: Task) -> None:
     first, second = (path(registry, backbone, task, **asked(registry)) for path in (alone, one_of_many))
-    assert (registry.prompt_tensor(first.prompt) == registry.prompt_tensor(second.prompt)).all()
-    g, other = (
-        registry.attention_tensors(registry.attention(made.composition.attention or "")) for made in (first, second)
-    )
-    assert all((g[name] == other[name]).all() for name in g)
-    for field in ("settings", "rows", "budget", "inputs", "seed"):
-        assert getattr(first.run, field) == getattr(second.run, field), field
-    for field in ("settings", "parents", "kind", "method", "task", "numbers"):
-        ours, theirs = getattr(first.prompt, field), getattr(second.prompt, field)
-        if field == "numbers":  # of the machine, not of the training
-            ours, theirs = ({k: v for k, v in n.items() if k not in ("seconds", "peak_memory")} for n in (ours, theirs))
-        assert ours == theirs, field
+    assert (first.prompt.name, second.prompt.name) == ("aim", "aim.toy")
+    for field in ("parents", "kind", "method", "task", "seed", "embedding_scale", "placement", "length"):
+        assert getattr(first.prompt, field) == getattr(second.prompt, field), field
+    ours, theirs = first.prompt.settings, second.prompt.settings
+    assert ours == {name: theirs[name] for name in ours}  # of several it says more: which tasks, how they were sampled
+    assert set(theirs) - set(ours) == {"tasks", "max_rows_per_task", "sampling_temperature"}
     assert first.composition.settings == second.composition.settings
-    assert (first.truncated, second.truncated) == (1, 1)
+    assert first.run.inputs == second.run.inputs
+    assert set(first.run.budget) == set(second.run.budget)
+    assert first.run.rows["train"] == {k: v for k, v in second.run.rows["toy"].items() if k != "validation"}
+    assert first.run.rows["validation"] == second.run.rows["toy"]["validation"]
+
+
+def test_the_same_notes(registry: Registry, backbone: FrozenBackbone, task: Task) -> None:
+    given = asked(registry)
+    given["config"] = given["config"].model_copy(update={"eval_every": 0})
+    first, second = (path(registry, backbone, task, **given).notes for path in (alone, one_of_many))
+    assert first == [
+        "no validation rows were looked at: the last step is kept",
+        "1 of 24 training inputs were longer than the limit and lost their middle; --max-length raises it",
+    ]
+    assert second == [f"{name}: {note}" for name in ("other", "toy") for note in first]
+
+
+def test_the_same_numbers(registry: Registry, backbone: FrozenBackbone, task: Task) -> None:
+    """One task's prompt, and one prompt for all tasks of a list of one."""
+    config = TrainingConfig(method="prompt-tuning", **QUICK, eval_every=0, max_length=40)
+    one = trained(registry, backbone, request_for(task, name="one-task", config=config))
+    two = trained(registry, backbone, request_for(task, name="shared", config=config, keep="shared", kind="source"))
+    first, second = (registry.prompt_tensor(registry.prompt(outcome.prompt or "")) for outcome in (one, two))
+    assert (first == second).all()
+    assert one.trained.state.losses == two.trained.state.losses
 
 
 @pytest.mark.parametrize("path", [alone, one_of_many])
@@ -147,7 +151,6 @@ def test_what_is_refused_before_the_first_step(
 
 def test_a_name_that_is_too_long_with_its_task(registry: Registry, backbone: FrozenBackbone, task: Task) -> None:
     given = asked(registry, name="x" * 98)
-    first = given["sources"][0]
-    request = ManyRequest(tasks=(task, replace(task, name="other")), init_from=(first, first), **given)
+    assert alone(registry, backbone, task, **given).prompt.name == given["name"]
     with pytest.raises(RegistryError, match="cannot be a name"):
-        train_many(registry, backbone, request, listener=_NoStep())
+        one_of_many(registry, backbone, task, **given, listener=_NoStep())
