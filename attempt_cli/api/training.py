@@ -122,6 +122,7 @@ def train_target(
     store = session.store
     start = store.prompt(init_from) if init_from else None
     onto = store.composition(composition) if composition else None
+    attention: Attention | None
     if onto is not None:
         session = _session_of(session, onto)
         mixed, attention = _parts_of(session, onto, sources, attention_from)

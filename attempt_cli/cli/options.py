@@ -129,9 +129,7 @@ class RowOptions:
         if names is None or "," not in names:
             return [self.task(names)]
         if any(getattr(self, field) is not None for field in FILE_FIELDS):
-            raise click.UsageError(
-                "several tasks are named by their names or YAML files; file options go with one task"
-            )
+            raise click.UsageError("name several tasks by name or YAML file; file options go with one task")
         return [self._formatted(load_task(name)) for name in split_names(names)]
 
     def _formatted(self, task: Task) -> Task:
@@ -224,7 +222,7 @@ rate_options = stacked(
     click.option(
         "--attention-learning-rate",
         type=float,
-        help="Of G, or of the factors and offsets in its place. [default: 0.01]",
+        help="Of G, or of factors and offsets in its place. [default: 0.01]",
     ),
     click.option("--weight-learning-rate", type=float, help="Of weights: fine-tuning to ia3. [default: 3e-4]"),
     click.option(

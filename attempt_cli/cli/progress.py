@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from attempt_cli.cli.output import Output
+from attempt_cli.listener import Listener
+
 if TYPE_CHECKING:
     from rich.progress import Progress
 
@@ -18,7 +21,17 @@ if TYPE_CHECKING:
     from attempt_cli.experiments.grid import Ask
 
 
-class TrainingProgress:
+class NoteListener(Listener):
+    """Passes remarks on to the output."""
+
+    def __init__(self, output: Output) -> None:
+        self._output = output
+
+    def note(self, text: str) -> None:
+        self._output.note(text)
+
+
+class TrainingProgress(Listener):
     """A `training.loop.Listener` for people.
 
     Args:

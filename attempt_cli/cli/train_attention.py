@@ -67,7 +67,7 @@ def command(
     name = record.name or "prior"
     with training_session(settings, name, where, cache) as session:
         outcome = train_attention(
-            names_or_all(sources),
+            names_or_all(sources) or (),
             tasks=split_names(tasks) if tasks else None,
             session=session,
             **{**record.arguments(), "name": name},

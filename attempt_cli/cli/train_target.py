@@ -169,7 +169,7 @@ def check_options(method: str, options: Mapping[str, Any]) -> None:
         raise click.UsageError("prompt tuning from another prompt is SPoT: --method spot --init-from NAME")
     readers = dict(READERS)
     for taken in ("sources", "init_from", "attention_from", "composition"):
-        readers[taken] = tuple(name for name, other in METHODS.items() if taken in other.takes)
+        readers[taken] = tuple(name for name, one in METHODS.items() if taken in one.takes)
     for name, fitting in readers.items():
         if name in given and method not in fitting:
             raise click.UsageError(f"{_option(name)} only goes with --method {' or '.join(fitting)}, not with {method}")
@@ -177,8 +177,8 @@ def check_options(method: str, options: Mapping[str, Any]) -> None:
         for other in others:
             if name in given and other in given:
                 raise click.UsageError(f"{_option(other)} says nothing with {_option(name)}")
-    for name, other in METHODS.items():
-        for key in other.settings:
+    for name, another in METHODS.items():
+        for key in another.settings:
             if name != method and f"{name}_{key}".replace("-", "_") in given:
                 raise click.UsageError(f"--{name}-{key} only goes with --method {name}, not with {method}")
     missing = row.missing({"sources": "sources" in given, "init_from": "init_from" in given})

@@ -68,10 +68,12 @@ def _record(settings: Settings, outcome: Outcome) -> dict[str, Any]:
             **({"test": outcome.test} if outcome.test else {}),
             "run": outcome.run,
         }
-    parts = {"composition": outcome.composition, "prompts": outcome.prompts} if outcome.composition else {}
+    made: dict[str, Any] = (
+        {"composition": outcome.composition, "prompts": outcome.prompts} if outcome.composition else {}
+    )
     return {
         "name": outcome.composition or outcome.attention,
-        **parts,
+        **made,
         "attention": outcome.attention,
         "tasks": list(outcome.rows),
         "trained_parameters": outcome.trained_parameters,
