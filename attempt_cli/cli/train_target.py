@@ -169,12 +169,14 @@ def check_options(method: str, options: Mapping[str, Any]) -> None:
         raise click.UsageError("prompt tuning from another prompt is SPoT: --method spot --init-from NAME")
     readers = dict(READERS)
     for taken in ("sources", "init_from", "attention_from", "composition"):
-        readers[taken] = tuple(name for name, one in METHODS.items() if taken in one.takes)
+        readers[taken] = tuple(name for name, one in METHODS.items() if taken in one.takes and name != "prompt-tuning")
     for name, fitting in readers.items():
         if name in given and method not in fitting:
             raise click.UsageError(f"{_option(name)} only goes with --method {' or '.join(fitting)}, not with {method}")
     for name, others in SETTLED.items():
         for other in others:
+            if name in given and other in given and name == "composition":
+                raise click.UsageError(f"{_option(other)} is settled: --add-task takes sources and G of --composition")
             if name in given and other in given:
                 raise click.UsageError(f"{_option(other)} says nothing with {_option(name)}")
     for name, another in METHODS.items():

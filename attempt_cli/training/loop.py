@@ -169,7 +169,9 @@ class _Loop:
         if resume and self.checkpoint.exists():
             self.state = load_checkpoint(self.checkpoint, self.key, self.module, self.optimizer)
         elif resume:
-            self.listener.note("There is no checkpoint of this very training (command, rows, sources): it starts at 0.")
+            self.listener.note(
+                "No checkpoint of this very training (command, rows, sources) is there: it starts at step 0."
+            )
         elif self.checkpoint.exists():
             self.listener.note("An unfinished training of the same command is replaced; --resume would continue it.")
         self.first, self.positions = self.state.step, Positions(*self.state.positions)

@@ -154,6 +154,7 @@ METHODS: dict[str, Method] = {
         "prompt tuning",
         "trains a prompt that starts from frequent words",
         "attempt_cli.training.build:prompt_tuning",
+        takes=("init_from",),  # a source prompt may start from another one; of a target that is SPoT
         parameters="attempt_cli.method.parameters:prompt_tuning_parameters",
     ),
     "mpt": Method(

@@ -66,7 +66,7 @@ def test_a_task_joins(trained: Attempt) -> None:
     for command, message in (
         ("train-target left.yaml --add-task third.yaml --composition both", "tasks join a composition with"),
         ("train-target --add-task third.yaml", "tasks join a composition with"),
-        ("train-target --add-task third.yaml --composition both --sources one", "takes the sources and the attention"),
+        ("train-target --add-task third.yaml --composition both --sources one", "--sources is settled"),
         ("train-target --add-task third.yaml --composition both --attention-rank 3", "leaves G as it is"),
         ("train-target --add-task third.yaml --composition bth", "no composition named 'bth'"),
         ("train-target left.yaml,right.yaml --method spot --init-from one", "only go with --method attempt"),
