@@ -7,12 +7,12 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from attempt_registry.conversion import json_text, now
 from attempt_registry.errors import RegistryError
 from attempt_registry.find import Finder
-from attempt_registry.names import check_name
 from attempt_registry.objects import Objects, to_safetensors
 from attempt_registry.records import Attention, Backbone, Composition, Prompt, Run
-from attempt_registry.rows import json_text, now
+from attempt_registry.references import check_name
 
 if TYPE_CHECKING:
     import numpy as np

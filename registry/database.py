@@ -19,7 +19,7 @@ from attempt_registry.errors import RegistryError
 
 FILE_NAME = "registry.db"
 BUSY_SECONDS = 30.0
-# What `registry.schema` defines, repeated here so that a database in good order is opened without importing it.
+# What `registry.migrations` defines, repeated here so that a database in good order is opened without importing it.
 MIGRATION_SET = "registry"
 MIGRATIONS = ("0001_first_tables", "0002_placement")
 
@@ -186,7 +186,7 @@ class Database:
     def _migrate(self, connection: sqlite3.Connection) -> None:
         import sqlite_utils
 
-        from attempt_registry.schema import migrations
+        from attempt_registry.migrations import migrations
 
         _enable_wal(connection)
         connection.execute("BEGIN IMMEDIATE")

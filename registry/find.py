@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from attempt_registry.conversion import KIND_OF, RECORDS, TABLES, Named, columns, records
 from attempt_registry.database import Database
 from attempt_registry.errors import RegistryError, nearest_names, unknown_name_text
-from attempt_registry.names import KINDS, parse
 from attempt_registry.records import Attention, Backbone, Composition, Prompt, Run
-from attempt_registry.rows import KIND_OF, RECORDS, TABLES, Named, columns, records
+from attempt_registry.references import KINDS, parse
 
 # what `prompts(sort=…)` takes
 SORTS = ("name", "created", "task", "kind", "method", "backbone", "length", "width", "seed")

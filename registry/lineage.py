@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from attempt_registry.conversion import RECORDS, TABLES, columns, records
 from attempt_registry.find import Finder
-from attempt_registry.names import parse
 from attempt_registry.records import Attention, Composition, Lineage, Prompt
-from attempt_registry.rows import RECORDS, TABLES, columns, records
+from attempt_registry.references import parse
 
 _SEARCHED = {
     "prompt": ("name", "version", "task", "note", "tags", "backbone", "method", "kind"),

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from attempt_registry import lineage, upkeep
 from attempt_registry.add import Adder, checked_tags, unique
+from attempt_registry.conversion import json_text
 from attempt_registry.database import Database
 from attempt_registry.errors import RegistryError
 from attempt_registry.objects import Objects
 from attempt_registry.records import Attention, Composition, Garbage, Lineage, Problem, Prompt, Removal
-from attempt_registry.rows import json_text
 
 if TYPE_CHECKING:
     import numpy as np

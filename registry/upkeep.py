@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from attempt_registry.database import Database, told
 from attempt_registry.errors import RegistryError
 from attempt_registry.lineage import children
-from attempt_registry.names import parse
 from attempt_registry.objects import Objects, age
 from attempt_registry.records import Composition, Garbage, Problem, Removal
+from attempt_registry.references import parse
 
 if TYPE_CHECKING:
     from attempt_registry.find import Finder

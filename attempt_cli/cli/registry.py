@@ -252,7 +252,7 @@ def add(
     registry = settings.registry()
     known = registry.backbone(backbone)
 
-    from attempt_registry.files import read_tensor
+    from attempt_registry.tensor_files import read_tensor
 
     matrix = read_tensor(file, tensor)
     if matrix.ndim == 2 and matrix.shape[1] != known.width:
@@ -338,7 +338,7 @@ def search(settings: Settings, text: tuple[str, ...]) -> None:
       attempt registry search sentiment
       attempt registry search t5-base trial
     """
-    from attempt_registry.rows import KIND_OF as KIND_OF_RECORD
+    from attempt_registry.conversion import KIND_OF as KIND_OF_RECORD
 
     rows = [
         {"what": KIND_OF_RECORD[type(record)], **_row(record)} for record in settings.registry().search(" ".join(text))

@@ -43,7 +43,7 @@ from attempt_cli.training.recipes import (
 )
 from attempt_registry import Attention, Composition, Prompt, Registry
 from attempt_registry.add import checked_tags
-from attempt_registry.names import check_name
+from attempt_registry.references import check_name
 
 KINDS = ("targets", "attention", "shared")
 

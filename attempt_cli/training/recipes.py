@@ -34,7 +34,7 @@ from attempt_cli.training.memory import largest_batch
 from attempt_cli.training.processes import Processes
 from attempt_registry import Attention, Prompt, Registry
 from attempt_registry.add import check_one_placement, checked_tags
-from attempt_registry.names import check_name
+from attempt_registry.references import check_name
 
 
 @dataclass(frozen=True)

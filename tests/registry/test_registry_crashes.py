@@ -305,7 +305,7 @@ def test_a_folder_without_permission_to_write(tmp_path: Path) -> None:
         + """
 import difflib, errno, hashlib, os, shutil, stat
 import safetensors.numpy, sqlite_utils
-from attempt_registry.schema import migrations
+from attempt_registry.migrations import migrations
 
 add(registry, "sst2", 1)
 registry.close()
@@ -392,7 +392,7 @@ def test_a_database_of_a_newer_version_is_refused_and_not_touched(registry: Regi
 def test_an_older_database_is_brought_up_to_date(registry: Registry, add: Add, monkeypatch: pytest.MonkeyPatch) -> None:
     from sqlite_utils import Database
 
-    from attempt_registry.schema import migrations
+    from attempt_registry.migrations import migrations
 
     kept = add("sst2")
     registry.close()
@@ -411,7 +411,7 @@ def test_an_older_database_is_brought_up_to_date(registry: Registry, add: Add, m
 
 def test_the_migrations_are_the_ones_that_opening_looks_for() -> None:
     from attempt_registry.database import MIGRATION_SET
-    from attempt_registry.schema import migrations
+    from attempt_registry.migrations import migrations
 
     assert tuple(migration.name for migration in migrations._migrations) == MIGRATIONS
     assert migrations.name == MIGRATION_SET

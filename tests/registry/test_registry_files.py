@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from attempt_registry import RegistryError
-from attempt_registry.files import read_tensor
+from attempt_registry.tensor_files import read_tensor
 
 
 def write_safetensors(path: Path, dtype: str, shape: list[int], data: bytes) -> Path:

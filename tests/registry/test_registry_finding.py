@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attempt_registry import Backbone, Composition, Prompt, Registry, RegistryError
-from attempt_registry.names import KINDS, Reference, parse
+from attempt_registry.references import KINDS, Reference, parse
 
 Add = Callable[..., Prompt]
 FINGERPRINT = "f" * 64
