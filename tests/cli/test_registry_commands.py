@@ -20,8 +20,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from attempt_cli.cli.main import main
-from attempt_cli.cli.registry import SORTS, command
-from attempt_registry import Backbone, Registry, find
+from attempt_cli.cli.registry import command
+from attempt_registry import Backbone, Registry
 
 FINGERPRINT = "f" * 64
 NOW = "2026-01-02T03:04:05Z"
@@ -208,10 +208,6 @@ def test_filters_and_orders(cli: Cli, filled: Registry, options: list[str], refs
     assert cli("list", *options, format="quiet") == Result(0, "".join(f"{ref}\n" for ref in refs.split()), "")
 
 
-def test_every_order_that_the_registry_has_is_offered() -> None:
-    assert SORTS == find.SORTS
-
-
 def test_a_mistyped_filter_does_not_look_like_an_empty_registry(cli: Cli, filled: Registry) -> None:
     assert cli("list", "--task", "rtee") == Result(
         0, "", "no prompts\nNothing here has the task 'rtee'. Did you mean rte?\n"
@@ -306,6 +302,19 @@ def test_a_terminal_gets_a_hundred_rows_and_a_note(registry: Registry, monkeypat
     os.close(primary)
     refs = re.findall(r"prompt-\d{5}@1", shown.decode())
     assert refs == [f"prompt-{n:05}@1" for n in range(1, 101)]
+
+
+def test_wide_characters_keep_piped_tables_aligned(cli: Cli, registry: Registry) -> None:
+    """Chinese characters and emoji take two cells of a terminal, so fewer spaces follow them."""
+    for name, note, tag in (("a", "good", "情感分析"), ("b", "best 🙂", "x"), ("c", "中文", "naïve"), ("d", "", "🙂")):
+        add(registry, name, note=note, tags=[tag])
+    assert cli("search", "tiny").out == (
+        "what    ref  task  backbone  tags      note\n"
+        "prompt  a@1  a     tiny      情感分析  good\n"
+        "prompt  b@1  b     tiny      x         best 🙂\n"
+        "prompt  c@1  c     tiny      naïve     中文\n"
+        "prompt  d@1  d     tiny      🙂        -\n"
+    )
 
 
 # --- show
@@ -567,7 +576,7 @@ def test_remove_refuses_the_part_of_a_composition(cli: Cli, filled: Registry) ->
     forced = cli("remove", "sst2", "--force", input="y\n")
     assert forced.code == 0
     assert forced.err == (
-        "These compositions will not load any more: reviews@1.\n"
+        "These compositions will no longer load: reviews@1.\n"
         "Its children stay: rte@1, attention:reviews@1.\n"
         "Remove prompt sst2@1? [y/N]: "
     )
@@ -575,7 +584,7 @@ def test_remove_refuses_the_part_of_a_composition(cli: Cli, filled: Registry) ->
         1,
         "what                   problem                                 file\n"
         "composition reviews@1  its part sst2@1 is not in the registry  -\n",
-        "Error: 1 problem in the registry\nPut back copies of the files, or remove what is broken.\n",
+        "Error: 1 problem in the registry\nRestore copies of the files, or remove the broken records.\n",
     )
     assert cli("remove", "reviews", "--what", "compositions", "--yes").code == 0
     assert cli("verify").code == 0
@@ -599,7 +608,7 @@ def test_tag(cli: Cli, filled: Registry) -> None:
     assert cli("tag", "sst2", "--remove", "nope") == Result(
         1, "", "Error: sst2@1 has no tag 'nope'\nIt has best, new.\n"
     )
-    assert cli("tag", "sst2").err.endswith("Error: Say which tag with --add TAG or --remove TAG.\n")
+    assert cli("tag", "sst2").err.endswith("Error: Name a tag with --add TAG or --remove TAG.\n")
     assert cli("tag", "sst2").code == 2
 
 
@@ -609,10 +618,10 @@ def test_verify_names_file_and_prompt(cli: Cli, filled: Registry) -> None:
     result = cli("verify")
     assert result.code == 1
     where = str(path).replace(str(filled.folder), "FOLDER")
-    assert result.out.splitlines()[1] == f"prompt qnli@1  its file is damaged (another hash)  {where}"
+    assert result.out.splitlines()[1] == f"prompt qnli@1  its file is damaged (wrong hash)  {where}"
     problems = json.loads(cli("verify", format="json").out)["problems"]
     assert [(problem["what"], problem["problem"]) for problem in problems] == [
-        ("prompt qnli@1", "its file is damaged (another hash)")
+        ("prompt qnli@1", "its file is damaged (wrong hash)")
     ]
 
 
