@@ -78,7 +78,7 @@ def test_files_cut_short(tmp_path: Path) -> None:
         path = tmp_path / name
         for keep in (40, 300):
             path.write_bytes(path.read_bytes()[:-keep])
-            with pytest.raises(RegistryError, match=f"is not a whole {form} file"):
+            with pytest.raises(RegistryError, match=f"is not a complete {form} file"):
                 read_tensor(path)
 
 
