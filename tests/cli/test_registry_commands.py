@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from attempt_cli.cli import main as cli_main
 from attempt_cli.cli.main import main
 from attempt_cli.cli.registry import command
 from attempt_registry import Backbone, Registry
@@ -657,6 +658,52 @@ def test_path(cli: Cli, registry: Registry, monkeypatch: pytest.MonkeyPatch) -> 
     environment.pop("ATTEMPT_REGISTRY", None)
     if sys.platform == "linux":
         assert subprocess.check_output(program, env=environment, text=True) == "/data/attempt\n"
+
+
+# --- docs/json.md
+
+JSON_PAGE = (Path(__file__).parents[2] / "docs" / "json.md").read_text()
+JSON_EXAMPLES = re.findall(r"^`attempt ([^`\n]+)`\n\n```json\n(.+?)\n```$", JSON_PAGE, flags=re.MULTILINE | re.DOTALL)
+
+
+def shape(text: str) -> dict[str, Any]:
+    """Returns the keys of a document and, below them, those of its record or of its first row; "…" ends a list."""
+    document = json.loads(re.sub(r",\s*…", "", text))
+    records = {key: value[0] if isinstance(value, list) and value else value for key, value in document.items()}
+    return {key: sorted(record) if isinstance(record, dict) else None for key, record in records.items()}
+
+
+def test_every_command_has_a_section_with_an_example() -> None:
+    context = click.Context(cli_main.attempt)
+    names = []
+    for name in cli_main.COMMANDS:
+        found = cli_main.attempt.get_command(context, name)
+        names += [f"{name} {below}" for below in found.commands] if isinstance(found, click.Group) else [name]
+    assert sorted(re.findall(r"^### (.+)$", JSON_PAGE, flags=re.MULTILINE)) == sorted(names)
+    for name in names:
+        assert any(line.startswith(name) for line, _ in JSON_EXAMPLES), name
+    assert all("version" in shape(text) for line, text in JSON_EXAMPLES if not line.startswith("predict"))
+
+
+def test_the_examples_of_the_registry_have_the_keys_that_the_commands_write(
+    cli: Cli, registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    np.save("mood.npy", np.ones((2, 3)))
+    common: dict[str, Any] = {"backbone": "smollm2-135m", "fingerprint": FINGERPRINT}
+    registry.remember_backbone(Backbone(*common.values(), "decoder-only", 3, 0.1, 1000, "made in the test"))
+    add(registry, "message-topics", np.zeros((2, 3)), **common)
+    add(registry, "support-chats-attempt", np.full((2, 3), 2.0), kind="target", parents=["message-topics"], **common)
+    sources, targets = ["message-topics"], ["support-chats-attempt"]
+    registry.add_composition(name="support-chats-attempt", sources=sources, targets=targets, **common)
+    empty: dict[str, Any] = {"settings": {}, "rows": {}, "budget": {}, "numbers": {}, "versions": {}}
+    for _ in range(9):
+        registry.add_run(command="eval", seed=0, duration=1.0, inputs=targets, **empty)
+    registry.tensor_path(registry.prompt("message-topics")).write_bytes(b"damaged")
+    examples = [(line.split()[1:], text) for line, text in JSON_EXAMPLES if line.startswith("registry ")]
+    assert {arguments[0] for arguments, _ in examples} == set(command.commands)
+    for arguments, text in examples:
+        assert shape(cli(*arguments, format="json").out) == shape(text), arguments
 
 
 # --- all
