@@ -55,7 +55,7 @@ def check_name(name: str) -> None:
     if not _NAME.fullmatch(name):
         raise RegistryError(
             f"'{name}' cannot be a name",
-            "A name has at most 100 letters, digits and . _ + -, and starts with a letter, a digit or _.",
+            "Letters, digits and . _ + - are allowed, at most 100; the first is a letter, a digit or _.",
         )
     if name.casefold() in _RESERVED:
         raise RegistryError(f"'{name}' cannot be a name: options use the word", "Choose another name.")
