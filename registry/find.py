@@ -88,14 +88,14 @@ class Finder:
             RegistryError: when no kind has the name.
         """
         kinds = self.kinds_of(ref)
+        if kinds:
+            return [self.named(ref, kind) for kind in kinds]
         name = ref.partition("@")[0]
-        for kind in self.kinds_of(name) if not kinds else ():
-            self.named(ref, kind)  # the version is missing: this error lists the existing ones
-        if not kinds:
-            known = dict.fromkeys(known for kind in KINDS for known in self.names(kind=kind))
-            kinds_text = "prompt, attention or composition"
-            raise RegistryError(*unknown_name_text(kinds_text, name, known, "attempt registry list"))
-        return [self.named(ref, kind) for kind in kinds]
+        for kind in self.kinds_of(name):
+            self.named(ref, kind)  # fails: the name exists without this version, and the hint lists its versions
+        known = dict.fromkeys(known for kind in KINDS for known in self.names(kind=kind))
+        text = unknown_name_text("prompt, attention or composition", name, known, "attempt registry list")
+        raise RegistryError(*text)
 
     def kinds_of(self, ref: str) -> list[str]:
         """Lists the kinds of record that have this name, e.g. ["prompt", "composition"]."""
