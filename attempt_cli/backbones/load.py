@@ -15,8 +15,8 @@ from attempt_cli.backbones.decoder_only import DecoderOnlyBackbone
 from attempt_cli.backbones.encoder_decoder import EncoderDecoderBackbone
 from attempt_cli.backbones.machine import cache_folder
 from attempt_cli.backbones.names import Place, find_backbone, install_hint
-from attempt_cli.errors import AttemptError
-from attempt_cli.hub import first_line, why_the_hub_is_silent
+from attempt_cli.errors import AttemptError, first_line
+from attempt_cli.hub import why_the_hub_is_silent
 
 DTYPES = {"bfloat16": torch.bfloat16, "bf16": torch.bfloat16, "float32": torch.float32, "fp32": torch.float32}
 
@@ -58,11 +58,11 @@ def load_from(place: Place, device: torch.device, dtype: torch.dtype) -> FrozenB
         loaded: Any = auto.from_pretrained(location, dtype=dtype, output_loading_info=True, **attention, **only_cached)
         model, report = loaded
         if report["missing_keys"]:  # the library would draw them at random
-            raise ValueError(f"its weights lack {', '.join(sorted(report['missing_keys'])[:3])}")
+            raise AttemptError(f"its weights lack {', '.join(sorted(report['missing_keys'])[:3])}")
         model.to(device)
         tokenizer = AutoTokenizer.from_pretrained(location, **only_cached)
         if tokenizer.eos_token_id is None:
-            raise ValueError("its tokenizer has no end token")
+            raise AttemptError("its tokenizer has no end token")
     except Exception as error:  # the readers' failures on damaged files are of many types
         raise _loading_error(place, error, silence) from error
     kind = EncoderDecoderBackbone if config.is_encoder_decoder else DecoderOnlyBackbone

@@ -169,6 +169,8 @@ def command(
 
 def as_cells(row: Row) -> dict[str, Any]:
     """A method's result as people read it, in percent."""
+    from attempt_cli.experiments.report import with_width
+
     return {
         "task": row.task,
         "method": row.method,
@@ -181,12 +183,6 @@ def as_cells(row: Row) -> dict[str, Any]:
         "steps": row.steps,
         "attention": ", ".join(f"{name} {weight:.2f}" for name, weight in (row.attention or {}).items()),
     }
-
-
-def with_width(mean: float, width: float | None, *, signed: bool = False) -> str:
-    """A mean and its interval in percent: "81.2 ± 1.4"."""
-    text = f"{100 * mean:+.1f}" if signed else f"{100 * mean:.1f}"
-    return text if width is None else f"{text} ± {100 * width:.1f}"
 
 
 def _tasks(names: str | None, options: dict[str, Any]) -> list[Task]:

@@ -94,7 +94,8 @@ def _next(outcome: Outcome) -> str | None:
         return f"`attempt compare {outcome.test['run']} RUN`, with a run on the same rows" if outcome.test else None
     model = f"--composition {outcome.composition}" if outcome.composition else f"--prompt {outcome.prompt}"
     known = all(task in task_names() for task in outcome.prompts)
-    rows = f"--tasks {','.join(outcome.prompts)}" if known else "--test-file FILE"
+    rows = "--tasks FILE.yaml,…" if len(outcome.prompts) > 1 else "--test-file FILE"
+    rows = f"--tasks {','.join(outcome.prompts)}" if known else rows
     return f"`attempt eval {rows} {model}`"
 
 

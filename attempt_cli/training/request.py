@@ -16,7 +16,7 @@ from attempt_cli.training.config import TrainingConfig
 from attempt_cli.training.methods import imported
 from attempt_registry import Attention, Composition, Prompt, Registry
 from attempt_registry.add import check_one_placement, checked_tags
-from attempt_registry.names import check_name
+from attempt_registry.references import check_name
 
 if TYPE_CHECKING:
     from attempt_cli.backbones.base import FrozenBackbone

@@ -318,7 +318,7 @@ def test_a_disk_that_is_full(kept: Attempt, prepare: Callable[[], None]) -> None
     assert Registry.open(folder).verify() == []
     # with room again it goes on
     resumed = kept.succeed(f"{command} --resume")
-    assert ("going on from step 2" in resumed.err) == (prepare is no_result_fits)
+    assert ("continuing from step 2" in resumed.err) == (prepare is no_result_fits)
     registry = Registry.open(folder)
     registry.remove("full")
     registry.gc(grace=0)

@@ -56,7 +56,7 @@ def test_what_is_kept_and_said(trained: Attempt) -> None:
     assert document["parameters_per_task"] == 4 * 24 + (2 * 3 * 24 + 2 * 24) / 2
     assert document["training_rows"] == {"left": 20, "right": 20}
     assert document["peak_memory"] > 1 << 20
-    assert "Next: `attempt eval --tasks left,right --composition left-right-attempt@1`" in result.err
+    assert "Next: `attempt eval --tasks FILE.yaml,… --composition left-right-attempt@1`" in result.err
 
 
 def test_a_task_joins(trained: Attempt) -> None:
@@ -67,11 +67,11 @@ def test_a_task_joins(trained: Attempt) -> None:
         ("train-target left.yaml --add-task third.yaml --composition both", "tasks join a composition with"),
         ("train-target --add-task third.yaml", "tasks join a composition with"),
         ("train-target --add-task third.yaml --composition both --sources one", "--sources is settled"),
-        ("train-target --add-task third.yaml --composition both --attention-rank 3", "leaves G as it is"),
+        ("train-target --add-task third.yaml --composition both --attention-rank 3", "--attention-rank is settled"),
         ("train-target --add-task third.yaml --composition bth", "no composition named 'bth'"),
         ("train-target left.yaml,right.yaml --method spot --init-from one", "only go with --method attempt"),
         ("train-target left.yaml --sources one,two --max-rows-per-task 3", "are for several tasks"),
-        ("train-target left.yaml,right.yaml --sources one,two --sampling-temperature 0.5", "cannot be sampled"),
+        ("train-target left.yaml,right.yaml --sources one,two --sampling-temperature 0.5", "0.5 is not in the range"),
         ("train-target left.yaml,right.yaml --sources one,two --train-file left.csv", "file options go with one task"),
         ("train-target left.yaml --sources one,two --attention-from prio", "no attention named 'prio'"),
         ("train-attention --sources one,two --tasks lft.yaml", "lft.yaml"),
