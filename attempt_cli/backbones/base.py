@@ -6,22 +6,19 @@ import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from attempt_cli.backbones.attention import Past
+from attempt_cli.backbones.input_cache import InputCache
 from attempt_cli.backbones.layers import SwitchedLayers
+from attempt_cli.backbones.rows import Batch, EncodedRow
 from attempt_cli.backbones.tokens import kept_tokens
 from attempt_cli.errors import AttemptError
-
-if TYPE_CHECKING:
-    from attempt_cli.backbones.attention import Past
-    from attempt_cli.backbones.input_cache import InputCache
-    from attempt_cli.backbones.tuned import TunedWeights
 
 # When a row is too long, its middle goes. At least so many of its last tokens stay: they are the template's cue
 # ("sentiment:"), without which the model does not know what is asked.
@@ -32,47 +29,6 @@ KEPT_ROWS = 2000
 
 # Positions whose logits over the vocabulary stand in memory together (256 × 49,152 logits in fp32 take 48 MiB).
 PROJECTED_AT_ONCE = 256
-
-
-@dataclass(frozen=True)
-class EncodedRow:
-    """A row's tokens, made once.
-
-    Args:
-        input_ids: the input's tokens, at least one.
-        target_ids: the target's tokens; empty where a row is only to be predicted.
-        truncated: how many input tokens did not fit.
-        task: which of a mixture's target prompts is the row's.
-    """
-
-    input_ids: list[int]
-    target_ids: list[int]
-    truncated: int = 0
-    task: int = 0
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Rows side by side, padded on the right.
-
-    Args:
-        input_ids: [b, l].
-        input_lengths: real tokens of each input, [b].
-        target_ids: [b, c].
-        target_lengths: real tokens of each target, [b].
-        task_ids: the rows' tasks, [b].
-    """
-
-    input_ids: Tensor
-    input_lengths: Tensor
-    target_ids: Tensor
-    target_lengths: Tensor
-    task_ids: Tensor
-
-    @property
-    def input_mask(self) -> Tensor:
-        """True at real input tokens, [b, l]."""
-        return torch.arange(self.input_ids.shape[1], device=self.input_ids.device) < self.input_lengths[:, None]
 
 
 class FrozenBackbone(SwitchedLayers, ABC):
@@ -88,8 +44,8 @@ class FrozenBackbone(SwitchedLayers, ABC):
     architecture: str
     # keys and values of inputs that are read again and again; shared by all trainings on this backbone
     input_cache: InputCache | None = None
-    # a training's weights that are in the model now; it is the frozen one again when they are released
-    tuned: TunedWeights | None = None
+    # the `TunedWeights` that are in the model now; once they are released it is the frozen model again
+    tuned: nn.Module | None = None
 
     def __init__(self, model: Any, tokenizer: Any, *, name: str, source: str) -> None:
         self.model: Any = model.eval().requires_grad_(False)
