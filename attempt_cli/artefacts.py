@@ -14,10 +14,10 @@ from torch import Tensor
 from attempt_cli import __version__
 from attempt_cli.backbones.base import FrozenBackbone
 from attempt_cli.backbones.load import describe
-from attempt_cli.backbones.prompted import PromptedModel
 from attempt_cli.changes import TARGET
 from attempt_cli.errors import AttemptError
 from attempt_cli.method import PromptAttention, PromptMixture
+from attempt_cli.prompted import PromptedModel
 from attempt_registry import Attention, Backbone, Composition, Prompt, Registry
 
 

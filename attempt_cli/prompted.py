@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from attempt_cli.backbones.attention import Past
-from attempt_cli.backbones.base import Batch, EncodedRow, FrozenBackbone
+from attempt_cli.backbones.base import FrozenBackbone
+from attempt_cli.backbones.rows import Batch, EncodedRow
 from attempt_cli.backbones.tuned import TunedWeights
 from attempt_cli.method import DecomposedPrompt, PromptModule, pool_input
 

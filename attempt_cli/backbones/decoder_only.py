@@ -11,10 +11,11 @@ from torch import Tensor
 
 from attempt_cli.backbones import attention
 from attempt_cli.backbones.attention import Past, Shape, causal_mask, choose_kernel
-from attempt_cli.backbones.base import Batch, EncodedRow, FrozenBackbone, with_prompts
+from attempt_cli.backbones.base import FrozenBackbone, with_prompts
 from attempt_cli.backbones.batches import by_length
 from attempt_cli.backbones.input_cache import Group
 from attempt_cli.backbones.llama import LlamaLayers
+from attempt_cli.backbones.rows import Batch, EncodedRow
 from attempt_cli.errors import AttemptError
 
 

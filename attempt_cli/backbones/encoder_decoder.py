@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from attempt_cli.backbones.attention import Past, Shape, choose_kernel
-from attempt_cli.backbones.base import Batch, FrozenBackbone, with_prompts
+from attempt_cli.backbones.base import FrozenBackbone, with_prompts
+from attempt_cli.backbones.rows import Batch
 
 
 class EncoderDecoderBackbone(FrozenBackbone):

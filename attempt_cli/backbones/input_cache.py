@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from attempt_cli.backbones.base import EncodedRow
 from attempt_cli.backbones.batches import by_length
+from attempt_cli.backbones.rows import EncodedRow
 from attempt_cli.errors import AttemptError
 
 # Rows that are computed together. Which rows these are depends on the set of rows alone: a resumed training computes

@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 
-from attempt_cli.backbones.base import EncodedRow, FrozenBackbone
+from attempt_cli.backbones.base import FrozenBackbone
 from attempt_cli.backbones.decoder_only import DecoderOnlyBackbone
 from attempt_cli.backbones.encoder_decoder import EncoderDecoderBackbone
 from attempt_cli.backbones.machine import cache_folder
 from attempt_cli.backbones.names import Place, find_backbone, install_hint
+from attempt_cli.backbones.rows import EncodedRow
 from attempt_cli.errors import AttemptError
 from attempt_cli.hub import first_line, why_the_hub_is_silent
 

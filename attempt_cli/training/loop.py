@@ -14,12 +14,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from attempt_cli.backbones.base import EncodedRow
 from attempt_cli.backbones.machine import wait
-from attempt_cli.backbones.prompted import PromptedModel
+from attempt_cli.backbones.rows import EncodedRow
 from attempt_cli.backbones.tuned import TunedWeights
 from attempt_cli.errors import AttemptError
 from attempt_cli.method import PromptModule
+from attempt_cli.prompted import PromptedModel
 from attempt_cli.training.checkpoint import TrainingState, load_checkpoint, save_checkpoint
 from attempt_cli.training.compiling import MEASURED_STEPS, compile_now, compiling_pays, worth_trying
 from attempt_cli.training.config import TrainingConfig

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from attempt_cli.artefacts import load_attention, mixing_settings, prompt_in_units, remember_backbone, versions
-from attempt_cli.backbones.base import EncodedRow, FrozenBackbone
-from attempt_cli.backbones.prompted import PromptedModel
+from attempt_cli.backbones.base import FrozenBackbone
+from attempt_cli.backbones.rows import EncodedRow
 from attempt_cli.backbones.tuned import tune
 from attempt_cli.data.rows import Rows, load_examples
 from attempt_cli.data.schema import task_fields
@@ -24,6 +24,7 @@ from attempt_cli.data.task import Task
 from attempt_cli.errors import AttemptError
 from attempt_cli.evaluation.predict import encode_examples
 from attempt_cli.method import PromptMixture, SharedPrompt
+from attempt_cli.prompted import PromptedModel
 from attempt_cli.training.build import offset_positions, prompt_module
 from attempt_cli.training.config import WEIGHT_METHODS, TrainingConfig
 from attempt_cli.training.gradient import trained_tensors

@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from attempt_cli.backbones.base import EncodedRow
-from attempt_cli.backbones.prompted import PromptedModel
+from attempt_cli.backbones.rows import EncodedRow
 from attempt_cli.errors import AttemptError
+from attempt_cli.prompted import PromptedModel
 
 # of what is free at the start, a batch may take so much: other programs, and the allocator's own gaps, take the rest
 SHARE = 0.6

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from attempt_cli.artefacts import mixing_settings, prompt_in_units, remember_backbone, versions
-from attempt_cli.backbones.base import EncodedRow, FrozenBackbone
+from attempt_cli.backbones.base import FrozenBackbone
 from attempt_cli.backbones.batches import by_length
-from attempt_cli.backbones.prompted import PromptedModel
+from attempt_cli.backbones.rows import EncodedRow
 from attempt_cli.backbones.tuned import tune
 from attempt_cli.data.metrics import score
 from attempt_cli.data.rows import Rows, load_examples
@@ -25,6 +25,7 @@ from attempt_cli.data.task import Example, RowError, Task
 from attempt_cli.errors import AttemptError
 from attempt_cli.evaluation.predict import encode_examples, predict
 from attempt_cli.method import PromptMixture, SharedPrompt
+from attempt_cli.prompted import PromptedModel
 from attempt_cli.training.build import offset_positions, offsets_shape, prompt_module
 from attempt_cli.training.config import PLACED_BEFORE, WEIGHT_METHODS, TrainingConfig
 from attempt_cli.training.gradient import trained_tensors

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from attempt_cli.backbones.base import EncodedRow, FrozenBackbone
+from attempt_cli.backbones.base import FrozenBackbone
 from attempt_cli.backbones.input_cache import GROUP_ROWS, InputCache, parse_size, size_text
+from attempt_cli.backbones.rows import EncodedRow
 from attempt_cli.errors import AttemptError
 
 

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from attempt_cli.backbones.attention import Past, Shape, causal_mask, choose_kernel
-from attempt_cli.backbones.base import EncodedRow, FrozenBackbone
+from attempt_cli.backbones.base import FrozenBackbone
 from attempt_cli.backbones.input_cache import InputCache
 from attempt_cli.backbones.load import load_backbone
-from attempt_cli.backbones.prompted import PromptedModel, score_many
+from attempt_cli.backbones.rows import EncodedRow
 from attempt_cli.errors import AttemptError
 from attempt_cli.method import PromptAttention, PromptMixture
+from attempt_cli.prompted import PromptedModel, score_many
 from attempt_cli.training.memory import activation_bytes
 from tests.backbones.plain import greedy, plain_model
 from tests.backbones.test_scores import close, rows_of

@@ -8,9 +8,10 @@ import pytest
 import torch
 import transformers
 
-from attempt_cli.backbones.base import EncodedRow, FrozenBackbone
+from attempt_cli.backbones.base import FrozenBackbone
 from attempt_cli.backbones.load import load_backbone
 from attempt_cli.backbones.names import find_backbone
+from attempt_cli.backbones.rows import EncodedRow
 
 pytestmark = [
     pytest.mark.real,

@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from attempt_cli.backbones.base import EncodedRow, FrozenBackbone
+from attempt_cli.backbones.base import FrozenBackbone
 from attempt_cli.backbones.load import load_backbone
-from attempt_cli.backbones.prompted import PromptedModel
+from attempt_cli.backbones.rows import EncodedRow
 from attempt_cli.backbones.tuned import TunedWeights, adapter_parts, tune
 from attempt_cli.errors import AttemptError
+from attempt_cli.prompted import PromptedModel
 from attempt_cli.training.config import WEIGHT_METHODS
 from tests.models import LAYERS, WIDTH, save_llama, save_t5
 

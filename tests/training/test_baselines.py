@@ -13,13 +13,13 @@ import torch
 from attempt_cli.artefacts import load_composition, load_prompt
 from attempt_cli.backbones.base import FrozenBackbone
 from attempt_cli.backbones.load import load_backbone
-from attempt_cli.backbones.prompted import PromptedModel
 from attempt_cli.data.files import task_from_files
 from attempt_cli.data.rows import load_examples
 from attempt_cli.data.task import Task
 from attempt_cli.errors import AttemptError
 from attempt_cli.evaluation.predict import encode_examples, predict
 from attempt_cli.method import DecomposedPrompt, PromptMixture, SharedPrompt, decomposed_shape
+from attempt_cli.prompted import PromptedModel
 from attempt_cli.training.build import offset_positions
 from attempt_cli.training.config import WEIGHT_METHODS, TrainingConfig, make_config
 from attempt_cli.training.gradient import trained_tensors
