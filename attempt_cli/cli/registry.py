@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from attempt_cli.errors import AttemptError
+from attempt_cli.placement import PLACEMENTS
 from attempt_registry.errors import RegistryError, nearest_names, unknown_name_text
 
 if TYPE_CHECKING:
@@ -217,7 +218,7 @@ def _run_summaries(settings: Settings, runs: Sequence[Run]) -> list[Any]:
 )
 @click.option(
     "--placement",
-    type=click.Choice(["before", "after"]),
+    type=click.Choice(PLACEMENTS),
     default="before",
     show_default=True,
     help="Where it was trained to stand: before the input (the paper), or after it.",

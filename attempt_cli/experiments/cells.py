@@ -166,7 +166,7 @@ class Bench:
         cache = self.backbone.input_cache
         if cache is not None and self.backbone.cache_bytes_per_token:
             plain, limit = PromptedModel(self.backbone), self.config.max_length
-            cache.stand(
+            cache.pin(
                 f"{self.test.sha256} {limit}",
                 lambda: encode_examples(plain, self.task, self.test.examples, limit),
                 self.backbone.cache_bytes_per_token,

@@ -287,7 +287,7 @@ class Runner:
             try:
                 loaded = load_backbone(name, device=self.plan.device, dtype=self.plan.dtype)
                 if self.plan.input_cache:
-                    loaded.input_cache = InputCache(self.plan.input_cache, pin=loaded.device.type == "cuda")
+                    loaded.input_cache = InputCache(self.plan.input_cache, pin_memory=loaded.device.type == "cuda")
                 remember_backbone(self.registry, loaded)
                 self._backbones[name] = loaded
             except AttemptError as error:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from attempt_cli.errors import AttemptError, unknown_name
+from attempt_cli.placement import Placement
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -29,7 +30,6 @@ Method = Literal[
     "lora",
     "ia3",
 ]
-Placement = Literal["before", "after"]
 
 # they train weights of the backbone, or weights put into it, and no prompt
 WEIGHT_METHODS = ("fine-tuning", "bitfit", "adapter", "adapterdrop", "lora", "ia3")

@@ -106,7 +106,7 @@ def make_optimizer(module: PromptModule | TunedWeights, config: TrainingConfig) 
         "attention": config.attention_learning_rate,
         "weights": config.weight_learning_rate,
     }
-    groups = [{"name": name, "params": tensors, "peak": peaks[name]} for name, tensors in module.speed_groups().items()]
+    groups = [{"name": name, "params": tensors, "peak": peaks[name]} for name, tensors in module.param_groups().items()]
     return torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=config.weight_decay)
 
 
@@ -313,7 +313,7 @@ def _samples(module: PromptModule | TunedWeights) -> dict[str, list[Tensor]]:
     """The trained tensors by speed, of large ones a sample: enough to see whether they move."""
     return {
         name: [tensor.detach().flatten()[:: max(1, tensor.numel() // SAMPLED_ENTRIES)].clone() for tensor in tensors]
-        for name, tensors in module.speed_groups().items()
+        for name, tensors in module.param_groups().items()
     }
 
 

@@ -245,7 +245,7 @@ def test_mpt_starts_from_the_mean_and_keeps_a_prompt(registry: Registry, backbon
     assert isinstance(model.mixture, SharedPrompt)
     sources = [torch.from_numpy(registry.prompt_tensor(p).copy()) * p.embedding_scale for p in asked.sources]
     torch.testing.assert_close(model.mixture.target_prompts[0] * model.scale, (sources[0] + sources[1]) / 2)
-    groups = model.mixture.speed_groups()
+    groups = model.mixture.param_groups()
     assert {name: len(tensors) for name, tensors in groups.items()} == {"prompts": 1, "attention": 2}
     outcome = made(registry, backbone, asked)
     assert outcome.prompt is not None
