@@ -139,7 +139,7 @@ class PromptedModel:
         batch = self.backbone.collate(rows)
         if self.tuned is not None:
             self.tuned.refresh()
-            return batch, self.backbone.embed(batch.input_ids)  # with a gradient: fine-tuning trains the embeddings, too
+            return batch, self.backbone.embed(batch.input_ids)  # with gradient: fine-tuning trains embeddings, too
         with torch.no_grad():
             embeddings = self.backbone.embed(batch.input_ids)
         if isinstance(self.mixture, DecomposedPrompt):

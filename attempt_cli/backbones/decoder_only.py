@@ -201,7 +201,7 @@ class DecoderOnlyBackbone(FrozenBackbone):
     def _reach(self) -> int | None:
         """The longest row that gives the same numbers whole or split into prefix and suffix; None without a bound.
 
-        Layers with a sliding window do not look back farther; some rotary embeddings change their angles in long passes.
+        Layers with a sliding window do not look back farther; some rotary embeddings change with the length.
         """
         config = self.model.config
         bounds: list[int | None] = [getattr(config, "sliding_window", None)]

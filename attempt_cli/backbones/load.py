@@ -45,7 +45,8 @@ def load_from(place: Place, device: torch.device, dtype: torch.dtype) -> FrozenB
     """Loads the weights of a place; see `load_backbone`."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, logging
 
-    logging.set_verbosity_error()  # no advice of the library between our own lines
+    settings: Any = logging
+    settings.set_verbosity_error()  # no advice of the library between our own lines
     location = str(_unpacked_gguf(Path(place.location))) if place.kind == "gguf" else place.location
     silence = why_the_hub_is_silent(location, "config.json") if place.kind == "hub" else None
     only_cached = {"local_files_only": silence is not None}

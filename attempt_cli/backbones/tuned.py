@@ -53,7 +53,7 @@ class TunedWeights(nn.Module, ABC):
         _ = backbone.fingerprint, backbone.embedding_rms  # cached now: they are the frozen model's
         self._backbone = backbone
 
-    def speed_groups(self) -> dict[str, list[nn.Parameter]]:
+    def param_groups(self) -> dict[str, list[nn.Parameter]]:
         """Returns the trained tensors by learning rate: all under `weights`."""
         return {"weights": list(self.parameters())}
 

@@ -50,7 +50,7 @@ class DecomposedPrompt(nn.Module):
         """m', the number of prompt tokens."""
         return self.target_prompts.shape[1]
 
-    def speed_groups(self) -> dict[str, list[nn.Parameter]]:
+    def param_groups(self) -> dict[str, list[nn.Parameter]]:
         """Returns the trained tensors by learning rate: short prompts under `prompts`, A and B under `attention`."""
         return trained_param_groups([self.target_prompts], [self.left_factors, self.right_factors])
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from attempt_cli.method.attention import PromptAttention
-from attempt_cli.method.pooling import pool_prompts
 from attempt_cli.method.param_groups import trained_param_groups
+from attempt_cli.method.pooling import pool_prompts
 
 Level = Literal["instance", "token"]
 
@@ -84,9 +84,10 @@ class PromptMixture(nn.Module):
         """m, the number of prompt tokens."""
         return self.target_prompts.shape[1]
 
-    def speed_groups(self) -> dict[str, list[nn.Parameter]]:
+    def param_groups(self) -> dict[str, list[nn.Parameter]]:
         """Returns the trained tensors by learning rate: target prompts under `prompts`, all of G under `attention`."""
-        return trained_param_groups([self.target_prompts], [] if self.attention is None else self.attention.parameters())
+        attention = [] if self.attention is None else self.attention.parameters()
+        return trained_param_groups([self.target_prompts], attention)
 
     def forward(self, task_ids: Tensor, pooled_input: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Returns the prompts of a batch whose rows may belong to several tasks.
@@ -158,7 +159,7 @@ def _check_shapes(
         needed = len(source_prompts) + 1
         if fixed_weights.shape != (needed,) or not fixed_weights.isfinite().all():
             raise ValueError(
-                f"fixed weights are {needed} finite numbers, one a source and the target's last, "
+                f"fixed weights are {needed} finite numbers, one per source and the target's last, "
                 f"not {fixed_weights.tolist()}"
             )
 

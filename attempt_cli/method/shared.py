@@ -62,7 +62,7 @@ class SharedPrompt(nn.Module):
         """P_1 .. P_n, [n, m, d]: the prompts with which prompt tuning would give the same answers."""
         return self.shared_prompt * (self.left_factors @ self.right_factors)
 
-    def speed_groups(self) -> dict[str, list[nn.Parameter]]:
+    def param_groups(self) -> dict[str, list[nn.Parameter]]:
         """Returns the trained tensors by learning rate: P* under `prompts`, the factors under `attention`."""
         return trained_param_groups([self.shared_prompt], [self.left_factors, self.right_factors])
 

@@ -138,7 +138,9 @@ def test_a_full_disk_or_memory_ends_the_keeping_not_the_reading(llama: FrozenBac
 
 
 def test_a_budget_below_one_row_is_refused(llama: FrozenBackbone) -> None:
-    with pytest.raises(AttemptError, match=r"the input cache of 100 B is below one row \(.* for 2 tokens\)") as failure:
+    with pytest.raises(
+        AttemptError, match=r"the input cache of 100 B does not hold one row \(.* for 2 tokens\)"
+    ) as failure:
         use(llama, InputCache(100), [EncodedRow([5, 6], [7])])
     assert "--input-cache" in (failure.value.hint or "")
 

@@ -229,7 +229,7 @@ def test_a_damaged_gguf_file(content: bytes, tmp_path: Path, monkeypatch: pytest
 
 @pytest.mark.parametrize("device", ["quantum", "cpu:x", "", "cuda:99", "meta"])
 def test_a_device_that_is_not_there(device: str, folders: dict[str, Path]) -> None:
-    with pytest.raises(AttemptError, match=f"the device '{device}' is not there") as caught:
+    with pytest.raises(AttemptError, match=f"the device '{device}' is not available") as caught:
         load_backbone(str(folders["llama"]), device=device)
     assert caught.value.hint == "Use --device cuda, mps or cpu, or leave it out."
 
