@@ -22,6 +22,7 @@ from attempt_cli.cli.options import (
     task_options,
     typed_command,
 )
+from attempt_cli.placement import PLACEMENTS
 
 if TYPE_CHECKING:
     from attempt_cli.cli.main import Settings
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
 @click.option("--prompt-length", type=int, help="m. [default: 20, or the sources' own]")
 @click.option(
     "--placement",
-    type=click.Choice(["before", "after"]),
+    type=click.Choice(PLACEMENTS),
     help="Of prompts, before or after the input. [default: the sources' own, else the backbone's]",
 )
 @input_cache_options

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import click
 
 from attempt_cli.errors import AttemptError
+from attempt_cli.placement import PLACEMENTS
 
 if TYPE_CHECKING:
     from attempt_cli.backbones.base import FrozenBackbone
@@ -236,7 +237,7 @@ training_options = stacked(
     click.option("--prompt-length", type=int, help="m, the prompt's tokens. [default: 20, or the sources' own]"),
     click.option(
         "--placement",
-        type=click.Choice(["before", "after"]),
+        type=click.Choice(PLACEMENTS),
         help="The prompt before the input (the paper), or after it: then an input is read once, without gradient. "
         "[default: the sources' own, else after on decoder-only backbones, before on encoder-decoders]",
     ),
@@ -391,7 +392,7 @@ def attach_input_cache(backbone: FrozenBackbone, options: dict[str, Any]) -> Non
     # of all memory, not of what is free now: which rows are kept should not hang on what else is running
     budget = parse_size(size) if size is not None else total_memory() // 4
     if budget:
-        backbone.input_cache = InputCache(budget, folder=folder, pin=backbone.device.type == "cuda")
+        backbone.input_cache = InputCache(budget, folder=folder, pin_memory=backbone.device.type == "cuda")
 
 
 def where_from(registry: Registry, record: Any) -> str:

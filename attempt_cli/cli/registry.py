@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from attempt_cli.cli.output import confirm_removal
+from attempt_cli.placement import PLACEMENTS
 from attempt_registry.conversion import kind_of
 from attempt_registry.errors import RegistryError, did_you_mean
 from attempt_registry.records import SORTS, Composition, Run
@@ -198,7 +199,7 @@ def _run_summaries(settings: Settings, runs: Sequence[Run]) -> list[Any]:
 )
 @click.option(
     "--placement",
-    type=click.Choice(["before", "after"]),
+    type=click.Choice(PLACEMENTS),
     default="before",
     show_default=True,
     help="Its place in training: before the input (the paper) or after it.",

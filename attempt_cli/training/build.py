@@ -9,7 +9,6 @@ from torch import Tensor
 
 from attempt_cli.artefacts import load_attention, prompt_in_units
 from attempt_cli.backbones.base import FrozenBackbone
-from attempt_cli.backbones.prompted import PromptedModel
 from attempt_cli.data.task import Task
 from attempt_cli.errors import AttemptError
 from attempt_cli.method import (
@@ -22,6 +21,7 @@ from attempt_cli.method import (
     paper_temperature,
     rms_temperature,
 )
+from attempt_cli.prompted import PromptedModel
 from attempt_cli.training.config import TrainingConfig
 from attempt_cli.training.initial import vocabulary_prompt
 from attempt_cli.training.request import Request

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from attempt_cli.backbones.base import EncodedRow
 from attempt_cli.backbones.machine import machine_name, recall, remember, wait
-from attempt_cli.backbones.prompted import PromptedModel
+from attempt_cli.backbones.rows import EncodedRow
 from attempt_cli.errors import AttemptError
+from attempt_cli.prompted import PromptedModel
 from attempt_cli.training.config import TrainingConfig
 from attempt_cli.training.gradient import gradient_step, trained_tensors
 from attempt_cli.training.processes import Processes

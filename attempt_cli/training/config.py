@@ -10,14 +10,13 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from attempt_cli.errors import AttemptError, unknown_name
+from attempt_cli.placement import Placement
 from attempt_cli.training.methods import READERS, Method, check_settings, find_method
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
-
-Placement = Literal["before", "after"]
 
 
 class TrainingConfig(BaseModel):

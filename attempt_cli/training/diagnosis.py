@@ -22,7 +22,7 @@ def samples(module: PromptModule | TunedWeights) -> Samples:
     """Copies the trained tensors by group, of large ones a sample: enough to see whether they move."""
     return {
         name: [tensor.detach().flatten()[:: max(1, tensor.numel() // SAMPLED_ENTRIES)].clone() for tensor in tensors]
-        for name, tensors in module.speed_groups().items()
+        for name, tensors in module.param_groups().items()
     }
 
 

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attempt_cli.backbones.base import EncodedRow
-from attempt_cli.backbones.prompted import PromptedModel
+from attempt_cli.backbones.rows import EncodedRow
 from attempt_cli.backbones.tuned import TunedWeights
 from attempt_cli.errors import AttemptError
 from attempt_cli.listener import Listener
 from attempt_cli.method import PromptModule
+from attempt_cli.prompted import PromptedModel
 from attempt_cli.training.checkpoint import TrainingState, load_checkpoint, save_checkpoint
 from attempt_cli.training.compiling import CompileTrial, compiling_pays
 from attempt_cli.training.config import TrainingConfig
@@ -90,7 +90,7 @@ def make_optimizer(module: PromptModule | TunedWeights, config: TrainingConfig) 
     """Makes AdamW with a learning rate of its own for prompts, for all of G, and for weights."""
     groups = [
         {"name": name, "params": tensors, "peak": getattr(config, RATES[name])}
-        for name, tensors in module.speed_groups().items()
+        for name, tensors in module.param_groups().items()
     ]
     return torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=config.weight_decay)
 

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from attempt_cli.artefacts import mixing_settings, versions
-from attempt_cli.backbones.prompted import PromptedModel
 from attempt_cli.data.rows import Rows
 from attempt_cli.data.schema import task_fields
 from attempt_cli.method import PromptMixture, SharedPrompt
+from attempt_cli.prompted import PromptedModel
 from attempt_cli.training.gradient import trained_tensors
 from attempt_cli.training.loop import Trained
 from attempt_cli.training.request import Outcome, Request, TaskRows

@@ -20,7 +20,7 @@ from attempt_registry.references import check_name
 
 if TYPE_CHECKING:
     from attempt_cli.backbones.base import FrozenBackbone
-    from attempt_cli.backbones.prompted import PromptedModel
+    from attempt_cli.prompted import PromptedModel
     from attempt_cli.training.loop import Trained
 
 KEPT = ("targets", "attention", "shared")

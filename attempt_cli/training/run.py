@@ -7,10 +7,11 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from attempt_cli.artefacts import remember_backbone
-from attempt_cli.backbones.base import EncodedRow, FrozenBackbone
-from attempt_cli.backbones.prompted import PromptedModel
+from attempt_cli.backbones.base import FrozenBackbone
+from attempt_cli.backbones.rows import EncodedRow
 from attempt_cli.evaluation.predict import encode_examples
 from attempt_cli.listener import Listener
+from attempt_cli.prompted import PromptedModel
 from attempt_cli.training.build import build_model
 from attempt_cli.training.config import TrainingConfig
 from attempt_cli.training.loop import train_model

@@ -9,14 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from attempt_cli.backbones.base import EncodedRow, FrozenBackbone
+from attempt_cli.backbones.base import FrozenBackbone
 from attempt_cli.backbones.decoder_only import DecoderOnlyBackbone
 from attempt_cli.backbones.load import load_backbone
-from attempt_cli.backbones.prompted import PromptedModel
+from attempt_cli.backbones.rows import EncodedRow
 from attempt_cli.data.task import Example, Task
 from attempt_cli.errors import AttemptError
 from attempt_cli.evaluation.predict import MAX_NEW_TOKENS, predict
 from attempt_cli.method import DecomposedPrompt, PromptMixture, constant_weights
+from attempt_cli.prompted import PromptedModel
 from attempt_cli.training import memory
 from attempt_cli.training.config import make_config
 from attempt_cli.training.gradient import Positions, gradient_step
@@ -188,7 +189,7 @@ def test_where_long_rows_are_computed_otherwise_each_has_its_own_prompt(
         theirs = [plain_log_likelihood(folder, row.input_ids, row.target_ids, prompt) for row in rows]
         close(scores, torch.stack(theirs))
     after = PromptedModel(backbone, model.mixture, SCALE, "after")
-    with pytest.raises(AttemptError, match="compute alike"):
+    with pytest.raises(AttemptError, match="can read in two parts"):
         after.log_likelihood(rows)
 
 

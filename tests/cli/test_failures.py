@@ -87,7 +87,7 @@ NAMES = [
     (f"train-source aim {QUICK} --preset papr", 1, "no preset named 'papr'", "paper"),
     (f"train-source aim {QUICK} --backbone smollm-135m", 1, "no backbone named 'smollm-135m'", "smollm2-135m"),
     (f"train-source aim {QUICK} --backbone ./nowhere", 1, "no backbone at ./nowhere", "folder"),
-    (f"train-source aim {QUICK} --device warp", 1, "the device 'warp' is not there", "--device"),
+    (f"train-source aim {QUICK} --device warp", 1, "the device 'warp' is not available", "--device"),
     (f"train-source aim {QUICK} --dtype float16", 1, "no dtype named 'float16'", "bfloat16"),
     (f"train-source aim {QUICK} --name 'a b'", 1, "'a b' cannot be a name", "Letters"),
     (f"train-source aim {QUICK} --tag a,b", 1, "'a,b' cannot be a tag", "commas"),

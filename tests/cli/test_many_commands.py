@@ -146,7 +146,7 @@ def test_placements_are_not_mixed(trained: Attempt) -> None:
         (f"train-target left.yaml --sources one,first {RUN}", "trained in different places of the row"),
         (f"train-target left.yaml --sources one,two --placement before {RUN}", "was trained after the input"),
         (f"train-source left.yaml --input-cache 4apples {RUN}", "'4apples' is not a size"),
-        (f"train-source left.yaml --input-cache 10 --prompt-length 4 {RUN} --steps 6", "is below one row"),
+        (f"train-source left.yaml --input-cache 10 --prompt-length 4 {RUN} --steps 6", "does not hold one row"),
         ("compose mixed --sources one,first --target both.left --attention prior", "trained in different places"),
     ):
         result = trained(command)

@@ -11,12 +11,12 @@ import torch
 
 from attempt_cli.backbones.base import FrozenBackbone
 from attempt_cli.backbones.load import load_backbone
-from attempt_cli.backbones.prompted import PromptedModel
 from attempt_cli.data.schema import task_from_fields
 from attempt_cli.data.task import Example, Task
 from attempt_cli.evaluation.evaluate import evaluate, score_interval
 from attempt_cli.evaluation.predict import MAX_NEW_TOKENS, encode_examples, predict
 from attempt_cli.evaluation.statistics import proportion_interval
+from attempt_cli.prompted import PromptedModel
 from tests.models import save_gpt2, save_t5
 from tests.training import tiny
 from tests.training.toy import toy_rows

@@ -13,13 +13,13 @@ import torch
 from attempt_cli.artefacts import load_composition, load_prompt
 from attempt_cli.backbones.base import FrozenBackbone
 from attempt_cli.backbones.load import load_backbone
-from attempt_cli.backbones.prompted import PromptedModel
 from attempt_cli.data.files import task_from_files
 from attempt_cli.data.rows import load_examples
 from attempt_cli.data.task import Task
 from attempt_cli.errors import AttemptError
 from attempt_cli.evaluation.predict import encode_examples, predict
 from attempt_cli.method import DecomposedPrompt, PromptMixture, SharedPrompt, decomposed_shape
+from attempt_cli.prompted import PromptedModel
 from attempt_cli.training.build import build_model, offset_positions
 from attempt_cli.training.config import TrainingConfig, make_config
 from attempt_cli.training.gradient import trained_tensors
@@ -242,7 +242,7 @@ def test_mpt_starts_from_the_mean_and_keeps_a_prompt(registry: Registry, backbon
     assert isinstance(model.mixture, SharedPrompt)
     sources = [torch.from_numpy(registry.prompt_tensor(p).copy()) * p.embedding_scale for p in asked.sources]
     torch.testing.assert_close(model.mixture.target_prompts[0] * model.scale, (sources[0] + sources[1]) / 2)
-    groups = model.mixture.speed_groups()
+    groups = model.mixture.param_groups()
     assert {name: len(tensors) for name, tensors in groups.items()} == {"prompts": 1, "attention": 2}
     outcome = made(registry, backbone, asked)
     assert outcome.prompt is not None

@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from attempt_cli.backbones.base import FrozenBackbone
-from attempt_cli.backbones.prompted import PromptedModel
 from attempt_cli.errors import AttemptError
+from attempt_cli.prompted import PromptedModel
 from attempt_cli.training.checkpoint import _digest, save_checkpoint
 from attempt_cli.training.loop import Trained, TrainingStoppedError
 from attempt_cli.training.signals import caught_signals

@@ -15,8 +15,8 @@ import torch
 from attempt_cli.backbones.base import FrozenBackbone
 from attempt_cli.backbones.input_cache import InputCache
 from attempt_cli.backbones.load import load_backbone
-from attempt_cli.backbones.prompted import PromptedModel
 from attempt_cli.errors import AttemptError
+from attempt_cli.prompted import PromptedModel
 from attempt_cli.training import compiling
 from attempt_cli.training.checkpoint import load_checkpoint
 from attempt_cli.training.config import TrainingConfig

@@ -14,7 +14,6 @@ from attempt_cli import __version__
 from attempt_cli.artefacts import load_composition, load_prompt
 from attempt_cli.backbones.base import FrozenBackbone
 from attempt_cli.backbones.load import load_backbone
-from attempt_cli.backbones.prompted import PromptedModel
 from attempt_cli.data.files import task_from_files
 from attempt_cli.data.rows import load_examples
 from attempt_cli.data.task import Task
@@ -22,6 +21,7 @@ from attempt_cli.errors import AttemptError
 from attempt_cli.evaluation.predict import predict
 from attempt_cli.listener import Listener
 from attempt_cli.method import paper_temperature, rms_temperature
+from attempt_cli.prompted import PromptedModel
 from attempt_cli.training.build import build_model
 from attempt_cli.training.config import TrainingConfig
 from attempt_cli.training.initial import frequent_words, vocabulary_prompt

@@ -11,13 +11,13 @@ import torch
 
 from attempt_cli.artefacts import load_attention, load_composition
 from attempt_cli.backbones.base import FrozenBackbone
-from attempt_cli.backbones.prompted import PromptedModel
 from attempt_cli.data.files import task_from_files
 from attempt_cli.data.rows import load_examples
 from attempt_cli.data.task import Task
 from attempt_cli.errors import AttemptError
 from attempt_cli.evaluation.predict import Asked, encode_examples, predict, predict_many
 from attempt_cli.method import SharedPrompt, attempt_parameters
+from attempt_cli.prompted import PromptedModel
 from attempt_cli.training.config import TrainingConfig
 from attempt_cli.training.loop import TrainingStoppedError
 from attempt_cli.training.order import BatchOrder, task_shares

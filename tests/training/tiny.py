@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 
-from attempt_cli.backbones.base import EncodedRow, FrozenBackbone
-from attempt_cli.backbones.prompted import PromptedModel
+from attempt_cli.backbones.base import FrozenBackbone
+from attempt_cli.backbones.rows import EncodedRow
 from attempt_cli.listener import Listener
 from attempt_cli.method import PromptAttention, PromptMixture, rms_temperature
+from attempt_cli.prompted import PromptedModel
 from attempt_cli.training.config import TrainingConfig
 from attempt_cli.training.initial import vocabulary_prompt
 from attempt_cli.training.loop import Evaluate, Trained, train_model
