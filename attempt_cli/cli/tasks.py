@@ -10,7 +10,8 @@ import click
 if TYPE_CHECKING:
     from attempt_cli.cli.main import Settings
     from attempt_cli.data.check import SplitCheck
-    from attempt_cli.data.task import Example, Task
+    from attempt_cli.data.example import Example
+    from attempt_cli.data.task import Task
 
 
 # how many bad rows a person wants to read at once
@@ -60,8 +61,8 @@ def show(settings: Settings, name: str, rows: int, text_format: str, as_yaml: bo
       attempt tasks show rte --text-format reference
       attempt tasks show sst2 --yaml > my-task.yaml
     """
+    from attempt_cli.data.catalogue import load_task, task_file
     from attempt_cli.data.check import sample_examples
-    from attempt_cli.data.task import load_task, task_file
 
     task = load_task(name).with_format(text_format)
     if as_yaml:
@@ -85,8 +86,8 @@ def check(settings: Settings, name: str) -> None:
       attempt tasks check my-task.yaml
       attempt tasks check rte --data-dir rows
     """
+    from attempt_cli.data.catalogue import load_task
     from attempt_cli.data.check import check_rows
-    from attempt_cli.data.task import load_task
 
     task = load_task(name)
     checks = check_rows(task, settings.data_dir)
@@ -108,7 +109,7 @@ def check(settings: Settings, name: str) -> None:
 
 
 def _record(task: Task, place: str, examples: list[Example], *, as_json: bool) -> dict[str, Any]:
-    from attempt_cli.data.schema import task_fields
+    from attempt_cli.data.fields import task_fields
 
     record = task_fields(task)
     record["label_words"] = list(task.label_words)

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from attempt_cli.data.example import Example, RowError
 from attempt_cli.data.rows import Source, local_source
 from attempt_cli.data.splits import SPLITS, official_split
-from attempt_cli.data.task import Example, RowError, Task
+from attempt_cli.data.task import Task
 
 
 @dataclass(frozen=True)

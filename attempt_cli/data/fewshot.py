@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from attempt_cli.data.task import Example
+from attempt_cli.data.example import Example
 from attempt_cli.errors import AttemptError
 
 

@@ -6,22 +6,19 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from attempt_cli.data.answers import best_exact_match, best_f1
-from attempt_cli.errors import AttemptError
-
-if TYPE_CHECKING:
-    from attempt_cli.data.task import Example, Task
+from attempt_cli.data.example import Example
 
 Predictions = Sequence[str]
-Examples = Sequence["Example"]
+Examples = Sequence[Example]
+Words = Sequence[str]
 UNREADABLE_SCORE = -1.0
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A function (predictions, examples, task) -> a number, and the targets that it is made for.
+    """A function (predictions, examples, words) -> a number, and the targets that it is made for.
 
     Args:
         function: the metric.
@@ -29,61 +26,61 @@ class Metric:
         per_row: its value for each row, where the metric is the mean of these.
     """
 
-    function: Callable[[Predictions, Examples, Task], float]
+    function: Callable[[Predictions, Examples, Words], float]
     needs: str
-    per_row: Callable[[Predictions, Examples, Task], list[float]] | None = None
+    per_row: Callable[[Predictions, Examples, Words], list[float]] | None = None
 
-    def __call__(self, predictions: Predictions, examples: Examples, task: Task) -> float:
-        return self.function(predictions, examples, task)
+    def __call__(self, predictions: Predictions, examples: Examples, words: Words) -> float:
+        return self.function(predictions, examples, words)
 
 
-def accuracy_rows(predictions: Predictions, examples: Examples, task: Task) -> list[float]:
+def accuracy_rows(predictions: Predictions, examples: Examples, words: Words) -> list[float]:
     """1 where the prediction is the target, word for word (spaces around it do not count), else 0."""
     return [float(said.strip() == example.target) for said, example in zip(predictions, examples, strict=True)]
 
 
-def accuracy(predictions: Predictions, examples: Examples, task: Task) -> float:
+def accuracy(predictions: Predictions, examples: Examples, words: Words) -> float:
     """The share of rows whose prediction is the target."""
-    return _mean(accuracy_rows(predictions, examples, task))
+    return _mean(accuracy_rows(predictions, examples, words))
 
 
-def f1(predictions: Predictions, examples: Examples, task: Task) -> float:
+def f1(predictions: Predictions, examples: Examples, words: Words) -> float:
     """F1 of the second label (label 1 is the positive one, as in GLUE); 0.0 when nothing positive is found or said.
 
     A prediction that is none of the label words counts as the wrong label of the two.
     """
     from sklearn.metrics import f1_score
 
-    said, true = _label_indices(predictions, examples, task)
+    said, true = _label_indices(predictions, examples, words)
     return float(f1_score(true, said, pos_label=1, average="binary", zero_division=0))
 
 
-def f1_macro(predictions: Predictions, examples: Examples, task: Task) -> float:
+def f1_macro(predictions: Predictions, examples: Examples, words: Words) -> float:
     """The plain mean of every label's F1, as SuperGLUE wants for CommitmentBank; a label never seen or said counts 0.
 
     A prediction that is none of the label words is wrong for every label.
     """
     from sklearn.metrics import f1_score
 
-    said, true = _label_indices(predictions, examples, task)
-    labels = list(range(len(task.label_words)))
+    said, true = _label_indices(predictions, examples, words)
+    labels = list(range(len(words)))
     return float(f1_score(true, said, labels=labels, average="macro", zero_division=0))
 
 
-def matthews(predictions: Predictions, examples: Examples, task: Task) -> float:
+def matthews(predictions: Predictions, examples: Examples, words: Words) -> float:
     """Matthews correlation in [-1, 1]; 0.0 when all predictions or all targets are the same.
 
     A prediction that is none of the label words counts as the wrong label of two, and as a label of its own of more.
     """
     from sklearn.metrics import matthews_corrcoef
 
-    said, true = _label_indices(predictions, examples, task)
+    said, true = _label_indices(predictions, examples, words)
     if len(set(said)) < 2 or len(set(true)) < 2:
         return 0.0
     return float(matthews_corrcoef(true, said))
 
 
-def pearson(predictions: Predictions, examples: Examples, task: Task) -> float:
+def pearson(predictions: Predictions, examples: Examples, words: Words) -> float:
     """Pearson correlation of the numbers in [-1, 1]; 0.0 when one side is constant or there are fewer than two rows.
 
     A prediction that is no number counts as -1.0, below every score of STS-B (as in T5's evaluation).
@@ -93,37 +90,37 @@ def pearson(predictions: Predictions, examples: Examples, task: Task) -> float:
     return _correlation(pearsonr, predictions, examples)
 
 
-def spearman(predictions: Predictions, examples: Examples, task: Task) -> float:
+def spearman(predictions: Predictions, examples: Examples, words: Words) -> float:
     """Spearman rank correlation of the numbers in [-1, 1]; constant sides and unreadable numbers as in `pearson`."""
     from scipy.stats import spearmanr
 
     return _correlation(spearmanr, predictions, examples)
 
 
-def squad_f1_rows(predictions: Predictions, examples: Examples, task: Task) -> list[float]:
+def squad_f1_rows(predictions: Predictions, examples: Examples, words: Words) -> list[float]:
     """For each row the word F1 with the accepted answer that suits it best, after SQuAD's normalisation."""
     return [best_f1(said, example.references) for said, example in zip(predictions, examples, strict=True)]
 
 
-def squad_f1(predictions: Predictions, examples: Examples, task: Task) -> float:
+def squad_f1(predictions: Predictions, examples: Examples, words: Words) -> float:
     """The mean of `squad_f1_rows`; also ReCoRD's F1, whose official script does the same."""
-    return _mean(squad_f1_rows(predictions, examples, task))
+    return _mean(squad_f1_rows(predictions, examples, words))
 
 
-def squad_em_rows(predictions: Predictions, examples: Examples, task: Task) -> list[float]:
+def squad_em_rows(predictions: Predictions, examples: Examples, words: Words) -> list[float]:
     """1 for each row whose prediction equals an accepted answer after SQuAD's normalisation, else 0."""
     return [best_exact_match(said, example.references) for said, example in zip(predictions, examples, strict=True)]
 
 
-def squad_em(predictions: Predictions, examples: Examples, task: Task) -> float:
+def squad_em(predictions: Predictions, examples: Examples, words: Words) -> float:
     """The mean of `squad_em_rows`; also ReCoRD's exact match."""
-    return _mean(squad_em_rows(predictions, examples, task))
+    return _mean(squad_em_rows(predictions, examples, words))
 
 
-def multirc_em(predictions: Predictions, examples: Examples, task: Task) -> float:
+def multirc_em(predictions: Predictions, examples: Examples, words: Words) -> float:
     """The share of MultiRC's questions all of whose answers are judged rightly (rows of one group are one question)."""
     groups: dict[str | None, list[float]] = defaultdict(list)
-    for right, example in zip(accuracy_rows(predictions, examples, task), examples, strict=True):
+    for right, example in zip(accuracy_rows(predictions, examples, words), examples, strict=True):
         groups[example.group].append(right)
     return _mean([min(rights) for rights in groups.values()])
 
@@ -144,30 +141,6 @@ METRICS: dict[str, Metric] = {
 }
 
 
-def score(task: Task, predictions: Predictions, examples: Examples) -> dict[str, float]:
-    """Every metric of the task, in the task's order.
-
-    Args:
-        task: names its metrics.
-        predictions: what the model said, one text a row.
-        examples: the rows, in the same order.
-
-    Raises:
-        AttemptError: no rows, or not one prediction a row.
-    """
-    if not examples:
-        raise AttemptError(f"no rows to score task '{task.name}' on", "Choose another split or a larger --limit.")
-    if len(predictions) != len(examples):
-        raise AttemptError(f"{len(predictions)} predictions for {len(examples)} rows of task '{task.name}'")
-    return {name: METRICS[name](predictions, examples, task) for name in task.metrics}
-
-
-def row_scores(task: Task, predictions: Predictions, examples: Examples) -> list[float] | None:
-    """The first metric's value for each row, for intervals and paired comparisons; None where it is no mean."""
-    per_row = METRICS[task.metrics[0]].per_row
-    return per_row(predictions, examples, task) if per_row else None
-
-
 def read_number(text: str) -> float:
     """The number that a text says, -1.0 when it says none (also for "nan" and "inf")."""
     try:
@@ -177,8 +150,8 @@ def read_number(text: str) -> float:
     return number if math.isfinite(number) else UNREADABLE_SCORE
 
 
-def _label_indices(predictions: Predictions, examples: Examples, task: Task) -> tuple[list[int], list[int]]:
-    index = {word: number for number, word in enumerate(task.label_words)}
+def _label_indices(predictions: Predictions, examples: Examples, words: Words) -> tuple[list[int], list[int]]:
+    index = {word: number for number, word in enumerate(words)}
     true = [index[example.target] for example in examples]
     said = [index.get(text.strip(), -1) for text in predictions]
     if len(index) == 2:

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from attempt_cli.data.example import Example
 from attempt_cli.data.readers import check_columns, read_file, read_parquet_table
 from attempt_cli.data.splits import SPLITS, official_split, split_part
-from attempt_cli.data.task import Example, HubRows, Task
+from attempt_cli.data.task import HubDataset, Task
 from attempt_cli.errors import AttemptError, unknown_name
 
 if TYPE_CHECKING:
@@ -179,7 +180,7 @@ def local_source(task: Task, official: str, data_dir: Path | None) -> Source | N
     return _parquet_source(task, task.hub, paths) if paths else None
 
 
-def local_paths(hub: HubRows, official: str, data_dir: Path | None) -> list[Path]:
+def local_paths(hub: HubDataset, official: str, data_dir: Path | None) -> list[Path]:
     """The parquet files of an official split in a data folder: one, or shards named as on the hub; or none."""
     if data_dir is None:
         return []
@@ -194,7 +195,7 @@ def _own_source(task: Task, path: Path) -> Source:
     return Source(str(path), content.columns, range(len(content.rows)), None, content.rows, content.lines)
 
 
-def _parquet_source(task: Task, hub: HubRows, paths: list[Path]) -> Source:
+def _parquet_source(task: Task, hub: HubDataset, paths: list[Path]) -> Source:
     place = str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
     needed = [column.split(".")[0] for column in task.columns()] + [*task.columns(), *hub.where]
     columns, table = read_parquet_table(paths, needed)
@@ -202,7 +203,7 @@ def _parquet_source(task: Task, hub: HubRows, paths: list[Path]) -> Source:
     return Source(place, columns, _kept(table, hub, columns, place), table)
 
 
-def _not_here(hub: HubRows, official: str, data_dir: Path | None, local: Source | None) -> str:
+def _not_here(hub: HubDataset, official: str, data_dir: Path | None, local: Source | None) -> str:
     """What the data folder lacks, for messages: "no file '…', and "."""
     if local:
         wanted = " and ".join(f"{column} '{value}'" for column, value in hub.where.items())
@@ -210,8 +211,8 @@ def _not_here(hub: HubRows, official: str, data_dir: Path | None, local: Source 
     return f"no file '{data_dir / hub.path / (hub.config or 'default') / official}.parquet', and " if data_dir else ""
 
 
-def _hub_source(task: Task, hub: HubRows, official: str, sought: str) -> Source:
-    from attempt_cli.data.hub import load_hub_table
+def _hub_source(task: Task, hub: HubDataset, official: str, sought: str) -> Source:
+    from attempt_cli.data.hub_rows import load_hub_table
 
     table = load_hub_table(task.name, hub, official, sought)
     place = f"hub {hub.path}{f' ({hub.config})' if hub.config else ''}, {official}"
@@ -220,7 +221,7 @@ def _hub_source(task: Task, hub: HubRows, official: str, sought: str) -> Source:
     return Source(place, columns, _kept(table, hub, columns, place), table)
 
 
-def _kept(table: pyarrow.Table, hub: HubRows, columns: tuple[str, ...], place: str) -> Sequence[int]:
+def _kept(table: pyarrow.Table, hub: HubDataset, columns: tuple[str, ...], place: str) -> Sequence[int]:
     """The numbers of the rows that `where` keeps."""
     if not hub.where:
         return range(table.num_rows)

@@ -9,8 +9,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from attempt_cli.data.files import read_rows, task_from_files
-from attempt_cli.data.readers import read_file
+from attempt_cli.data.own_files import task_from_files
+from attempt_cli.data.readers import read_file, read_rows
 from attempt_cli.data.rows import load_examples
 from attempt_cli.data.splits import permutation
 from attempt_cli.errors import AttemptError

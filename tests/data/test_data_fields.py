@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from attempt_cli.data.task import load_task
+from attempt_cli.data.catalogue import load_task
 from attempt_cli.errors import AttemptError
 
 GOOD = """

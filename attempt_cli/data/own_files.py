@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from attempt_cli.data.readers import FileRows, check_columns, read_file, read_rows
-from attempt_cli.data.schema import task_from_fields
+from attempt_cli.data.fields import task_from_fields
+from attempt_cli.data.readers import FileRows, check_columns, read_file
 from attempt_cli.data.task import Task
 from attempt_cli.data.template import MissingValueError, template_columns, text_value
 from attempt_cli.errors import AttemptError
@@ -170,6 +169,3 @@ def _sort_key(value: str) -> tuple[int, float, str]:
 def _task_name(path: Path) -> str:
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-._")
     return name or "own-task"
-
-
-__all__: list[Any] = ["read_rows", "task_from_files"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from attempt_cli.data.task import HubRows
+from attempt_cli.data.task import HubDataset
 from attempt_cli.errors import AttemptError
 from attempt_cli.hub import why_the_hub_is_silent
 
@@ -21,7 +21,7 @@ WAYS_OUT = (
 PARQUET_BRANCH = "refs/convert/parquet"
 
 
-def load_hub_table(task_name: str, hub: HubRows, official: str, sought: str = "") -> pyarrow.Table:
+def load_hub_table(task_name: str, hub: HubDataset, official: str, sought: str = "") -> pyarrow.Table:
     """An official split as an Arrow table, from the hub or from what an earlier call left in its cache.
 
     Args:
@@ -46,7 +46,7 @@ def load_hub_table(task_name: str, hub: HubRows, official: str, sought: str = ""
         raise AttemptError(message, WAYS_OUT + copy) from error
 
 
-def _load(hub: HubRows, official: str) -> pyarrow.Table:
+def _load(hub: HubDataset, official: str) -> pyarrow.Table:
     """The split from the repository itself, else from the hub's parquet copy of it."""
     from datasets import config, load_dataset
     from huggingface_hub import constants
@@ -63,7 +63,7 @@ def _load(hub: HubRows, official: str) -> pyarrow.Table:
             raise error from None  # the first failure is the one that says why
 
 
-def _load_parquet_copy(hub: HubRows, official: str, local_only: bool) -> pyarrow.Table:
+def _load_parquet_copy(hub: HubDataset, official: str, local_only: bool) -> pyarrow.Table:
     from huggingface_hub import snapshot_download
 
     from attempt_cli.data.readers import read_parquet_table
@@ -79,7 +79,7 @@ def _load_parquet_copy(hub: HubRows, official: str, local_only: bool) -> pyarrow
     return read_parquet_table(sorted((Path(folder) / inside).glob("*.parquet")))[1]
 
 
-def _reason(error: Exception, hub: HubRows) -> str:
+def _reason(error: Exception, hub: HubDataset) -> str:
     """Why the rows did not come, in one line."""
     first = (str(error) or type(error).__name__).strip().split("\n")[0]
     if isinstance(error, ConnectionError) or "Connect" in type(error).__name__ or "Timeout" in type(error).__name__:
