@@ -43,7 +43,7 @@ def named_tasks(names: str, options: dict[str, Any]) -> tuple[Task, ...]:
     Raises:
         UsageError: files are given too.
     """
-    from attempt_cli.data.task import load_task
+    from attempt_cli.data.catalogue import load_task
 
     if any(options.pop(field) is not None for field in FILE_FIELDS):
         raise click.UsageError("several tasks are named by their names or YAML files; file options go with one task")

@@ -162,8 +162,8 @@ def chosen_task(name: str | None, options: dict[str, Any]) -> Task:
     Raises:
         AttemptError: the name is unknown, or the files' options are incomplete.
     """
-    from attempt_cli.data.files import task_from_files
-    from attempt_cli.data.task import load_task
+    from attempt_cli.data.catalogue import load_task
+    from attempt_cli.data.own_files import task_from_files
 
     train, validation, test, template, label, labels, answers = (options.pop(field) for field in FILE_FIELDS)
     text_format = options.pop("text_format")

@@ -45,7 +45,7 @@ def command(settings: Settings, /, sources: str, tasks: str | None, **options: A
       attempt train-attention --sources all --steps 2000 --max-rows-per-task 10000
       attempt train-target rte --sources mnli,sst2,qqp,qnli --attention-from glue-prior
     """
-    from attempt_cli.data.task import load_task
+    from attempt_cli.data.catalogue import load_task
 
     registry = settings.registry()
     chosen = chosen_sources(registry, sources, backbone_name(options))

@@ -102,8 +102,8 @@ def _tested(settings: Settings, registry: Registry, request: Request, outcome: O
     """Scores the model on the task's test rows, where there are any, and records that."""
     from attempt_cli.artefacts import Loaded, versions
     from attempt_cli.cli.eval import summary
+    from attempt_cli.data.fields import task_fields
     from attempt_cli.data.rows import load_examples
-    from attempt_cli.data.schema import task_fields
     from attempt_cli.errors import AttemptError
     from attempt_cli.evaluation.compare import per_row, rows_record
     from attempt_cli.evaluation.evaluate import evaluate
@@ -136,7 +136,7 @@ def _tested(settings: Settings, registry: Registry, request: Request, outcome: O
 
 
 def _report(settings: Settings, request: Request, outcome: Outcome, test: dict[str, Any] | None) -> None:
-    from attempt_cli.data.task import task_names
+    from attempt_cli.data.catalogue import task_names
 
     numbers = outcome.trained.numbers
     for warning in outcome.trained.warnings:

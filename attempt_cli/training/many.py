@@ -18,8 +18,8 @@ from attempt_cli.artefacts import load_attention, mixing_settings, prompt_in_uni
 from attempt_cli.backbones.base import EncodedRow, FrozenBackbone
 from attempt_cli.backbones.prompted import PromptedModel
 from attempt_cli.backbones.tuned import tune
+from attempt_cli.data.fields import task_fields
 from attempt_cli.data.rows import Rows, load_examples
-from attempt_cli.data.schema import task_fields
 from attempt_cli.data.task import Task
 from attempt_cli.errors import AttemptError
 from attempt_cli.evaluation.predict import encode_examples

@@ -18,10 +18,11 @@ from attempt_cli.backbones.base import EncodedRow, FrozenBackbone
 from attempt_cli.backbones.batches import by_length
 from attempt_cli.backbones.prompted import PromptedModel
 from attempt_cli.backbones.tuned import tune
-from attempt_cli.data.metrics import score
+from attempt_cli.data.example import Example, RowError
+from attempt_cli.data.fields import task_fields
 from attempt_cli.data.rows import Rows, load_examples
-from attempt_cli.data.schema import task_fields
-from attempt_cli.data.task import Example, RowError, Task
+from attempt_cli.data.scoring import score
+from attempt_cli.data.task import Task
 from attempt_cli.errors import AttemptError
 from attempt_cli.evaluation.predict import encode_examples, predict
 from attempt_cli.method import PromptMixture, SharedPrompt
@@ -292,7 +293,7 @@ def validation_rows(task: Task, config: TrainingConfig, data_dir: Path | None) -
 def training_task(task: Task, config: TrainingConfig) -> Task:
     """The task as it is trained: without validation no training rows are held out of one's own files."""
     if config.eval_every == 0 and task.files and task.split_rule == "held-out":
-        return replace(task, split_rule="own")
+        return task.model_copy(update={"split_rule": "own"})
     return task
 
 

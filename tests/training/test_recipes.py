@@ -15,7 +15,7 @@ from attempt_cli.artefacts import load_composition, load_prompt
 from attempt_cli.backbones.base import FrozenBackbone
 from attempt_cli.backbones.load import load_backbone
 from attempt_cli.backbones.prompted import PromptedModel
-from attempt_cli.data.files import task_from_files
+from attempt_cli.data.own_files import task_from_files
 from attempt_cli.data.rows import load_examples
 from attempt_cli.data.task import Task
 from attempt_cli.errors import AttemptError
@@ -399,7 +399,7 @@ def test_a_training_s_key_depends_on_all_that_its_result_depends_on(
         training_key(replace(asked, name="another"), backbone, rows, validation, 1),
         training_key(replace(asked, sources=asked.sources[::-1]), backbone, rows, validation, 1),
         training_key(replace(asked, init_from=asked.sources[0]), backbone, rows, validation, 1),
-        training_key(replace(asked, task=replace(task, input="{text}:")), backbone, rows, validation, 1),
+        training_key(replace(asked, task=task.model_copy(update={"input": "{text}:"})), backbone, rows, validation, 1),
         training_key(asked, backbone, load_examples(task, "train", limit=8), validation, 1),
         training_key(asked, backbone, rows, None, 1),
         training_key(asked, backbone, rows, validation, 2),
