@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from attempt_cli.data.example import Example, RowError
-from attempt_cli.data.rows import Source, local_source
+from attempt_cli.data.rows import SplitRows, local_split
 from attempt_cli.data.splits import SPLITS, official_split
 from attempt_cli.data.task import Task
 
@@ -39,7 +39,7 @@ def check_rows(task: Task, data_dir: Path | None) -> list[SplitCheck]:
     Raises:
         AttemptError: a file that is named but missing or unreadable, or that lacks a column.
     """
-    return [_check(task, official, source) for official, source in _sources(task, data_dir)]
+    return [_check(task, official, found) for official, found in _local_splits(task, data_dir)]
 
 
 def sample_examples(task: Task, data_dir: Path | None, count: int) -> tuple[str, list[Example]]:
@@ -48,31 +48,31 @@ def sample_examples(task: Task, data_dir: Path | None, count: int) -> tuple[str,
     Raises:
         AttemptError: as in `check_rows`, and for a row that cannot be rendered.
     """
-    for _, source in _sources(task, data_dir):
-        return source.place, list(source.render(task, range(min(count, len(source.numbers)))))
+    for _, found in _local_splits(task, data_dir):
+        return found.place, list(found.render(task, range(min(count, len(found.numbers)))))
     return "", []
 
 
-def _sources(task: Task, data_dir: Path | None) -> Iterator[tuple[str, Source]]:
+def _local_splits(task: Task, data_dir: Path | None) -> Iterator[tuple[str, SplitRows]]:
     """The official splits whose rows are on this machine, train first."""
     officials = task.files if task.hub is None else (official_split(task.split_rule, task.splits, s) for s in SPLITS)
     for official in dict.fromkeys(officials):
-        source = local_source(task, official, data_dir)
-        if source is not None and source.numbers:
-            yield official, source
+        found = local_split(task, official, data_dir)
+        if found is not None and found.numbers:
+            yield official, found
 
 
-def _check(task: Task, official: str, source: Source) -> SplitCheck:
+def _check(task: Task, official: str, found: SplitRows) -> SplitCheck:
     problems: list[str] = []
     targets = dict.fromkeys(task.label_words, 0)
     longest = 0
-    for number, row in source.values(range(len(source.numbers))):
+    for number, row in found.values(range(len(found.numbers))):
         try:
-            example = task.render(row, number, place=source.place_of(number))
+            example = task.render(row, number, place=found.place_of(number))
         except RowError as error:
             problems.append(error.message)
             continue
         longest = max(longest, len(example.input))
         if task.is_classification:
             targets[example.target] += 1
-    return SplitCheck(official, source.place, len(source.numbers), targets, longest, problems)
+    return SplitCheck(official, found.place, len(found.numbers), targets, longest, problems)

@@ -115,10 +115,10 @@ def _label_words(
         for number, value in enumerate(found):
             if value not in words:
                 known = ", ".join(f"'{word}'" for word in words)
-                source = "--labels" if given is not None else paths[first].name
+                place = "--labels" if given is not None else paths[first].name
                 raise AttemptError(
                     f"{_row_place(contents[split], paths[split], number)}: unknown label '{value}' in column '{label}'",
-                    f"{source} has {known}.",
+                    f"{place} has {known}.",
                 )
     return words
 

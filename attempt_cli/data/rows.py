@@ -60,20 +60,20 @@ def load_examples(
     if limit is not None and limit < 1:
         raise AttemptError(f"a limit of {limit} rows", "Choose a limit of at least 1, or none.")
     official = official_split(task.split_rule, task.splits, split)
-    source = find_source(task, official, data_dir)
-    part = split_part(task.split_rule, split, len(source.numbers))
+    found = find_split(task, official, data_dir)
+    part = split_part(task.split_rule, split, len(found.numbers))
     grouped = task.group is not None and limit is not None  # a question with half its answers would be scored wrongly
     chosen = part.numbers if grouped else _sample(part.numbers, limit, seed)
     if not chosen:
         raise AttemptError(
-            f"no rows for '{split}' of task '{task.name}': {source.place} has {len(source.numbers)} rows",
+            f"no rows for '{split}' of task '{task.name}': {found.place} has {len(found.numbers)} rows",
             "Give more rows, or a file of its own for this split.",
         )
-    examples = list(source.render(task, chosen))
+    examples = list(found.render(task, chosen))
     if grouped:
         examples = _whole_groups(examples, limit or 0, seed)
     sampled = "" if len(examples) == len(part.numbers) else f", {len(examples):,} of these by seed {seed}"
-    return Rows(examples, f"{source.place}: {part.words}{sampled}", examples_sha256(examples))
+    return Rows(examples, f"{found.place}: {part.words}{sampled}", examples_sha256(examples))
 
 
 def _whole_groups(examples: list[Example], limit: int, seed: int) -> list[Example]:
@@ -101,7 +101,7 @@ def examples_sha256(examples: Iterable[Example]) -> str:
 
 
 @dataclass(frozen=True)
-class Source:
+class SplitRows:
     """The rows of one official split, wherever they are.
 
     Args:
@@ -143,7 +143,7 @@ class Source:
         return self.place if line is None or line == number + 1 else f"{self.place}, line {line}"
 
 
-def find_source(task: Task, official: str, data_dir: Path | None) -> Source:
+def find_split(task: Task, official: str, data_dir: Path | None) -> SplitRows:
     """The rows of an official split: the task's own file, else the data folder, else the hub.
 
     Args:
@@ -154,20 +154,20 @@ def find_source(task: Task, official: str, data_dir: Path | None) -> Source:
     Raises:
         AttemptError: says where was sought and what the ways out are.
     """
-    source = local_source(task, official, data_dir)
-    if source is not None and source.numbers:
-        return source
+    found = local_split(task, official, data_dir)
+    if found is not None and found.numbers:
+        return found
     if task.hub is not None:
-        return _hub_source(task, task.hub, official, _not_here(task.hub, official, data_dir, source))
-    if source is not None:
-        return source
+        return _hub_split(task, task.hub, official, _not_here(task.hub, official, data_dir, found))
+    if found is not None:
+        return found
     raise AttemptError(
         f"task '{task.name}' has no file for '{official}' (it has: {', '.join(task.files) or 'none'})",
         f"Give --{official}-file, or name it in the task's YAML under files.",
     )
 
 
-def local_source(task: Task, official: str, data_dir: Path | None) -> Source | None:
+def local_split(task: Task, official: str, data_dir: Path | None) -> SplitRows | None:
     """The rows of an official split as far as they are on this machine: in the task's own file or the data folder.
 
     Raises:
@@ -175,9 +175,9 @@ def local_source(task: Task, official: str, data_dir: Path | None) -> Source | N
     """
     if task.hub is None:
         path = task.files.get(official)
-        return _own_source(task, path) if path else None
+        return _own_split(task, path) if path else None
     paths = local_paths(task.hub, official, data_dir)
-    return _parquet_source(task, task.hub, paths) if paths else None
+    return _parquet_split(task, task.hub, paths) if paths else None
 
 
 def local_paths(hub: HubDataset, official: str, data_dir: Path | None) -> list[Path]:
@@ -189,21 +189,21 @@ def local_paths(hub: HubDataset, official: str, data_dir: Path | None) -> list[P
     return [whole] if whole.is_file() else sorted(folder.glob(f"{official}-*-of-*.parquet"))
 
 
-def _own_source(task: Task, path: Path) -> Source:
+def _own_split(task: Task, path: Path) -> SplitRows:
     content = read_file(path)
     check_columns(task, content.columns, str(path))
-    return Source(str(path), content.columns, range(len(content.rows)), None, content.rows, content.lines)
+    return SplitRows(str(path), content.columns, range(len(content.rows)), None, content.rows, content.lines)
 
 
-def _parquet_source(task: Task, hub: HubDataset, paths: list[Path]) -> Source:
+def _parquet_split(task: Task, hub: HubDataset, paths: list[Path]) -> SplitRows:
     place = str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
     needed = [column.split(".")[0] for column in task.columns()] + [*task.columns(), *hub.where]
     columns, table = read_parquet_table(paths, needed)
     check_columns(task, columns, place)
-    return Source(place, columns, _kept(table, hub, columns, place), table)
+    return SplitRows(place, columns, _kept(table, hub, columns, place), table)
 
 
-def _not_here(hub: HubDataset, official: str, data_dir: Path | None, local: Source | None) -> str:
+def _not_here(hub: HubDataset, official: str, data_dir: Path | None, local: SplitRows | None) -> str:
     """What the data folder lacks, for messages: "no file '…', and "."""
     if local:
         wanted = " and ".join(f"{column} '{value}'" for column, value in hub.where.items())
@@ -211,14 +211,14 @@ def _not_here(hub: HubDataset, official: str, data_dir: Path | None, local: Sour
     return f"no file '{data_dir / hub.path / (hub.config or 'default') / official}.parquet', and " if data_dir else ""
 
 
-def _hub_source(task: Task, hub: HubDataset, official: str, sought: str) -> Source:
+def _hub_split(task: Task, hub: HubDataset, official: str, sought: str) -> SplitRows:
     from attempt_cli.data.hub_rows import load_hub_table
 
     table = load_hub_table(task.name, hub, official, sought)
     place = f"hub {hub.path}{f' ({hub.config})' if hub.config else ''}, {official}"
     columns = tuple(table.column_names)
     check_columns(task, columns, place)
-    return Source(place, columns, _kept(table, hub, columns, place), table)
+    return SplitRows(place, columns, _kept(table, hub, columns, place), table)
 
 
 def _kept(table: pyarrow.Table, hub: HubDataset, columns: tuple[str, ...], place: str) -> Sequence[int]:

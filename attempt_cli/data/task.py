@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     AfterValidator,
@@ -38,7 +38,7 @@ from attempt_cli.data.template import (
 from attempt_cli.errors import AttemptError, unknown_name
 from attempt_registry.errors import nearest_names
 
-FORMATS = ("words", "reference")
+Format = Literal["words", "reference"]
 
 
 def _as_texts(labels: Mapping[Any, Any]) -> dict[str, str]:
@@ -131,7 +131,7 @@ class Task(_Fields):
     metrics: Metrics = Field(description="Names in `metrics.METRICS`; the first is the one that chooses checkpoints.")
     max_length: int = Field(default=256, ge=8, description="The longest input in tokens.")
     reference: ReferenceFormat | None = Field(default=None, description='The text format "reference".')
-    format: Literal["words", "reference"] = Field(
+    format: Format = Field(
         default="words", exclude=True, description="The text format in use; commands choose it, files do not."
     )
 
@@ -204,8 +204,8 @@ class Task(_Fields):
         Raises:
             AttemptError: for an unknown format, and for "reference" of a task that has none.
         """
-        if name not in FORMATS:
-            raise unknown_name("text format", name, FORMATS, "attempt tasks show NAME")
+        if name not in get_args(Format):
+            raise unknown_name("text format", name, get_args(Format), "attempt tasks show NAME")
         if name == "reference" and self.reference is None:
             raise AttemptError(
                 f"task '{self.name}' has no text format 'reference'", "Use the format 'words', which every task has."
