@@ -1,4 +1,4 @@
-"""`attempt tasks`: which tasks there are, what one looks like, and whether one of your own is in order."""
+"""`attempt tasks`: lists tasks, shows one, and checks one of your own."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from attempt_cli.data.task import Task
 
 
-# how many bad rows a person wants to read at once
+# more bad rows than this are only counted
 SHOWN_PROBLEMS = 20
 
 
 @click.group()
 def command() -> None:
-    """The tasks that prompts are trained on.
+    """List, show and check the tasks that prompts are trained on.
 
     A task is a YAML file: where the rows are, how they become text, which words stand for the labels.
 
@@ -34,7 +34,7 @@ def command() -> None:
 @command.command("list")
 @click.pass_obj
 def list_tasks(settings: Settings) -> None:
-    """The tasks that come with the package.
+    """List the tasks that come with the package.
 
     \b
       attempt tasks list
@@ -48,12 +48,12 @@ def list_tasks(settings: Settings) -> None:
 
 @command.command()
 @click.argument("name", metavar="NAME|FILE.yaml")
-@click.option("--rows", default=2, show_default=True, type=click.IntRange(0), help="How many example rows to show.")
+@click.option("--rows", default=2, show_default=True, type=click.IntRange(0), help="Number of example rows to show.")
 @click.option("--text-format", default="words", show_default=True, help="words, or reference (the authors' code).")
 @click.option("--yaml", "as_yaml", is_flag=True, help="Print the task's YAML file, to start one of your own from.")
 @click.pass_obj
 def show(settings: Settings, name: str, rows: int, text_format: str, as_yaml: bool) -> None:
-    """A task's fields, and rows as the model sees them where rows are at hand.
+    """Show a task's fields, and rows as the model sees them if this machine has any.
 
     \b
       attempt tasks show rte
@@ -78,9 +78,9 @@ def show(settings: Settings, name: str, rows: int, text_format: str, as_yaml: bo
 @click.argument("name", metavar="FILE.yaml|NAME")
 @click.pass_obj
 def check(settings: Settings, name: str) -> None:
-    """Whether a task is in order: its fields, and every row of every split that is on this machine.
+    """Check a task: its fields, and every row of every split that is on this machine.
 
-    Exits with 1 when something is wrong, and says which rows.
+    Exits with 1 when something is wrong, and names the rows.
 
     \b
       attempt tasks check my-task.yaml

@@ -1,4 +1,4 @@
-"""Checking a task: every row of every split that is there is rendered, and what is wrong is told with its row."""
+"""Checks a task: renders every row that is on this machine and reports the rows that fail."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from attempt_cli.data.task import Task
 
 @dataclass(frozen=True)
 class SplitCheck:
-    """What a check found in one file.
+    """The result of checking one file.
 
     Args:
         split: the official split's name.
         place: the file.
-        rows: how many rows belong to the task.
-        targets: label word -> how many rows have it (classification only).
+        rows: the number of rows that belong to the task.
+        targets: label word -> number of rows (classification only).
         longest: the longest input in characters.
-        problems: the rows that cannot be rendered, in words with their numbers.
+        problems: a message for each row that cannot be rendered.
     """
 
     split: str
@@ -34,7 +34,7 @@ class SplitCheck:
 
 
 def check_rows(task: Task, data_dir: Path | None) -> list[SplitCheck]:
-    """Renders every row of the task's own files, or of its files in the data folder; the hub is not asked.
+    """Renders every row of the task's own files, or of its files in the data folder; never asks the hub.
 
     Raises:
         AttemptError: a file that is named but missing or unreadable, or that lacks a column.
@@ -43,7 +43,7 @@ def check_rows(task: Task, data_dir: Path | None) -> list[SplitCheck]:
 
 
 def sample_examples(task: Task, data_dir: Path | None, count: int) -> tuple[str, list[Example]]:
-    """The first rows of the first split that is there, with the file they come from; none where there are no rows.
+    """Renders the first rows of the first split on this machine; returns them with their file, or nothing without rows.
 
     Raises:
         AttemptError: as in `check_rows`, and for a row that cannot be rendered.
@@ -54,7 +54,7 @@ def sample_examples(task: Task, data_dir: Path | None, count: int) -> tuple[str,
 
 
 def _local_splits(task: Task, data_dir: Path | None) -> Iterator[tuple[str, SplitRows]]:
-    """The official splits whose rows are on this machine, train first."""
+    """Yields the official splits whose rows are on this machine, train first."""
     officials = task.files if task.hub is None else (official_split(task.split_rule, task.splits, s) for s in SPLITS)
     for official in dict.fromkeys(officials):
         found = local_split(task, official, data_dir)

@@ -16,7 +16,7 @@ class Example:
         target: what it should write next (no space before it).
         label: the index into the task's label words; None for free text.
         references: every accepted answer of free text; empty for classification.
-        group: what belongs together in a metric (the question of a MultiRC answer), else None.
+        group: names the rows that belong together in a metric (the question of a MultiRC answer); None without groups.
         row: the row's number in its file, from 0.
         tail: the end of the input, after its longest column; an input that is too long is cut before it.
     """

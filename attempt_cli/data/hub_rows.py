@@ -1,4 +1,4 @@
-"""Rows from the Hugging Face hub through `datasets`, and what to say when it cannot be reached."""
+"""Loads rows from the Hugging Face hub through `datasets`, and says what to do when it cannot be reached."""
 
 from __future__ import annotations
 
@@ -21,33 +21,33 @@ WAYS_OUT = (
 PARQUET_BRANCH = "refs/convert/parquet"
 
 
-def load_hub_table(task_name: str, hub: HubDataset, official: str, sought: str = "") -> pyarrow.Table:
-    """An official split as an Arrow table, from the hub or from what an earlier call left in its cache.
+def load_hub_table(task_name: str, hub: HubDataset, official: str, looked_in: str = "") -> pyarrow.Table:
+    """Loads an official split as an Arrow table, from the hub or its cache on this machine.
 
     Args:
         task_name: for messages.
         hub: the data set and its configuration.
         official: the split, e.g. "validation_matched".
-        sought: what was tried before, for the message: "no file '…', and ".
+        looked_in: what was tried before, for the message: "no file '…', and ".
 
     Raises:
-        AttemptError: says what was sought and why it did not come, and the ways out.
+        AttemptError: says what is missing and why, and what else to try.
     """
     try:
         return _load(hub, official)
-    except Exception as error:  # datasets, huggingface_hub, httpx, pyarrow: whatever it is, the rows are not there
+    except Exception as error:  # of datasets, huggingface_hub, httpx or pyarrow
         what = f"'{official}' of {hub.path}" + (f" ({hub.config})" if hub.config else "")
         copy = (
             f" Or a copy of the task (`attempt tasks show {task_name} --yaml`) with another split_rule."
-            if sought
+            if looked_in
             else ""
         )
-        message = f"rows of task '{task_name}': {sought}{what}: {_reason(error, hub)}"
+        message = f"rows of task '{task_name}': {looked_in}{what}: {_reason(error, hub)}"
         raise AttemptError(message, WAYS_OUT + copy) from error
 
 
 def _load(hub: HubDataset, official: str) -> pyarrow.Table:
-    """The split from the repository itself, else from the hub's parquet copy of it."""
+    """Loads the split from the repository itself, else from the hub's parquet copy of it."""
     from datasets import config, load_dataset
     from huggingface_hub import constants
 
@@ -80,7 +80,7 @@ def _load_parquet_copy(hub: HubDataset, official: str, local_only: bool) -> pyar
 
 
 def _reason(error: Exception, hub: HubDataset) -> str:
-    """Why the rows did not come, in one line."""
+    """Says in one line why the rows could not be loaded."""
     first = (str(error) or type(error).__name__).strip().split("\n")[0]
     if isinstance(error, ConnectionError) or "Connect" in type(error).__name__ or "Timeout" in type(error).__name__:
         return "the Hugging Face hub cannot be reached"

@@ -1,4 +1,4 @@
-"""A task's rows as examples: found in a data folder, in files or on the hub, split by the rule, then rendered."""
+"""Loads the rows of a task's splits as examples: from a data folder, files or the hub, split by the rule, rendered."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from attempt_cli.errors import AttemptError, unknown_name
 if TYPE_CHECKING:
     import pyarrow
 
-TAKEN_AT_ONCE = 1000
+ROWS_AT_ONCE = 1000
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Rows:
     Args:
         examples: the rows as text pairs.
         origin: the place, the split rule and the limit in words, for people and for records.
-        sha256: of the examples (input, target, references, group), whatever file they came from.
+        sha256: of the examples (input, target, references, group), whichever file they came from.
     """
 
     examples: list[Example]
@@ -41,19 +41,19 @@ class Rows:
 def load_examples(
     task: Task, split: str, *, data_dir: Path | None = None, limit: int | None = None, seed: int = 0
 ) -> Rows:
-    """The rows of a split.
+    """Loads the rows of a split.
 
     Args:
         task: says where the rows are and how they are split.
         split: train | validation | test.
         data_dir: a folder in the hub's layout, `<hub path>/<config>/<split>.parquet`; what is not there comes from the
             Hugging Face hub.
-        limit: take a random sample of so many rows, in their order; the split rule is applied before. Where rows belong
-            together (MultiRC's answers of a question), whole groups, up to just over the limit.
+        limit: take a random sample of at most this many rows, in their order, after the split rule. Where rows belong
+            together (MultiRC's answers to a question), take whole groups until the limit is reached.
         seed: chooses the sample.
 
     Raises:
-        AttemptError: an unknown split, rows that are nowhere, an empty split, or a row that cannot be rendered.
+        AttemptError: an unknown split, rows that cannot be found, an empty split, or a row that cannot be rendered.
     """
     if split not in SPLITS:
         raise unknown_name("split", split, SPLITS, f"attempt tasks show {task.name}")
@@ -77,7 +77,7 @@ def load_examples(
 
 
 def _whole_groups(examples: list[Example], limit: int, seed: int) -> list[Example]:
-    """Random groups, whole, until there are `limit` rows or just over it; in the rows' order."""
+    """Draws whole groups at random until they hold `limit` rows or more; returns their rows in order."""
     groups = list(dict.fromkeys(example.group for example in examples))
     random.Random(seed).shuffle(groups)
     sizes = Counter(example.group for example in examples)
@@ -92,7 +92,7 @@ def _whole_groups(examples: list[Example], limit: int, seed: int) -> list[Exampl
 
 
 def examples_sha256(examples: Iterable[Example]) -> str:
-    """A digest of what the model gets to see and to write: the same text pairs have the same one."""
+    """Hashes what the model reads and writes: equal text pairs have equal digests."""
     digest = hashlib.sha256()
     for example in examples:
         pair = [example.input, example.target, list(example.references), example.group]
@@ -102,12 +102,12 @@ def examples_sha256(examples: Iterable[Example]) -> str:
 
 @dataclass(frozen=True)
 class SplitRows:
-    """The rows of one official split, wherever they are.
+    """The rows of one official split, wherever they come from.
 
     Args:
         place: the file or the hub's data set, for messages.
         columns: the names of all columns.
-        numbers: the numbers of the rows that belong to the task (all, or those that `hub.where` keeps).
+        numbers: the numbers of the rows that belong to the task: all, or those that `hub.where` keeps.
         table: the columns that the task needs, all rows; None for rows that are already Python values.
         rows: the rows as Python values, where there is no table.
         lines: the line of each row in its text file, where there are lines.
@@ -126,10 +126,10 @@ class SplitRows:
             yield task.render(row, number, place=self.place_of(number))
 
     def values(self, positions: Sequence[int]) -> Iterable[tuple[int, dict[str, Any]]]:
-        """The number and the columns of the rows at these positions of `numbers`."""
+        """Yields the number and the columns of each row at these positions of `numbers`."""
         numbers = [self.numbers[position] for position in positions]
-        for start in range(0, len(numbers), TAKEN_AT_ONCE):
-            taken = numbers[start : start + TAKEN_AT_ONCE]
+        for start in range(0, len(numbers), ROWS_AT_ONCE):
+            taken = numbers[start : start + ROWS_AT_ONCE]
             rows = (
                 self.table.take(taken).to_pylist()
                 if self.table is not None
@@ -138,13 +138,13 @@ class SplitRows:
             yield from zip(taken, rows, strict=True)
 
     def place_of(self, number: int) -> str:
-        """The place of a row, with its line where that is not the row's number."""
+        """Returns the place of a row, with its line where that differs from the row's number."""
         line = self.lines[number] if self.lines else None
         return self.place if line is None or line == number + 1 else f"{self.place}, line {line}"
 
 
 def find_split(task: Task, official: str, data_dir: Path | None) -> SplitRows:
-    """The rows of an official split: the task's own file, else the data folder, else the hub.
+    """Finds the rows of an official split: in the task's own file, else in the data folder, else on the hub.
 
     Args:
         task: whose rows.
@@ -152,7 +152,7 @@ def find_split(task: Task, official: str, data_dir: Path | None) -> SplitRows:
         data_dir: a folder in the hub's layout.
 
     Raises:
-        AttemptError: says where was sought and what the ways out are.
+        AttemptError: says where it looked and what else to try.
     """
     found = local_split(task, official, data_dir)
     if found is not None and found.numbers:
@@ -168,7 +168,7 @@ def find_split(task: Task, official: str, data_dir: Path | None) -> SplitRows:
 
 
 def local_split(task: Task, official: str, data_dir: Path | None) -> SplitRows | None:
-    """The rows of an official split as far as they are on this machine: in the task's own file or the data folder.
+    """Finds the rows of an official split on this machine: in the task's own file or the data folder.
 
     Raises:
         AttemptError: a file that is named but missing or unreadable, or that lacks a column of the task.
@@ -181,7 +181,7 @@ def local_split(task: Task, official: str, data_dir: Path | None) -> SplitRows |
 
 
 def local_paths(hub: HubDataset, official: str, data_dir: Path | None) -> list[Path]:
-    """The parquet files of an official split in a data folder: one, or shards named as on the hub; or none."""
+    """Lists the parquet files of an official split in a data folder: one file, shards named as on the hub, or none."""
     if data_dir is None:
         return []
     folder = data_dir / hub.path / (hub.config or "default")
@@ -204,17 +204,17 @@ def _parquet_split(task: Task, hub: HubDataset, paths: list[Path]) -> SplitRows:
 
 
 def _not_here(hub: HubDataset, official: str, data_dir: Path | None, local: SplitRows | None) -> str:
-    """What the data folder lacks, for messages: "no file '…', and "."""
+    """Says what the data folder lacks, for messages: "no file '…', and "."""
     if local:
         wanted = " and ".join(f"{column} '{value}'" for column, value in hub.where.items())
         return f"no rows with {wanted or 'anything'} in '{local.place}', and "
     return f"no file '{data_dir / hub.path / (hub.config or 'default') / official}.parquet', and " if data_dir else ""
 
 
-def _hub_split(task: Task, hub: HubDataset, official: str, sought: str) -> SplitRows:
+def _hub_split(task: Task, hub: HubDataset, official: str, looked_in: str) -> SplitRows:
     from attempt_cli.data.hub_rows import load_hub_table
 
-    table = load_hub_table(task.name, hub, official, sought)
+    table = load_hub_table(task.name, hub, official, looked_in)
     place = f"hub {hub.path}{f' ({hub.config})' if hub.config else ''}, {official}"
     columns = tuple(table.column_names)
     check_columns(task, columns, place)
@@ -222,7 +222,7 @@ def _hub_split(task: Task, hub: HubDataset, official: str, sought: str) -> Split
 
 
 def _kept(table: pyarrow.Table, hub: HubDataset, columns: tuple[str, ...], place: str) -> Sequence[int]:
-    """The numbers of the rows that `where` keeps."""
+    """Returns the numbers of the rows that `where` keeps."""
     if not hub.where:
         return range(table.num_rows)
     import pyarrow.compute as compute

@@ -28,7 +28,7 @@ from attempt_cli.data.splits import SPLITS
 from attempt_cli.data.template import (
     MissingColumnError,
     MissingValueError,
-    behind_longest,
+    after_longest,
     fill,
     lookup,
     template_columns,
@@ -144,7 +144,7 @@ class Task(_Fields):
 
     @model_validator(mode="after")
     def _fields_fit_together(self) -> Task:
-        """Refuses what single fields cannot know: templates, names of functions, and fields that belong together."""
+        """Refuses what a single field cannot show: bad templates, unknown functions, fields that exclude each other."""
         templates = {"input": self.input, "target": self.target, "group": self.group}
         templates["reference.input"] = self.reference.input if self.reference else None
         problems = [f"{name}: {found}" for name, text in templates.items() for found in template_problems(text or "")]
@@ -189,17 +189,17 @@ class Task(_Fields):
 
     @property
     def is_classification(self) -> bool:
-        """Whether the target is one of the label words."""
+        """Says whether the target is one of the label words."""
         return self.labels is not None
 
     @property
     def label_words(self) -> tuple[str, ...]:
-        """The label words in label order (digits under the format "reference"); empty for free text."""
+        """Returns the label words in label order (digits under the format "reference"); empty for free text."""
         words = tuple(self.labels.values()) if self.labels else ()
         return tuple(str(index) for index in range(len(words))) if self.format == "reference" else words
 
     def with_format(self, name: str) -> Task:
-        """The same task under another text format: "words" (natural label words) or "reference" (the authors' code).
+        """Returns the task under another text format: "words" (natural label words) or "reference" (the authors' code).
 
         Raises:
             AttemptError: for an unknown format, and for "reference" of a task that has none.
@@ -213,7 +213,7 @@ class Task(_Fields):
         return self.model_copy(update={"format": name})
 
     def columns(self) -> tuple[str, ...]:
-        """The columns of the row that rendering reads (a dotted name stands for its first part)."""
+        """Lists the columns that rendering reads; a dotted name is one field of a column."""
         templates = [self._template, self.target, self.group]
         made = PREPARATIONS[self.prepare].makes if self.prepare else ()
         named = [column for template in templates if template for column in template_columns(template)]
@@ -227,7 +227,7 @@ class Task(_Fields):
         return self.reference.input if self.format == "reference" and self.reference is not None else self.input
 
     def input_columns(self) -> tuple[str, ...]:
-        """The columns that the input alone is made of: what a row to be predicted must have."""
+        """Lists the columns that the input alone is made of: those that a row to be predicted must have."""
         made = PREPARATIONS[self.prepare].makes if self.prepare else ()
         named = [column for column in template_columns(self._template) if column not in made]
         # a preparation may also read the answer (STS-B's score); only what it makes of the input counts
@@ -239,7 +239,7 @@ class Task(_Fields):
         prepared = not set(self.input_columns()).isdisjoint(PREPARATIONS[self.prepare].reads) if self.prepare else False
         with _row_errors(row, number, place or f"task '{self.name}'"):
             values = self._prepared(row) if prepared else row
-            return Example(fill(self._template, values), "", row=number, tail=behind_longest(self._template, values))
+            return Example(fill(self._template, values), "", row=number, tail=after_longest(self._template, values))
 
     def render(self, row: Mapping[str, Any], number: int = 0, *, place: str | None = None) -> Example:
         """Renders a row as a text pair.
@@ -255,7 +255,7 @@ class Task(_Fields):
         place = place or f"task '{self.name}'"
         with _row_errors(row, number, place):
             values = self._prepared(row)
-            text, tail = fill(self._template, values), behind_longest(self._template, values)
+            text, tail = fill(self._template, values), after_longest(self._template, values)
             group = fill(self.group, values) if self.group else None
             if self.labels is not None:
                 label = self._label_index(values, number, place)
@@ -291,7 +291,7 @@ class Task(_Fields):
 
 @contextmanager
 def _row_errors(row: Mapping[str, Any], number: int, place: str) -> Iterator[None]:
-    """Names the row and its columns in whatever goes wrong while it is rendered."""
+    """Turns errors of rendering into a `RowError` that names the row and its columns."""
     try:
         yield
     except MissingValueError as error:

@@ -102,10 +102,10 @@ prepare: magic
         ("", "it holds nothing"),
         ("- a\n- b\n", "it holds a list"),
         ("name: [a\ninput: b\n", "line"),
-        ("input: a: b: c\n", "line 1: not in order"),
-        ("name: !!python/object/apply:os.system [ls]\n", "not in order"),
-        ("name: a\ninput: b\nname: c\n", "line 3: not in order ('name' stands twice)"),
-        ("labels: {0: a, 0: b}\n", "'0' stands twice"),
+        ("input: a: b: c\n", "line 1: not valid YAML"),
+        ("name: !!python/object/apply:os.system [ls]\n", "not valid YAML"),
+        ("name: a\ninput: b\nname: c\n", "line 3: not valid YAML ('name' appears twice)"),
+        ("labels: {0: a, 0: b}\n", "'0' appears twice"),
     ],
 )
 def test_a_file_that_is_no_task(tmp_path: Path, text: str, part: str) -> None:
