@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from attempt_cli.data.readers import read_parquet_table
 from attempt_cli.data.task import HubDataset
 from attempt_cli.errors import AttemptError
 from attempt_cli.hub import why_the_hub_is_silent
@@ -65,8 +66,6 @@ def _load(hub: HubDataset, official: str) -> pyarrow.Table:
 
 def _load_parquet_copy(hub: HubDataset, official: str, local_only: bool) -> pyarrow.Table:
     from huggingface_hub import snapshot_download
-
-    from attempt_cli.data.readers import read_parquet_table
 
     inside = f"{hub.config or 'default'}/{official}"
     folder = snapshot_download(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attempt_cli.data.example import Example
+from attempt_cli.data.hub_rows import load_hub_table
 from attempt_cli.data.readers import check_columns, read_file, read_parquet_table
 from attempt_cli.data.splits import SPLITS, official_split, split_part
 from attempt_cli.data.task import HubDataset, Task
@@ -212,8 +213,6 @@ def _not_here(hub: HubDataset, official: str, data_dir: Path | None, local: Spli
 
 
 def _hub_split(task: Task, hub: HubDataset, official: str, looked_in: str) -> SplitRows:
-    from attempt_cli.data.hub_rows import load_hub_table
-
     table = load_hub_table(task.name, hub, official, looked_in)
     place = f"hub {hub.path}{f' ({hub.config})' if hub.config else ''}, {official}"
     columns = tuple(table.column_names)

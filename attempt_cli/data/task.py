@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -39,6 +38,7 @@ from attempt_cli.errors import AttemptError, unknown_name
 from attempt_registry.errors import nearest_names
 
 Format = Literal["words", "reference"]
+RENDERING_ERRORS = (AttributeError, KeyError, TypeError, ValueError)  # of templates and preparations
 
 
 def _as_texts(labels: Mapping[Any, Any]) -> dict[str, str]:
@@ -237,9 +237,11 @@ class Task(_Fields):
     def render_input(self, row: Mapping[str, Any], number: int = 0, *, place: str | None = None) -> Example:
         """Renders a row to be predicted, as an example without an answer; errors as in `render`."""
         prepared = not set(self.input_columns()).isdisjoint(PREPARATIONS[self.prepare].reads) if self.prepare else False
-        with _row_errors(row, number, place or f"task '{self.name}'"):
+        try:
             values = self._prepared(row) if prepared else row
             return Example(fill(self._template, values), "", row=number, tail=after_longest(self._template, values))
+        except RENDERING_ERRORS as error:
+            raise _row_error(error, row, number, place or f"task '{self.name}'") from None
 
     def render(self, row: Mapping[str, Any], number: int = 0, *, place: str | None = None) -> Example:
         """Renders a row as a text pair.
@@ -253,7 +255,7 @@ class Task(_Fields):
             RowError: a missing column or value, or a label value that the task does not know.
         """
         place = place or f"task '{self.name}'"
-        with _row_errors(row, number, place):
+        try:
             values = self._prepared(row)
             text, tail = fill(self._template, values), after_longest(self._template, values)
             group = fill(self.group, values) if self.group else None
@@ -262,6 +264,8 @@ class Task(_Fields):
                 return Example(text, self.label_words[label], label, (), group, number, tail)
             references = self._references(values) if self.answers is not None else (fill(self.target or "", values),)
             return Example(text, references[0], None, references, group, number, tail)
+        except RENDERING_ERRORS as error:
+            raise _row_error(error, row, number, place) from None
 
     def _prepared(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
         return {**row, **PREPARATIONS[self.prepare].function(row)} if self.prepare else row
@@ -289,20 +293,14 @@ class Task(_Fields):
         return references
 
 
-@contextmanager
-def _row_errors(row: Mapping[str, Any], number: int, place: str) -> Iterator[None]:
-    """Turns errors of rendering into a `RowError` that names the row and its columns."""
-    try:
-        yield
-    except MissingValueError as error:
-        raise RowError(
-            f"nothing in column '{error.column}'", number, place, "Fill it in or leave the row out."
-        ) from None
-    except KeyError as error:
+def _row_error(error: Exception, row: Mapping[str, Any], number: int, place: str) -> RowError:
+    """Turns an error of rendering into one that names the row and its columns."""
+    if isinstance(error, MissingValueError):
+        return RowError(f"nothing in column '{error.column}'", number, place, "Fill it in or leave the row out.")
+    if isinstance(error, KeyError):
         column = error.column if isinstance(error, MissingColumnError) else error.args[0]
-        raise RowError(f"no column '{column}'", number, place, _columns_hint(row)) from None
-    except (AttributeError, TypeError, ValueError) as error:
-        raise RowError(f"a value that does not fit ({error})", number, place, _columns_hint(row)) from None
+        return RowError(f"no column '{column}'", number, place, _columns_hint(row))
+    return RowError(f"a value that does not fit ({error})", number, place, _columns_hint(row))
 
 
 def _columns_hint(row: Mapping[str, Any]) -> str:
