@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attempt_cli.data.task import Task, load_task
+from attempt_cli.data.catalogue import load_task
+from attempt_cli.data.task import Task
 from attempt_cli.errors import AttemptError
 from attempt_cli.session import Session
 from attempt_cli.sources import check_lengths, source_prompts

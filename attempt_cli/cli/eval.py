@@ -199,7 +199,7 @@ def _keep_run(
         RegistryError: the registry cannot be written.
     """
     from attempt_cli.artefacts import versions
-    from attempt_cli.data.schema import task_fields
+    from attempt_cli.data.fields import task_fields
     from attempt_cli.evaluation.compare import rows_record
 
     task = {"task": task_fields(job.task), "format": job.task.format}
@@ -297,7 +297,7 @@ def named(names: Iterable[str], values: Iterable[float]) -> dict[str, float]:
 
 def _tasks(registry: Registry, names: str | None, options: dict[str, Any], models: list[Chosen]) -> list[Task]:
     """The tasks of --tasks; else those of files; else those that the first model was trained for."""
-    from attempt_cli.data.task import load_task
+    from attempt_cli.data.catalogue import load_task
 
     first = next((model for model in models if model is not None), None)
     if names is None and (first is None or options["input_template"] is not None):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -187,14 +187,14 @@ def as_cells(row: Row) -> dict[str, Any]:
 
 
 def _tasks(names: str | None, options: dict[str, Any]) -> list[Task]:
-    from attempt_cli.data.task import load_task
+    from attempt_cli.data.catalogue import load_task
 
     if any(options[field] is not None for field in FILE_FIELDS):
         if names is not None:
             raise click.UsageError("give --tasks or files, not both")
         task = chosen_task(None, options)
         # the k rows are drawn from all training rows; nothing is held out for a validation that never happens
-        return [replace(task, split_rule="own") if task.split_rule == "held-out" else task]
+        return [task.model_copy(update={"split_rule": "own"}) if task.split_rule == "held-out" else task]
     text_format = options.pop("text_format")
     for field in FILE_FIELDS:
         options.pop(field)

@@ -153,7 +153,7 @@ def _tasks(registry: Registry, model: Composition, name: str | None) -> list[tup
         AttemptError: a composition with several targets has none for that task.
         click.UsageError: one without targets serves any task, and none is named.
     """
-    from attempt_cli.data.task import load_task
+    from attempt_cli.data.catalogue import load_task
 
     if not model.targets and name is None:
         raise click.UsageError(f"'{model.ref}' mixes sources for any task: name one with --task")

@@ -125,8 +125,8 @@ def trained_task(settings: dict[str, Any] | None, name: str) -> Task:
     Raises:
         AttemptError: the record says nothing of its task (a prompt from outside) and no task has its name.
     """
-    from attempt_cli.data.schema import task_from_fields
-    from attempt_cli.data.task import load_task
+    from attempt_cli.data.catalogue import load_task
+    from attempt_cli.data.fields import task_from_fields
 
     fields = (settings or {}).get("task")
     if not isinstance(fields, dict):
@@ -139,7 +139,7 @@ def as_trained(
     task: Task, prompt: Prompt | None, text_format: str | None, note: Callable[[str], None]
 ) -> tuple[Task, int | None]:
     """The task in the text format that the prompt was trained under (or that is asked for), and the length limit."""
-    from attempt_cli.data.schema import task_fields
+    from attempt_cli.data.fields import task_fields
 
     if prompt is None:
         return (task.with_format(text_format) if text_format else task), None
@@ -161,4 +161,4 @@ def as_trained(
 def with_files(task: Task, **files: Path | None) -> Task:
     """A task on other rows: the files that are given, as they are."""
     given = {split: path.resolve() for split, path in files.items() if path is not None}
-    return replace(task, hub=None, files=given, split_rule="own", splits={}) if given else task
+    return task.model_copy(update={"hub": None, "files": given, "split_rule": "own", "splits": {}}) if given else task

@@ -91,8 +91,8 @@ class RowOptions:
         Raises:
             AttemptError: the name is unknown, or the files' options are incomplete.
         """
-        from attempt_cli.data.files import task_from_files
-        from attempt_cli.data.task import load_task
+        from attempt_cli.data.catalogue import load_task
+        from attempt_cli.data.own_files import task_from_files
 
         if self.train_file is None and self.validation_file is None and self.test_file is None:
             given = {"input": self.input_template, "label": self.label, "labels": self.labels, "answers": self.answers}
@@ -125,7 +125,7 @@ class RowOptions:
         Raises:
             UsageError: several names and files.
         """
-        from attempt_cli.data.task import load_task
+        from attempt_cli.data.catalogue import load_task
 
         if names is None or "," not in names:
             return [self.task(names)]
@@ -326,8 +326,8 @@ def chosen_task(name: str | None, options: dict[str, Any]) -> Task:
     Raises:
         AttemptError: the name is unknown, or the files' options are incomplete.
     """
-    from attempt_cli.data.files import task_from_files
-    from attempt_cli.data.task import load_task
+    from attempt_cli.data.catalogue import load_task
+    from attempt_cli.data.own_files import task_from_files
 
     train, validation, test, template, label, labels, answers = (options.pop(field) for field in FILE_FIELDS)
     text_format = options.pop("text_format")

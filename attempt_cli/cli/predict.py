@@ -27,7 +27,8 @@ from attempt_registry.records import Composition, Prompt
 
 if TYPE_CHECKING:
     from attempt_cli.cli.main import Settings
-    from attempt_cli.data.task import Example, Task
+    from attempt_cli.data.example import Example
+    from attempt_cli.data.task import Task
     from attempt_cli.evaluation.predict import Prediction, Predictions
     from attempt_registry import Registry
 

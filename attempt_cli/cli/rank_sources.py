@@ -80,7 +80,7 @@ def command(
     """
     from attempt_cli.artefacts import remember_backbone, versions
     from attempt_cli.cli.progress import RowProgress
-    from attempt_cli.data.task import load_task
+    from attempt_cli.data.catalogue import load_task
     from attempt_cli.evaluation.compare import rows_record
 
     registry = settings.registry()

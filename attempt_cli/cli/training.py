@@ -86,7 +86,7 @@ def _record(settings: Settings, outcome: Outcome) -> dict[str, Any]:
 
 def _next(outcome: Outcome) -> str | None:
     """Returns what to type next."""
-    from attempt_cli.data.task import task_names
+    from attempt_cli.data.catalogue import task_names
 
     if outcome.request.keep == "attention":
         return f"`attempt train-target TASK --sources … --attention-from {outcome.attention}`"

@@ -12,10 +12,11 @@ from typing import Any
 
 from attempt_cli.artefacts import bare, load_prompt, versions
 from attempt_cli.backbones.base import FrozenBackbone
+from attempt_cli.data.example import Example
 from attempt_cli.data.fewshot import few_shot
+from attempt_cli.data.fields import task_fields
 from attempt_cli.data.rows import Rows, examples_sha256
-from attempt_cli.data.schema import task_fields
-from attempt_cli.data.task import Example, Task
+from attempt_cli.data.task import Task
 from attempt_cli.evaluation.compare import per_row, rows_record
 from attempt_cli.evaluation.evaluate import Evaluation, evaluate
 from attempt_cli.evaluation.predict import encode_examples, predict

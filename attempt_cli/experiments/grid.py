@@ -13,9 +13,10 @@ from attempt_cli.artefacts import remember_backbone, versions
 from attempt_cli.backbones.base import FrozenBackbone
 from attempt_cli.backbones.input_cache import InputCache
 from attempt_cli.backbones.load import load_backbone
+from attempt_cli.data.catalogue import load_task
+from attempt_cli.data.fields import task_fields
 from attempt_cli.data.rows import Rows, load_examples
-from attempt_cli.data.schema import task_fields
-from attempt_cli.data.task import Task, load_task
+from attempt_cli.data.task import Task
 from attempt_cli.errors import AttemptError
 from attempt_cli.experiments.cells import Bench, Cell, drawn_rows, finished_cells
 from attempt_cli.experiments.methods import METHODS, PREPARED

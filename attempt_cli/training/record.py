@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from attempt_cli.artefacts import mixing_settings, versions
+from attempt_cli.data.fields import task_fields
 from attempt_cli.data.rows import Rows
-from attempt_cli.data.schema import task_fields
 from attempt_cli.method import PromptMixture, SharedPrompt
 from attempt_cli.prompted import PromptedModel
 from attempt_cli.training.gradient import trained_tensors

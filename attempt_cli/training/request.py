@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from attempt_cli.data.example import RowError
+from attempt_cli.data.fields import task_fields
 from attempt_cli.data.rows import Rows, load_examples
-from attempt_cli.data.schema import task_fields
-from attempt_cli.data.task import RowError, Task
+from attempt_cli.data.task import Task
 from attempt_cli.errors import AttemptError
 from attempt_cli.keys import content_key
 from attempt_cli.training.config import TrainingConfig
@@ -61,7 +62,7 @@ def load_task_rows(
             files of one's own, and cannot be found; a row that does not fit the task.
     """
     if config.eval_every == 0 and task.files and task.split_rule == "held-out":
-        task = replace(task, split_rule="own")  # without validation no training rows are held out
+        task = task.model_copy(update={"split_rule": "own"})  # without validation no training rows are held out
     train = load_examples(task, "train", data_dir=data_dir, limit=limit, seed=config.seed)
     if config.eval_every == 0:
         return TaskRows(task, train, sampled=limit is not None)

@@ -8,8 +8,9 @@ from dataclasses import replace
 import torch
 
 from attempt_cli.backbones.batches import by_length
-from attempt_cli.data.metrics import score
-from attempt_cli.data.task import Example, Task
+from attempt_cli.data.example import Example
+from attempt_cli.data.scoring import score
+from attempt_cli.data.task import Task
 from attempt_cli.evaluation.predict import encode_examples, predict
 from attempt_cli.prompted import PromptedModel
 from attempt_cli.training.config import TrainingConfig

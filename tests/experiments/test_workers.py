@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from attempt_cli.data.task import load_task
+from attempt_cli.data.catalogue import load_task
 from attempt_cli.errors import AttemptError, first_line
 from attempt_cli.experiments.cells import Cell
 from attempt_cli.experiments.grid import Ask, Plan, Result

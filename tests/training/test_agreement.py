@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from attempt_cli.backbones.base import FrozenBackbone
-from attempt_cli.data.files import task_from_files
+from attempt_cli.data.own_files import task_from_files
 from attempt_cli.data.task import Task
 from attempt_cli.errors import AttemptError
 from attempt_cli.training.config import TrainingConfig
@@ -45,7 +45,7 @@ def alone(registry: Registry, backbone: FrozenBackbone, task: Task, **given: Any
 
 
 def one_of_many(registry: Registry, backbone: FrozenBackbone, task: Task, **given: Any) -> Made:
-    return _made(registry, backbone, (replace(task, name="other"), task), **given)
+    return _made(registry, backbone, (task.model_copy(update={"name": "other"}), task), **given)
 
 
 def _made(registry: Registry, backbone: FrozenBackbone, tasks: tuple[Task, ...], **given: Any) -> Made:

@@ -13,7 +13,7 @@ import torch
 from attempt_cli.artefacts import load_composition, load_prompt
 from attempt_cli.backbones.base import FrozenBackbone
 from attempt_cli.backbones.load import load_backbone
-from attempt_cli.data.files import task_from_files
+from attempt_cli.data.own_files import task_from_files
 from attempt_cli.data.rows import load_examples
 from attempt_cli.data.task import Task
 from attempt_cli.errors import AttemptError
@@ -232,8 +232,11 @@ def test_a_budget_that_leaves_no_offsets_is_refused(registry: Registry, backbone
 
 def test_positions_of_dept_are_the_longest_input(backbone: FrozenBackbone, task: Task) -> None:
     assert offset_positions(backbone, task, TrainingConfig(max_length=16)) == 16
-    assert offset_positions(backbone, replace(task, max_length=77), TrainingConfig()) == 77
-    assert offset_positions(backbone, replace(task, max_length=500), TrainingConfig()) == backbone.max_positions
+    assert offset_positions(backbone, task.model_copy(update={"max_length": 77}), TrainingConfig()) == 77
+    assert (
+        offset_positions(backbone, task.model_copy(update={"max_length": 500}), TrainingConfig())
+        == backbone.max_positions
+    )
 
 
 def test_mpt_starts_from_the_mean_and_keeps_a_prompt(registry: Registry, backbone: FrozenBackbone, task: Task) -> None:

@@ -14,7 +14,7 @@ from attempt_cli import __version__
 from attempt_cli.artefacts import load_composition, load_prompt
 from attempt_cli.backbones.base import FrozenBackbone
 from attempt_cli.backbones.load import load_backbone
-from attempt_cli.data.files import task_from_files
+from attempt_cli.data.own_files import task_from_files
 from attempt_cli.data.rows import load_examples
 from attempt_cli.data.task import Task
 from attempt_cli.errors import AttemptError
@@ -375,7 +375,7 @@ def test_a_training_s_key_depends_on_all_that_its_result_depends_on(
         replace(asked, name="another").key(backbone),
         replace(asked, sources=asked.sources[::-1]).key(backbone),
         replace(asked, init_from=asked.sources[:1]).key(backbone),
-        replace(asked, tasks=(replace(rows, task=replace(task, input="{text}:")),)).key(backbone),
+        replace(asked, tasks=(replace(rows, task=task.model_copy(update={"input": "{text}:"})),)).key(backbone),
         replace(asked, tasks=(replace(rows, train=load_examples(task, "train", limit=8)),)).key(backbone),
         replace(asked, tasks=(replace(rows, validation=None),)).key(backbone),
         asked.key(backbone, processes=2),

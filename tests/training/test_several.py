@@ -11,7 +11,7 @@ import torch
 
 from attempt_cli.artefacts import load_attention, load_composition
 from attempt_cli.backbones.base import FrozenBackbone
-from attempt_cli.data.files import task_from_files
+from attempt_cli.data.own_files import task_from_files
 from attempt_cli.data.rows import load_examples
 from attempt_cli.data.task import Task
 from attempt_cli.errors import AttemptError
