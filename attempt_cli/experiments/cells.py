@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -22,6 +20,7 @@ from attempt_cli.evaluation.evaluate import Evaluation, evaluate
 from attempt_cli.evaluation.predict import encode_examples, predict
 from attempt_cli.experiments.methods import METHODS, PREPARED
 from attempt_cli.experiments.subjects import Parts, Subject, Workshop, as_it_stands
+from attempt_cli.keys import content_key
 from attempt_cli.training.config import PLACED_BEFORE, TrainingConfig
 from attempt_cli.training.loop import Listener, TrainingStoppedError
 from attempt_registry import Attention, Prompt, Registry, Run
@@ -241,7 +240,7 @@ class Bench:
                 "train": train.sha256,
                 "validation": self.validation.sha256 if self.validation else None,
             }
-        return hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:16]
+        return content_key(identity)
 
     def evaluated(self, model: PromptedModel, config: TrainingConfig, task_index: int = 0) -> Evaluation:
         """A model's result on the test rows."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from attempt_cli.errors import AttemptError
 from attempt_cli.experiments.cells import Bench, Cell, drawn_rows, finished_cells
 from attempt_cli.experiments.methods import METHODS, PREPARED
 from attempt_cli.experiments.subjects import Workshop
+from attempt_cli.keys import content_key
 from attempt_cli.training.config import make_config
 from attempt_cli.training.loop import Listener
 from attempt_cli.training.presets import settings_for, train_limit
@@ -251,7 +251,7 @@ class Runner:
             "sources": [prompt.sha256 for prompt in sources] if ask.kind == "attention" else [],
             "config": config.model_dump(),
         }
-        key = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:16]
+        key = content_key(identity)
         if self.plan.resume:
             for run in self.registry.runs(reverse=True):
                 if run.settings.get("prepared") == key:
