@@ -113,9 +113,10 @@ def command(ctx: click.Context, /, name: str, **options: Any) -> None:
 
 def _count(settings: Settings, experiment: Experiment, options: dict[str, Any]) -> tuple[Sheet, int]:
     """Figure 7: no training, no registry."""
-    from attempt_cli.experiments.parameters import count_all, draw_parameters, parameter_sheet, sizes
+    from attempt_cli.backbones.shapes import backbone_shapes
+    from attempt_cli.experiments.parameters import count_all, draw_parameters, parameter_sheet
 
-    backbones = split_names(options["backbone"]) if options["backbone"] else list(sizes())
+    backbones = split_names(options["backbone"]) if options["backbone"] else list(backbone_shapes())
     counts = count_all(options["methods"] or experiment.methods, backbones)
     sheet = parameter_sheet(counts, options["columns"] or experiment.columns, experiment.title, typed_command())
     if picture := _picture(experiment, options):
