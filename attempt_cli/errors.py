@@ -23,6 +23,11 @@ class AttemptError(Exception):
         self.hint = hint
 
 
+def first_line(error: BaseException) -> str:
+    """Returns the first line of an error's message, or its type where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str], list_command: str) -> AttemptError:
     """An unknown name, with the nearest known ones and the command that lists them all."""
     return AttemptError(*unknown_name_text(kind, name, known, list_command))

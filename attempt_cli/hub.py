@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from attempt_cli.errors import first_line
+
 
 def why_the_hub_is_silent(repository: str, file: str, kind: str = "model") -> str | None:
     """Why the hub cannot be asked for a repository, or None where it answers.
@@ -25,8 +27,3 @@ def why_the_hub_is_silent(repository: str, file: str, kind: str = "model") -> st
     except Exception as error:  # of httpx, requests or the library's own offline switch, as its versions go
         return f"no answer from {constants.ENDPOINT} ({first_line(error)})"
     return None
-
-
-def first_line(error: Exception) -> str:
-    """An error in one line."""
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

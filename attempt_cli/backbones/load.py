@@ -15,8 +15,8 @@ from attempt_cli.backbones.decoder_only import DecoderOnlyBackbone
 from attempt_cli.backbones.encoder_decoder import EncoderDecoderBackbone
 from attempt_cli.backbones.machine import cache_folder
 from attempt_cli.backbones.names import Place, find_backbone, install_hint
-from attempt_cli.errors import AttemptError
-from attempt_cli.hub import first_line, why_the_hub_is_silent
+from attempt_cli.errors import AttemptError, first_line
+from attempt_cli.hub import why_the_hub_is_silent
 
 DTYPES = {"bfloat16": torch.bfloat16, "bf16": torch.bfloat16, "float32": torch.float32, "fp32": torch.float32}
 
