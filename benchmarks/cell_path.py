@@ -21,7 +21,7 @@ from types import CodeType, FrameType
 from typing import Any
 
 from attempt_cli.data.task import load_task
-from attempt_cli.experiments.grid import Ask, Plan, Runner
+from attempt_cli.experiments.grid import CellSpec, Plan, Runner
 from tests.models import save_llama
 
 ROOT = Path(__file__).parents[1]
@@ -74,12 +74,12 @@ def fill_cell(folder: Path) -> set[tuple[str, str]]:
         dtype="float32",
     )
     first = Runner(plan)
-    refs = [first.run(Ask((name,), "prompt-tuning", 0, llama, kind="source")).made for name in SOURCES]
+    refs = [first.run(CellSpec((name,), "prompt-tuning", 0, llama, kind="source")).artefact for name in SOURCES]
     first.close()
     plan = Plan(**{**vars(plan), "sources": {(llama, TARGET): tuple(ref for ref in refs if ref)}})
     for seed in (0, 1):  # the first imports what is imported late
         runner = Runner(plan)
-        found = visited(lambda runner=runner, seed=seed: runner.run(Ask((TARGET,), "attempt", seed, llama)))  # type: ignore[misc]
+        found = visited(lambda runner=runner, seed=seed: runner.run(CellSpec((TARGET,), "attempt", seed, llama)))  # type: ignore[misc]
         runner.close()
     return found
 

@@ -68,7 +68,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Bench:
+class TaskContext:
     """What all cells of a task share.
 
     Args:
@@ -143,13 +143,13 @@ class Bench:
             return self.scored(method, seed, key, train, subject, self.evaluated(subject.model, parts.config))
         results: list[Evaluation] = []
 
-        def look(model: PromptedModel) -> None:
+        def on_trained(model: PromptedModel) -> None:
             results.append(self.evaluated(model, parts.config))
 
         name = self.name if self.kind == "source" else f"{self.name}-{method}"
         try:
             rows = (train, self.validation)
-            subject = self.workshop.train_one(self.task, self.kind, name, rows, parts, listener, look)
+            subject = self.workshop.train_one(self.task, self.kind, name, rows, parts, listener, on_trained)
         except TrainingStoppedError as error:
             raise TrainingStoppedError(
                 f"{error.message.split(';')[0]} of {name}", "What was finished is in the registry."

@@ -1,4 +1,4 @@
-"""How many parameters each method trains on backbones of every shape: by formula, and by building and counting."""
+"""Counts the parameters that each method trains on backbones of every shape: by formula, and on built modules."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from attempt_cli.errors import AttemptError
 from attempt_cli.experiments.figures import Panel, Series, draw_panels
 from attempt_cli.experiments.methods import unknown_names
 from attempt_cli.experiments.published import published_parameters
-from attempt_cli.experiments.sheet import Sheet
+from attempt_cli.experiments.report_table import ReportTable
 from attempt_cli.method import (
     DecomposedPrompt,
     PromptAttention,
@@ -36,12 +36,12 @@ DEPT_POSITIONS = 256  # s: the paper's longest input
 
 @dataclass(frozen=True)
 class Counting:
-    """How a method's parameters are had.
+    """Two ways to count a method's trained parameters.
 
     Args:
-        formula: per task.
-        build: what is trained, as modules on the meta device; their parameters that require a gradient are counted.
-        tasks: how many tasks share what is built.
+        formula: their number for a task.
+        build: makes the trained modules on the meta device; parameters that require a gradient are counted.
+        tasks: how many tasks share the modules.
     """
 
     formula: Callable[[BackboneShape], float]
@@ -49,7 +49,7 @@ class Counting:
     tasks: int = 1
 
     def count(self, shape: BackboneShape) -> float:
-        """Trained parameters a task, counted."""
+        """Builds the modules and returns their trained parameters for a task."""
         with torch.device("meta"):
             module = self.build(shape)
         return sum(p.numel() for p in module.parameters() if p.requires_grad) / self.tasks
@@ -66,7 +66,7 @@ def _attempt(shape: BackboneShape, tasks: int = 1) -> nn.Module:
 
 
 def _dept(shape: BackboneShape) -> tuple[int, int, int]:
-    """m', s and r of DePT with the budget of a prompt."""
+    """Returns m', s and r of a DePT that has the budget of a prompt."""
     short, rank = decomposed_shape(shape.width, LENGTH, DEPT_POSITIONS)
     return short, DEPT_POSITIONS, rank
 
@@ -77,7 +77,7 @@ def _decomposed(shape: BackboneShape) -> nn.Module:
 
 
 def _adapter_formula(shape: BackboneShape, dropped: int) -> int:
-    """Two adapters a layer, d → d / 32 → d with biases, in all but the first layers of each stack."""
+    """Counts two adapters a layer, d → d / 32 → d with biases, in all but the first layers of each stack."""
     inner = shape.width // REDUCTION
     adapter = 2 * shape.width * inner + inner + shape.width
     return 2 * adapter * (shape.layers - dropped) * (2 if shape.is_t5 else 1)
@@ -88,7 +88,7 @@ def _adapters(shape: BackboneShape, *, drop: bool) -> nn.Module:
 
 
 def _by_library(shape: BackboneShape, kind: str) -> nn.Module:
-    """The model with peft's modules in it, which alone are trained.
+    """Builds the model with peft's modules in it; only these are trained.
 
     Raises:
         AttemptError: peft is not installed.
@@ -149,7 +149,7 @@ COUNTINGS: dict[str, Counting] = {
 
 
 def check_counted(methods: Sequence[str], backbones: Sequence[str]) -> list[str]:
-    """What is wrong with the names of methods and backbones."""
+    """Returns a message for each unknown name of a method or a backbone."""
     return unknown_names("method to count", methods, COUNTINGS) + unknown_names(
         "shape of a backbone", backbones, backbone_shapes()
     )
@@ -161,7 +161,7 @@ class Count:
 
     Args:
         parameters: the backbone's own.
-        formula, counted: trained parameters a task, both ways.
+        formula, counted: trained parameters for a task, both ways.
     """
 
     backbone: str
@@ -172,10 +172,10 @@ class Count:
 
 
 def count_all(methods: Sequence[str], backbones: Sequence[str]) -> list[Count]:
-    """Every method on every backbone.
+    """Counts every method on every backbone.
 
     Raises:
-        AttemptError: a method or a backbone is not among those that can be counted.
+        AttemptError: a method or a backbone is unknown.
     """
     problems = check_counted(methods, backbones)
     if problems:
@@ -183,22 +183,16 @@ def count_all(methods: Sequence[str], backbones: Sequence[str]) -> list[Count]:
             "this cannot be counted:\n  " + "\n  ".join(problems),
             f"Methods: {', '.join(COUNTINGS)}. Backbones: {', '.join(backbone_shapes())}.",
         )
-    return [
-        Count(
-            name,
-            backbone_shapes()[name].parameters,
-            method,
-            COUNTINGS[method].formula(shape),
-            COUNTINGS[method].count(shape),
-        )
-        for name in backbones
-        for method in methods
-        for shape in [backbone_shapes()[name]]
-    ]
+    counts = []
+    for shape in (backbone_shapes()[name] for name in backbones):
+        for method in methods:
+            counting = COUNTINGS[method]
+            counts.append(Count(shape.name, shape.parameters, method, counting.formula(shape), counting.count(shape)))
+    return counts
 
 
-def parameter_sheet(counts: Sequence[Count], columns: Sequence[str], title: str, command: str) -> Sheet:
-    """The counts as a sheet, published numbers beside them."""
+def parameter_table(counts: Sequence[Count], columns: Sequence[str], title: str, command: str) -> ReportTable:
+    """Returns the counts as a table, with published numbers beside them."""
     published = published_parameters()
     lines = []
     for count in counts:
@@ -223,11 +217,11 @@ def parameter_sheet(counts: Sequence[Count], columns: Sequence[str], title: str,
     if shown:
         notes.append("Published: " + "; ".join(dict.fromkeys(number.source for number in shown)) + ".")
     document = {"experiment": "fig7", "title": title, "command": command, "counts": [vars(count) for count in counts]}
-    return Sheet("fig7", f"fig7: {title}", command, columns, lines, document, notes)
+    return ReportTable("fig7", f"fig7: {title}", command, columns, lines, document, notes)
 
 
 def draw_parameters(file: Path, counts: Sequence[Count]) -> None:
-    """Draws trained parameters against the backbone's, one panel a family, both axes logarithmic.
+    """Draws trained parameters against the backbone's, with a panel for each family; both axes are logarithmic.
 
     Raises:
         AttemptError: matplotlib is not installed.

@@ -63,7 +63,7 @@ class Subject:
     warnings: Sequence[str] = ()
 
 
-Look = Callable[[PromptedModel], None]
+OnTrained = Callable[[PromptedModel], None]
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Workshop:
         rows: tuple[Rows, Rows | None],
         parts: Parts,
         listener: Listener | None,
-        look: Look,
+        on_trained: OnTrained,
     ) -> Subject:
         """A training on one task.
 
@@ -103,12 +103,12 @@ class Workshop:
             kind: "source" or "target".
             name: under which it is kept.
             rows: for training, and for choosing the checkpoint (None: the last step counts).
-            look: is shown the trained model before anything is recorded.
+            on_trained: is shown the trained model before anything is recorded.
         """
         train, validation = rows
         if parts.attention is not None:  # a given G comes with the training on many tasks, of which this is one
             given = (train,) if validation is None else ()
-            (subject,) = self.train_together((task,), name, given, (parts,), listener, look)
+            (subject,) = self.train_together((task,), name, given, (parts,), listener, on_trained)
             return subject
         request = Request(
             task=task,
@@ -122,7 +122,9 @@ class Workshop:
             command=self.command,
             tags=self.tags,
         )
-        outcome = train_prompt(self.registry, self.backbone, request, resume=self.resume, listener=listener, look=look)
+        outcome = train_prompt(
+            self.registry, self.backbone, request, resume=self.resume, listener=listener, look=on_trained
+        )
         assert outcome is not None
         kept = {"prompt": outcome.prompt, "composition": outcome.composition}
         made = [f"{kind}:{ref}" for kind, ref in kept.items() if ref is not None]
@@ -145,7 +147,7 @@ class Workshop:
         trains: Sequence[Rows],
         parts: Sequence[Parts],
         listener: Listener | None,
-        look: Look,
+        on_trained: OnTrained,
     ) -> list[Subject]:
         """One training on several tasks with one G, of as many steps a task as each has alone; a subject a task.
 
@@ -153,7 +155,7 @@ class Workshop:
             trains: training rows of each task, of which the last step counts; empty takes the tasks' own and looks at
                 validation rows.
             parts: of each task; settings, sources and G are the first one's.
-            look: as in `train_one`.
+            on_trained: as in `train_one`.
         """
         config = _for_all(parts[0].config, len(tasks))
         weights = config.method in WEIGHT_METHODS
@@ -171,7 +173,7 @@ class Workshop:
             command=self.command,
             tags=self.tags,
         )
-        outcome = self._many(request, listener, look)
+        outcome = self._many(request, listener, on_trained)
         return [
             Subject(
                 outcome.model,
@@ -227,8 +229,12 @@ class Workshop:
         assert made is not None
         return made
 
-    def _many(self, request: ManyRequest, listener: Listener | None, look: Look | None = None) -> ManyOutcome:
-        outcome = train_many(self.registry, self.backbone, request, resume=self.resume, listener=listener, look=look)
+    def _many(
+        self, request: ManyRequest, listener: Listener | None, on_trained: OnTrained | None = None
+    ) -> ManyOutcome:
+        outcome = train_many(
+            self.registry, self.backbone, request, resume=self.resume, listener=listener, look=on_trained
+        )
         assert outcome is not None
         return outcome
 

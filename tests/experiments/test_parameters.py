@@ -6,7 +6,7 @@ import pytest
 
 from attempt_cli.backbones.shapes import backbone_shapes
 from attempt_cli.errors import AttemptError
-from attempt_cli.experiments.parameters import COUNTINGS, Count, count_all, parameter_sheet
+from attempt_cli.experiments.parameters import COUNTINGS, Count, count_all, parameter_table
 
 
 @pytest.mark.parametrize("name", ["t5-small", "t5-base", "smollm2-135m"])
@@ -33,16 +33,16 @@ def test_unknown_names_are_told_at_once() -> None:
     assert "'t5-bse' (did you mean t5-base" in message
 
 
-def test_the_sheet_holds_both_ways() -> None:
+def test_the_table_holds_both_ways() -> None:
     counts = count_all(["attempt-m"], ["t5-3b"])
     assert counts == [Count("t5-3b", 2_851_598_336, "attempt-m", 128_256, 128_256)]
-    sheet = parameter_sheet(counts, ["backbone", "formula"], "title", "attempt reproduce fig7")
-    (line,) = sheet.lines
+    table = parameter_table(counts, ["backbone", "formula"], "title", "attempt reproduce fig7")
+    (line,) = table.lines
     assert (line["formula"], line["counted"], line["published"], line["share"]) == (
         128_256,
         128_256,
         172_000,
         "0.0045 %",
     )
-    assert sheet.printed[0]["backbone_parameters"] == "2,851,598,336"
-    assert sheet.document["counts"][0]["counted"] == 128_256
+    assert table.printed[0]["backbone_parameters"] == "2,851,598,336"
+    assert table.document["counts"][0]["counted"] == 128_256
