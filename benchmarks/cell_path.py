@@ -1,4 +1,4 @@
-"""How much of the code one cell of `attempt reproduce` passes through.
+"""Measures how much of the code one cell of `attempt reproduce` passes through.
 
     python -m benchmarks.cell_path
     python -m benchmarks.cell_path --names

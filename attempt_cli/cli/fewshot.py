@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     help=methods_help(ALONE),
 )
 @click.option("--sources", default="all", show_default=True, help="Source prompts, comma separated, or `all`.")
-@click.option("--init-from", help="Where SPoT and ATTEMPT start. [default: the source that fits the k rows best]")
+@click.option("--init-from", help="Start of SPoT and ATTEMPT. [default: the source that fits the k rows best]")
 @click.option("--steps", type=click.IntRange(min=1), default=100, show_default=True, help="Optimiser steps, for all.")
 @click.option("--prompt-length", type=int, help="m. [default: 20, or the sources' own]")
 @click.option(

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     type=click.IntRange(min=1),
     help="Steps for each source task: of source prompts, the attention prior, SPoT-g's prompt. [default: as --steps]",
 )
-@click.option("--init-from", help="Where targets start. [default: the source that fits the training rows best]")
+@click.option("--init-from", help="Start of the targets. [default: the source that fits the training rows best]")
 @click.option("--preset", help="Settings by task and method: `paper` has the paper's.")
 @click.option("--prompt-length", type=int, help="m. [default: 20, or the sources' own]")
 @click.option("--batch-size", type=int, help="[default: 16]")
@@ -66,7 +66,7 @@ if TYPE_CHECKING:
 @click.option("--ray", "on_ray", is_flag=True, help="Workers are Ray actors: RAY_ADDRESS's cluster, else this machine.")
 @click.option("--output", type=click.Path(file_okay=False, path_type=Path), help="Write CSV, JSON, Markdown, PNG here.")
 @click.option("--png", type=click.Path(dir_okay=False, path_type=Path), help="Write the picture to this file.")
-@click.option("--columns", help="What the table shows, comma separated.")
+@click.option("--columns", help="Columns of the table, comma separated.")
 @backbone_options
 @click.pass_context
 def command(ctx: click.Context, /, name: str, **options: Any) -> None:

@@ -309,6 +309,7 @@ class Runner:
             return None  # a folder may hold training and test rows only: the last step counts
 
     def _limited(self, name: str, split: str, limit: int | None, seed: int = 0) -> Rows:
+        """Loads a split's rows, once; with a limit, a random sample by the seed."""
         key = (name, split, limit, seed if limit else 0)
         if key not in self._rows:
             self._rows[key] = load_examples(

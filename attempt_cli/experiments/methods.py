@@ -16,7 +16,7 @@ PREPARED = ("attention", "shared", "factored")
 
 @dataclass(frozen=True)
 class Method:
-    """How a cell of a method is made.
+    """Describes a method and how its cells are filled.
 
     Args:
         description: for `--help`.

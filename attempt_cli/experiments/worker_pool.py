@@ -15,7 +15,7 @@ from attempt_cli.experiments.ray_worker import RayWorker, processors_of_an_actor
 
 @dataclass(frozen=True)
 class WorkerPool:
-    """How many workers fill a grid, and where they run.
+    """Fills grids with a number of workers.
 
     Args:
         workers: how many at once.

@@ -96,7 +96,7 @@ def test_every_method_has_the_same_rows_and_steps(context: TaskContext, task: Ta
             assert run.rows["train"]["sha256"] == drawn(task, seed).sha256
             assert (run.budget["steps"], run.budget["training_rows"]) == (4, 8)
     scored = {run.numbers["prompt"]: run for run in runs if "score" in run.numbers}
-    for cell in cells:  # every score is on record, those that hang on no seed once
+    for cell in cells:  # every score is on record, those that depend on no seed once
         assert scored[cell.prompt].numbers["score"] == pytest.approx(cell.score)
         assert scored[cell.prompt].rows["test"]["sha256"] == context.test.sha256
     assert len([run for run in runs if "score" in run.numbers]) == 8

@@ -81,7 +81,7 @@ def filled(
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2, 3])
-def test_a_cell_that_fails_is_noted_and_the_others_go_on(workers: int) -> None:
+def test_a_cell_that_fails_is_noted_and_the_others_continue(workers: int) -> None:
     specs = [cell_spec("a"), cell_spec("a", "fails"), cell_spec("b"), cell_spec("b", "fails", 1), cell_spec("c")]
     result, watching, kept = filled(specs, workers)
     assert result.results == {spec: result_for(spec) for spec in (specs[0], specs[2], specs[4])}
@@ -146,7 +146,7 @@ def test_a_process_fills_cells_and_passes_failures_on(plan: Plan, llama: Path) -
         assert (cell.n, cell.prompt, cell.k) == (6, "no prompt", 4)
         with pytest.raises(AttemptError, match="5000 are wanted"):
             worker.run(CellSpec(("support-chats",), "none", 0, str(llama), k=10000))
-        (again,) = worker.run(CellSpec(("support-chats",), "none", 1, str(llama), k=4)).cells  # it goes on
+        (again,) = worker.run(CellSpec(("support-chats",), "none", 1, str(llama), k=4)).cells  # the worker continues
         assert (again.score, again.seed) == (cell.score, 1)
         pid = worker._process.pid
         assert pid is not None
