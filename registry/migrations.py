@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from sqlite_utils import Database, Migrations
 
-from attempt_registry.database import MIGRATION_SET
-
-migrations = Migrations(MIGRATION_SET)
+migrations = Migrations("registry")  # `database.MIGRATION_SET`
 
 _NAMED = {"name": str, "version": int}
 _BOUND = {"backbone": str, "fingerprint": str}

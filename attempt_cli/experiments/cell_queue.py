@@ -16,7 +16,8 @@ from typing import Any, Protocol
 from attempt_cli.errors import AttemptError, first_line
 from attempt_cli.experiments.cells import Cell
 from attempt_cli.experiments.grid import CellResult, CellSpec
-from attempt_cli.training.loop import Listener, TrainingStoppedError
+from attempt_cli.listener import Listener
+from attempt_cli.training.loop import TrainingStoppedError
 
 Event = tuple[Any, ...]  # a method's name of GridListener with its arguments; "done" with a CellResult for the cells
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from attempt_cli.artefacts import remember_backbone, versions
+from attempt_cli.artefacts import bare, load_prompt, remember_backbone, versions
 from attempt_cli.backbones.base import FrozenBackbone
 from attempt_cli.backbones.input_cache import InputCache
 from attempt_cli.backbones.load import load_backbone
@@ -17,15 +16,23 @@ from attempt_cli.data.fields import task_fields
 from attempt_cli.data.rows import Rows, load_examples
 from attempt_cli.data.task import Task
 from attempt_cli.errors import AttemptError
-from attempt_cli.experiments.cells import Cell, TaskContext, drawn_rows, finished_cells
+from attempt_cli.evaluation.evaluate import Evaluation, evaluate
+from attempt_cli.evaluation.prediction import encode_examples
+from attempt_cli.evaluation.record import record_evaluation, rows_record
+from attempt_cli.experiments.cells import Cell, best_source, drawn_rows, finished_cells
 from attempt_cli.experiments.methods import METHODS, PREPARED
-from attempt_cli.experiments.subjects import Workshop
 from attempt_cli.keys import content_key
+from attempt_cli.listener import Listener
 from attempt_cli.prompted import PromptedModel
-from attempt_cli.training.config import make_config
-from attempt_cli.training.loop import Listener
+from attempt_cli.training.config import TrainingConfig, make_config
+from attempt_cli.training.loop import TrainingStoppedError
+from attempt_cli.training.methods import find_method
 from attempt_cli.training.presets import settings_for, train_limit
+from attempt_cli.training.request import Outcome, Request, TaskRows
+from attempt_cli.training.run import train
 from attempt_registry import Prompt, Registry
+
+LONGEST_NAME = 60  # of a training on several tasks: each task's own name follows it
 
 
 @dataclass(frozen=True)
@@ -134,135 +141,378 @@ class Plan:
 
 
 class Runner:
-    """Fills cells one after the other; keeps what the next may need: the backbone, the tasks' rows and contexts.
+    """Fills cells one after the other; keeps the backbone and the rows, which the next cell may need.
+
+    Every method of a comparison gets the rows that are chosen here, and looks at the same validation rows.
 
     Args:
         plan: what all cells share.
+        loaded: backbones that are loaded already, by the names in the specifications.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, loaded: Mapping[str, FrozenBackbone] | None = None) -> None:
         self.plan = plan
         self.registry = Registry.open(plan.registry)
         self.finished = finished_cells(self.registry) if plan.resume else {}
-        self._backbones: dict[str, FrozenBackbone | AttemptError] = {}
+        self._backbones: dict[str, FrozenBackbone | AttemptError] = dict(loaded or {})
         self._affinity: tuple[str, tuple[str, ...]] | None = None
         self._rows: dict[tuple[str, str, int | None, int], Rows] = {}
-        self._contexts: dict[CellSpec, TaskContext] = {}
+        self._best: dict[tuple[str, ...], Prompt] = {}
 
     def run(self, spec: CellSpec, listener: Listener | None = None) -> CellResult:
-        """Fills the cells of a specification, or takes them from the finished ones.
+        """Returns the cell's results: those that are finished, else new ones.
 
         Raises:
-            AttemptError: something that the cell needs is missing or does not fit.
+            AttemptError: what the cell needs is missing or does not fit.
             TrainingStoppedError: stopped by a signal; the checkpoint is written.
         """
-        if spec.affinity != self._affinity:  # keeps rows of one affinity: they may be hundreds of thousands
+        if spec.affinity != self._affinity:  # rows of one affinity at a time: they may be hundreds of thousands
             self._affinity = spec.affinity
             self._rows.clear()
-            self._contexts.clear()
+            self._best.clear()
+        listener = listener or Listener()
         if spec.kind in PREPARED:
             return CellResult(artefact=self._prepared(spec, listener))
-        trains = [self._train_rows(task, spec) for task in spec.tasks]
-        contexts = [self._context(task, spec, train) for task, train in zip(spec.tasks, trains, strict=True)]
-        if METHODS[spec.method].together:
-            return CellResult(tuple(cells_together(contexts, spec.method, trains, spec.seed, listener)))
-        (context,), (train,) = contexts, trains
-        cell = context.cell(spec.method, train, spec.seed, listener)
-        return CellResult((cell,), cell.prompt if spec.kind == "source" else None)
+        rows = self.rows(spec)
+        tests = [self._limited(name, "test", self.plan.limit) for name in spec.tasks]
+        if not METHODS[spec.method].trains:
+            return CellResult((self._untrained(spec, rows[0], tests[0]),))
+        cells = self._trained(spec, self._request(spec, rows), tests, listener)
+        return CellResult(cells, cells[0].prompt if spec.kind == "source" else None)
 
     def close(self) -> None:
         """Closes the registry."""
         self.registry.close()
 
-    def _context(self, name: str, spec: CellSpec, train: Rows) -> TaskContext:
-        """Returns what the cells of a task share: all but the method and the seed."""
-        plan, task = self.plan, self.plan.tasks[name]
-        shared = CellSpec((name,), "", 0, spec.backbone, spec.k, spec.sources, spec.kind)
-        if shared not in self._contexts:
-            backbone = self._backbone(spec.backbone)
-            sources = self._sources(spec, name) if spec.kind == "target" else ()
-            start = self.registry.prompt(plan.init_from) if plan.init_from and spec.kind == "target" else None
-            prior = plan.prepared.get((spec.backbone, name, "attention"))
-            given = self._given(spec.kind, [*sources, *([start] if start else [])])
-            self._contexts[shared] = TaskContext(
-                registry=self.registry,
-                backbone=backbone,
-                task=task,
-                test=self._limited(name, "test", plan.limit),
-                config=make_config(None, compile=False, **given),  # times and memory of cells are compared
-                sources=sources,
-                init_from=start,
-                name=name if spec.k is None else f"{name}-{spec.k}-shot",
-                command=plan.command,
-                tags=plan.tags,
-                validation=self._validation(name, spec),
-                k=spec.k,
-                kind=spec.kind,
-                settings=lambda method: self._by_preset(given, name, method, spec.kind, len(train.examples)),
-                resume=plan.resume,
-                finished=self.finished,
-                attention_from=self.registry.attention(prior) if prior else None,
-                generic={
-                    kind: self.registry.prompt(ref)
-                    for kind in PREPARED
-                    if kind != "attention" and (ref := plan.prepared.get((spec.backbone, name, kind)))
-                },
-                data_dir=plan.data_dir,
-                train_limit=plan.train_limit,
+    def rows(self, spec: CellSpec) -> list[TaskRows]:
+        """Chooses the rows of a cell: the same for every method.
+
+        Training rows are drawn by the seed, or the training split (a sample of it by the seed). The last step counts
+        where rows are drawn; else validation rows choose the checkpoint, where the task has some.
+        """
+        return [self._task_rows(self.plan.tasks[name], spec) for name in spec.tasks]
+
+    def _task_rows(self, task: Task, spec: CellSpec) -> TaskRows:
+        plan = self.plan
+        if spec.k is not None:
+            pool = self._limited(task.name, "train", None, task=task)
+            return TaskRows(
+                task, drawn_rows(pool, task, spec.k, per_class=plan.per_class, seed=spec.seed), sampled=True
             )
-        return self._contexts[shared]
+        limits = [limit for limit in (plan.train_limit, train_limit(plan.preset, task.name)) if limit]
+        limit = min(limits, default=None)
+        train = self._limited(task.name, "train", limit, spec.seed, task=task)
+        if plan.settings.get("eval_every") == 0:
+            return TaskRows(task, train, sampled=limit is not None)
+        try:
+            eval_rows = int(plan.settings.get("eval_rows", 200))
+            validation = self._limited(task.name, "validation", eval_rows, task=task)
+        except AttemptError:
+            if plan.settings.get("eval_every") is not None:
+                raise
+            return TaskRows(task, train, sampled=limit is not None)  # a folder may hold training and test rows only
+        return TaskRows(task, train, validation, sampled=limit is not None)
 
-    def _sources(self, spec: CellSpec, task: str) -> tuple[Prompt, ...]:
-        named = self.plan.sources.get((spec.backbone, task), ())
-        return tuple(self.registry.prompt(ref) for ref in named[: spec.sources])
+    def _limited(self, name: str, split: str, limit: int | None, seed: int = 0, *, task: Task | None = None) -> Rows:
+        key = (name, split, limit, seed if limit else 0)
+        if key not in self._rows:
+            task = task or self.plan.tasks[name]
+            self._rows[key] = load_examples(task, split, data_dir=self.plan.data_dir, limit=limit, seed=seed)
+        return self._rows[key]
 
-    def _given(self, kind: str, prompts: Sequence[Prompt]) -> dict[str, Any]:
-        """Returns the given settings; the prompt length is that of the prompts that are mixed or started from."""
-        settings = self.plan.settings if kind == "target" else {**self.plan.settings, **self.plan.source_settings}
-        return {**settings, **({"prompt_length": prompts[0].length} if prompts else {})}
+    def _request(self, spec: CellSpec, rows: list[TaskRows]) -> Request:
+        """Returns the training of a cell: with the preset's settings, the sources and the start of its method."""
+        plan, method, backbone = self.plan, METHODS[spec.method], self._backbone(spec.backbone)
+        target = spec.kind == "target"
+        sources = self._sources(spec) if target else ()
+        named = self.registry.prompt(plan.init_from) if plan.init_from and target else None
+        config = self._config(spec, [*sources, *([named] if named else [])], rows[0], method.settings)
+        starts: list[Prompt | None] = [None] * len(rows)
+        if method.source in PREPARED:
+            starts = [self._prepared_prompt(spec, one.task.name, str(method.source)) for one in rows]
+        elif method.source is not None and named is not None:
+            starts = [named] * len(rows)
+        elif method.source is not None and sources:
+            starts = [self._best_source(spec, one, sources, config.max_length) for one in rows]
+        mixed: tuple[Prompt, ...] = ()
+        if method.mixes == "all":
+            mixed = sources
+        elif method.mixes == "best":
+            mixed = (self._best_source(spec, rows[0], sources, config.max_length),)
+        prior = plan.prepared.get((spec.backbone, spec.tasks[0], "attention")) if method.prior else None
+        remember_backbone(self.registry, backbone)
+        return Request(
+            tasks=tuple(rows),
+            name=self._name(spec),
+            config=config,
+            kind=spec.kind,
+            sources=mixed,
+            init_from=tuple(starts),
+            attention_from=self.registry.attention(prior) if prior else None,
+            tags=plan.tags,
+        )
 
-    def _by_preset(self, given: Mapping[str, Any], task: str, method: str, kind: str, rows: int) -> dict[str, Any]:
-        """Returns the preset's settings that were not given; a given budget replaces the preset's."""
-        preset = settings_for(self.plan.preset, task=task, method=method, kind=kind, rows=rows)
-        budget = {"epochs"} if "steps" in given else set()
-        return {name: value for name, value in preset.items() if name not in given and name not in budget}
+    def _config(
+        self, spec: CellSpec, prompts: Sequence[Prompt], rows: TaskRows, own: Mapping[str, Any]
+    ) -> TrainingConfig:
+        """Returns the settings of a training: the method's own, else those that were given, else the preset's.
 
-    def _prepared(self, spec: CellSpec, listener: Listener | None) -> str:
-        """Trains what targets start from on their source tasks; with `resume` the registry's is taken, by its key."""
-        plan, sources = self.plan, self._sources(spec, spec.task)
-        tasks = [load_task(name) for name in dict.fromkeys(prompt.task for prompt in sources)]
-        given = self._given("source", sources)
-        preset = self._by_preset(given, tasks[0].name, "attempt", "source", 0)
-        config = make_config(None, **{**preset, **given, "method": "attempt", "seed": spec.seed, "compile": False})
-        if spec.kind != "attention":
-            method = "mpt" if spec.kind == "factored" else "prompt-tuning"
-            config = config.model_copy(update={"method": method})
-        if config.placement is None:
-            config = config.model_copy(update={"placement": sources[0].placement})
+        The length is that of the prompts that are mixed or started from; of several tasks each has the steps that it
+        would have alone.
+        """
+        plan, count = self.plan, len(spec.tasks)
+        given = dict(plan.settings if spec.kind == "target" else {**plan.settings, **plan.source_settings})
+        if prompts:
+            given["prompt_length"] = prompts[0].length
+        kind = "target" if spec.kind == "target" else "source"
+        preset = settings_for(
+            plan.preset, task=rows.task.name, method=spec.method, kind=kind, rows=len(rows.train.examples)
+        )
+        if "steps" in given:  # a budget that is given replaces the preset's
+            preset.pop("epochs", None)
+        settings = {**preset, **given, **own, "seed": spec.seed, "compile": False}  # times of cells are compared
+        placements = find_method(settings["method"]).placements
+        if len(placements) == 1:
+            settings["placement"] = placements[0]
+        elif settings.get("placement") is None and prompts:  # where the sources stand, for all methods alike
+            settings["placement"] = prompts[0].placement
+        config = make_config(None, **settings)
+        if count > 1 and config.epochs is None:
+            config = config.model_copy(update={"steps": config.total_steps(0) * count})
+        return config
+
+    def _sources(self, spec: CellSpec) -> tuple[Prompt, ...]:
+        """Returns the source prompts of a cell: of several targets those that no target was trained on.
+
+        Raises:
+            AttemptError: there is none, and the method needs some.
+        """
+        own = [self.plan.sources.get((spec.backbone, name), ())[: spec.sources] for name in spec.tasks]
+        common = tuple(ref for ref in own[0] if all(ref in refs for refs in own))
+        if not common and len(spec.tasks) > 1 and METHODS[spec.method].uses_sources:
+            raise AttemptError(
+                "every source prompt is of one of the targets that are trained together",
+                "Train source prompts of other tasks, or name fewer targets with --tasks.",
+            )
+        return tuple(self.registry.prompt(ref) for ref in common)
+
+    def _best_source(
+        self, spec: CellSpec, rows: TaskRows, sources: tuple[Prompt, ...], max_length: int | None
+    ) -> Prompt:
+        """Returns the source that fits the training rows best, looked for once."""
+        key = (rows.train.sha256, *(prompt.ref for prompt in sources))
+        if key not in self._best:
+            backbone = self._backbone(spec.backbone)
+            self._best[key] = best_source(self.registry, backbone, rows.task, rows.train, sources, max_length)
+        return self._best[key]
+
+    def _prepared_prompt(self, spec: CellSpec, task: str, kind: str) -> Prompt | None:
+        ref = self.plan.prepared.get((spec.backbone, task, kind))
+        return self.registry.prompt(ref) if ref else None
+
+    def _name(self, spec: CellSpec) -> str:
+        """Returns the name that a training is kept under: short enough for the tasks' names behind it."""
+        drawn = "" if spec.k is None else f"-{spec.k}{'-per-class' if self.plan.per_class else ''}-shot"
+        name = "+".join(f"{task}{drawn}" for task in spec.tasks)
+        name = name if spec.kind == "source" else f"{name}-{spec.method}"
+        if len(spec.tasks) == 1 or len(name) <= LONGEST_NAME:
+            return name
+        return f"{name[: LONGEST_NAME - 9]}-{content_key({'name': name})[:8]}"
+
+    def _untrained(self, spec: CellSpec, rows: TaskRows, test: Rows) -> Cell:
+        """Scores the bare backbone or the best source as it stands: that depends on no steps and no seed."""
         backbone = self._backbone(spec.backbone)
-        rows = [
-            load_examples(task, "train", data_dir=plan.data_dir, limit=plan.train_limit, seed=spec.seed).sha256
-            for task in tasks
+        sources = self._sources(spec) if METHODS[spec.method].uses_sources else ()
+        max_length = self.plan.settings.get("max_length")
+        start = self._best_source(spec, rows, sources, max_length) if sources else None
+        key = content_key(
+            {
+                "task": task_fields(rows.task) | {"format": rows.task.format},
+                "test": test.sha256,
+                "backbone": [backbone.fingerprint, str(backbone.dtype)],
+                "start": start.sha256 if start else None,
+                "max_length": max_length,
+            }
+        )
+        if found := self._found(key, spec):
+            return found
+        loaded = bare(backbone) if start is None else load_prompt(self.registry, backbone, start)
+        config = make_config(None, **{name: value for name, value in self.plan.settings.items() if "max_" in name})
+        result = self._scored(loaded.model, rows.task, test, config)
+        cell = self._cell(spec, rows, result, key=key, prompt=loaded.name)
+        return self._kept(cell, rows, test, result, config, loaded.inputs)
+
+    def _trained(self, spec: CellSpec, request: Request, tests: list[Rows], listener: Listener) -> tuple[Cell, ...]:
+        """Trains a cell's model, or that of several tasks, and scores it on the test rows of each task."""
+        backbone = self._backbone(spec.backbone)
+        own = request.key(backbone)
+        keys = [
+            content_key({"training": own, "method": spec.method, "task": rows.task.name, "test": test.sha256})
+            for rows, test in zip(request.tasks, tests, strict=True)
         ]
-        identity = {
-            "kind": spec.kind,
-            "backbone": [backbone.fingerprint, str(backbone.dtype)],
-            "tasks": [task_fields(task) for task in tasks],
-            "rows": rows,
-            "sources": [prompt.sha256 for prompt in sources] if spec.kind == "attention" else [],
-            "config": config.model_dump(),
-        }
-        key = content_key(identity)
-        if plan.resume:
+        found = [self._found(key, spec) for key in keys]
+        if all(found):
+            return tuple(cell for cell in found if cell is not None)
+        results: list[Evaluation] = []
+
+        def score(model: PromptedModel) -> None:
+            for number, (rows, test) in enumerate(zip(request.tasks, tests, strict=True)):
+                results.append(self._scored(model, rows.task, test, request.config, request.task_index(number)))
+
+        try:
+            outcome = train(
+                self.registry,
+                backbone,
+                request,
+                command=self.plan.command,
+                resume=self.plan.resume,
+                listener=listener,
+                on_trained=score,
+            )
+        except TrainingStoppedError as error:
+            raise TrainingStoppedError(
+                f"{error.message.split(';')[0]} of {request.name}", "What was finished is in the registry."
+            ) from None
+        assert outcome is not None
+        try:
+            for warning in outcome.trained.warnings:
+                listener.note(f"Warning: {request.name}, seed {spec.seed}: {warning}")
+            return tuple(
+                self._kept(
+                    self._cell(spec, rows, result, key=key, outcome=outcome),
+                    rows,
+                    test,
+                    result,
+                    request.config,
+                    inputs_of(outcome, rows.task.name),
+                )
+                for rows, test, key, result in zip(request.tasks, tests, keys, results, strict=True)
+            )
+        finally:
+            outcome.release()
+
+    def _scored(
+        self, model: PromptedModel, task: Task, test: Rows, config: TrainingConfig, task_index: int = 0
+    ) -> Evaluation:
+        """Scores a model on the test rows, which are read once for all models whose prompts stand after the input."""
+        backbone, limit = model.backbone, config.max_length
+        if backbone.input_cache is not None and backbone.cache_bytes_per_token:
+            plain = PromptedModel(backbone)
+            backbone.input_cache.pin(
+                f"{test.sha256} {limit}",
+                lambda: encode_examples(plain, task, test.examples, limit),
+                backbone.cache_bytes_per_token,
+            )
+        return evaluate(
+            model, task, test.examples, task_index=task_index, max_length=limit, max_tokens=config.max_tokens
+        )
+
+    def _cell(
+        self,
+        spec: CellSpec,
+        rows: TaskRows,
+        result: Evaluation,
+        *,
+        key: str,
+        prompt: str = "",
+        outcome: Outcome | None = None,
+    ) -> Cell:
+        """Returns the cell of a score; of a training on several tasks each has its share of steps and time."""
+        weights, count = result.mean_attention, len(spec.tasks)
+        numbers = outcome.trained.numbers if outcome else {}
+        names = [*(source.ref for source in outcome.request.sources), "target"] if outcome else []
+        return Cell(
+            task=rows.task.name,
+            method=spec.method,
+            seed=spec.seed,
+            score=result.score,
+            interval=result.interval,
+            n=result.n,
+            prompt=model_name(outcome, rows.task.name) if outcome else prompt,
+            steps=round(outcome.trained.state.step / count) if outcome else 0,
+            attention=None if weights is None else dict(zip(names, weights, strict=True)),
+            backbone=self._backbone(spec.backbone).name,
+            k=spec.k,
+            sources=self._source_count(spec),
+            trained_parameters=round(outcome.parameters_per_task) if outcome else 0,
+            peak_memory=numbers.get("peak_memory"),
+            seconds=round(numbers.get("seconds", 0.0) / count + result.predictions.seconds, 1),
+            key=key,
+        )
+
+    def _kept(
+        self,
+        cell: Cell,
+        rows: TaskRows,
+        test: Rows,
+        result: Evaluation,
+        config: TrainingConfig,
+        inputs: Sequence[str],
+    ) -> Cell:
+        """Records a cell, with the rows that were trained on."""
+        record_evaluation(
+            self.registry,
+            rows.task,
+            test,
+            result,
+            {**asdict(cell), "metrics": result.metrics, "model": cell.prompt},
+            command=self.plan.command,
+            seed=cell.seed,
+            settings={"method": cell.method, "cell": cell.key, "training": config.model_dump(exclude_none=True)},
+            budget={"steps": cell.steps},
+            other_rows={"train": rows_record(rows.train)},
+            inputs=inputs,
+        )
+        self.finished[cell.key] = cell
+        return cell
+
+    def _found(self, key: str, spec: CellSpec) -> Cell | None:
+        """Returns the finished cell of a key; an untrained one counts for every seed and number of rows and sources."""
+        cell = self.finished.get(key)
+        return cell and replace(cell, seed=spec.seed, k=spec.k, sources=self._source_count(spec))
+
+    def _source_count(self, spec: CellSpec) -> int | None:
+        return len(self._sources(spec)) if METHODS[spec.method].uses_sources else None
+
+    def _prepared(self, spec: CellSpec, listener: Listener) -> str:
+        """Trains on the source tasks of a target what it starts from, once; its key is a hash of all it depends on.
+
+        Returns:
+            The full name of the attention (the prior), or of the prompt of all source tasks.
+        """
+        sources, backbone = self._sources(spec), self._backbone(spec.backbone)
+        tasks = [load_task(name) for name in dict.fromkeys(prompt.task for prompt in sources)]
+        own = replace(spec, tasks=tuple(task.name for task in tasks), method="attempt", k=None)
+        rows = [self._task_rows(task, own) for task in tasks]
+        method = {"attention": "attempt", "factored": "mpt"}.get(spec.kind, "prompt-tuning")
+        request = Request(
+            tasks=tuple(rows),
+            name="prior" if spec.kind == "attention" else "all-sources",
+            config=self._config(own, sources, rows[0], {"method": method}),
+            kind="source",
+            keep="attention" if spec.kind == "attention" else "shared",
+            sources=sources if spec.kind == "attention" else (),
+            tags=self.plan.tags,
+        )
+        key = request.key(backbone)
+        if self.plan.resume:
             for run in self.registry.runs(reverse=True):
                 if run.settings.get("prepared") == key:
                     return str(run.numbers["made"])
-        shop = Workshop(self.registry, backbone, plan.command, plan.tags, plan.resume, plan.data_dir, plan.train_limit)
-        name = "prior" if spec.kind == "attention" else "all-sources"
-        made = shop.prepare(spec.kind, tasks, name, config, sources, listener)
+        outcome = train(
+            self.registry,
+            backbone,
+            request,
+            command=self.plan.command,
+            resume=self.plan.resume,
+            listener=listener,
+        )
+        assert outcome is not None
+        made = outcome.attention if spec.kind == "attention" else outcome.prompt
+        assert made is not None
         self.registry.add_run(
-            command=plan.command,
-            settings={"prepared": key, "training": config.model_dump(exclude_none=True)},
+            command=self.plan.command,
+            settings={"prepared": key, "training": request.config.model_dump(exclude_none=True)},
             rows={},
             seed=spec.seed,
             budget={},
@@ -274,14 +524,14 @@ class Runner:
         return made
 
     def _backbone(self, name: str) -> FrozenBackbone:
-        """Loads the backbone, once; one that cannot be loaded is not tried again for every cell."""
+        """Returns the backbone, loaded once; one that cannot be loaded is not tried again for every cell."""
         if name not in self._backbones:
             self._backbones.clear()  # one at a time in memory
             try:
                 loaded = load_backbone(name, device=self.plan.device, dtype=self.plan.dtype)
                 if self.plan.input_cache:
-                    loaded.input_cache = InputCache(self.plan.input_cache, pin_memory=loaded.device.type == "cuda")
-                remember_backbone(self.registry, loaded)
+                    pin_memory = loaded.device.type == "cuda"
+                    loaded.input_cache = InputCache(self.plan.input_cache, pin_memory=pin_memory)
                 self._backbones[name] = loaded
             except AttemptError as error:
                 self._backbones[name] = error
@@ -290,85 +540,21 @@ class Runner:
             raise found
         return found
 
-    def _train_rows(self, name: str, spec: CellSpec) -> Rows:
-        """Returns the rows that a cell trains on: drawn by its seed, or the training split (a sample by the seed)."""
-        if spec.k is not None:
-            pool = self._limited(name, "train", None)
-            return drawn_rows(pool, self.plan.tasks[name], spec.k, per_class=self.plan.per_class, seed=spec.seed)
-        limits = [limit for limit in (self.plan.train_limit, train_limit(self.plan.preset, name)) if limit]
-        return self._limited(name, "train", min(limits, default=None), spec.seed)
 
-    def _validation(self, name: str, spec: CellSpec) -> Rows | None:
-        """Returns the rows that choose the checkpoint: the task's validation rows; None where rows were drawn."""
-        if spec.k is not None or self.plan.settings.get("eval_every") == 0:
-            return None
-        try:
-            return self._limited(name, "validation", int(self.plan.settings.get("eval_rows", 200)))
-        except AttemptError:
-            if self.plan.settings.get("eval_every") is not None:
-                raise
-            return None  # a folder may hold training and test rows only: the last step counts
-
-    def _limited(self, name: str, split: str, limit: int | None, seed: int = 0) -> Rows:
-        """Loads a split's rows, once; with a limit, a random sample by the seed."""
-        key = (name, split, limit, seed if limit else 0)
-        if key not in self._rows:
-            self._rows[key] = load_examples(
-                self.plan.tasks[name], split, data_dir=self.plan.data_dir, limit=limit, seed=seed
-            )
-        return self._rows[key]
+def model_name(outcome: Outcome, task: str) -> str:
+    """Returns the full name of what a training left for a task; its run where nothing is kept."""
+    if not outcome.prompts:
+        return f"{outcome.request.name} (run {outcome.run})"
+    prompt = outcome.prompts[task]
+    if len(outcome.rows) > 1:
+        return f"{prompt} of {outcome.composition}"
+    return outcome.composition or prompt
 
 
-def cells_together(
-    contexts: Sequence[TaskContext], method: str, trains: Sequence[Rows], seed: int, listener: Listener | None
-) -> list[Cell]:
-    """Trains all tasks at once and returns a cell for each.
-
-    Args:
-        contexts: one for each task; they share a backbone, and where their settings differ, the first one's count.
-        method: one that trains targets together.
-        trains: training rows of each task.
-        seed: of the training.
-        listener: follows the training.
-    """
-    # one set of sources for all targets: those of each that are no target's own task
-    common = [prompt for prompt in contexts[0].sources if all(prompt in context.sources for context in contexts)]
-    if not common and METHODS[method].uses_sources:
-        raise AttemptError(
-            "every source prompt belongs to one of the targets that are trained together",
-            "Train source prompts of other tasks, or name fewer targets with --tasks.",
-        )
-    contexts = [replace(context, sources=tuple(common), _best={}) for context in contexts]
-    parts = [context.parts(method, train, seed) for context, train in zip(contexts, trains, strict=True)]
-    alone = [context.key(method, train, part) for context, train, part in zip(contexts, trains, parts, strict=True)]
-    keys = [f"{hashlib.sha256(' '.join([own, *alone]).encode()).hexdigest()[:16]}" for own in alone]
-    found = [context.found(key, method, seed) for context, key in zip(contexts, keys, strict=True)]
-    if all(cell is not None for cell in found):
-        return [cell for cell in found if cell is not None]
-    name = f"{'+'.join(context.name for context in contexts)}-{method}"
-    looks = any(context.validation is not None for context in contexts)
-    results = []
-
-    def on_trained(model: PromptedModel) -> None:
-        for index, (context, part) in enumerate(zip(contexts, parts, strict=True)):
-            results.append(context.evaluated(model, part.config, 0 if model.tuned is not None else index))
-
-    subjects = contexts[0].workshop.train_together(
-        [context.task for context in contexts], _short(name), () if looks else trains, parts, listener, on_trained
-    )
-    cells = []
-    try:
-        for context, key, train, subject, result in zip(contexts, keys, trains, subjects, results, strict=True):
-            context.warn(f"{name}, seed {seed}", subject, listener)
-            cells.append(context.scored(method, seed, key, train, subject, result))
-    finally:
-        subjects[0].model.release()
-    return cells
-
-
-def _short(name: str, most: int = 60) -> str:
-    """Shortens a name that would be too long for the registry, which appends the tasks' names."""
-    return name if len(name) <= most else f"{name[: most - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+def inputs_of(outcome: Outcome, task: str) -> list[str]:
+    """Returns what a task's score used, as runs name it."""
+    prompts = [f"prompt:{outcome.prompts[task]}"] if outcome.prompts else []
+    return [*prompts, *([f"composition:{outcome.composition}"] if outcome.composition else [])]
 
 
 def record_failure(registry: Registry, command: str, spec: CellSpec, error: str, seconds: float) -> None:

@@ -14,7 +14,8 @@ from typing import Any
 from attempt_cli.errors import AttemptError
 from attempt_cli.experiments.cell_queue import WorkerDiedError, failure_line
 from attempt_cli.experiments.grid import CellResult, CellSpec, Plan, Runner
-from attempt_cli.training.loop import Listener, TrainingStoppedError
+from attempt_cli.listener import Listener
+from attempt_cli.training.loop import TrainingStoppedError
 
 
 class ProcessWorker:

@@ -21,7 +21,8 @@ from attempt_cli.experiments.grid import CellResult, CellSpec, Plan
 from attempt_cli.experiments.process_worker import ProcessWorker
 from attempt_cli.experiments.ray_worker import RayWorker
 from attempt_cli.experiments.worker_pool import WorkerPool
-from attempt_cli.training.loop import Listener, TrainingStoppedError
+from attempt_cli.listener import Listener
+from attempt_cli.training.loop import TrainingStoppedError
 
 
 def cell_spec(task: str, method: str = "none", seed: int = 0) -> CellSpec:
