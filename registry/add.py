@@ -283,7 +283,7 @@ class Adder(Finder):
 
 
 def _check_placement(placement: str) -> None:
-    if placement not in ("before", "after"):
+    if placement not in ("before", "after"):  # as in attempt_cli.placement, which may not be imported here
         raise RegistryError(f"'{placement}' is no placement", "A prompt stands before or after the input.")
 
 
