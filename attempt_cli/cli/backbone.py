@@ -25,7 +25,7 @@ def command() -> None:
 @command.command("list")
 @click.pass_obj
 def list_backbones(settings: Settings) -> None:
-    """List the short names, where their weights would come from, and what the registry knows of them.
+    """List the short names, the places of their weights, and what the registry knows about them.
 
     \b
       attempt backbone list
@@ -55,7 +55,7 @@ def list_backbones(settings: Settings) -> None:
 @backbone_options
 @click.pass_obj
 def show_backbone(settings: Settings, /, name: str | None, **options: Any) -> None:
-    """Load a backbone and show what it is; the registry then knows it.
+    """Load a backbone, show its properties, and record it in the registry.
 
     \b
       attempt backbone show smollm2-135m

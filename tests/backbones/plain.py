@@ -1,4 +1,4 @@
-"""What the backbones are measured against: plain transformers, one unpadded row, full logits, nothing of ours.
+"""The reference for backbones: plain transformers, one unpadded row, full logits, no code of ours.
 
 The model is loaded apart, with its own attention implementation, and the prompt is put before the embeddings by hand.
 """
@@ -30,7 +30,7 @@ def fresh_model(folder: Path) -> Any:
 def plain_log_likelihood(
     folder: Path, input_ids: Sequence[int], target_ids: Sequence[int], prompt: Tensor | None
 ) -> Tensor:
-    """log p(y | [P ; X]) of one row, a scalar; the prompt is [m, d]."""
+    """Returns log p(y | [P ; X]) of one row, a scalar; the prompt is [m, d]."""
     model = plain_model(folder)
     table = model.get_input_embeddings().weight
     prefix = table[list(input_ids)]
@@ -49,13 +49,13 @@ def plain_log_likelihood(
 
 
 def plain_greedy(folder: Path, input_ids: Sequence[int], prompt: Tensor | None, end_id: int, most: int) -> list[int]:
-    """The likeliest token, again and again, each from a whole forward pass; the end token is not returned."""
+    """Returns the most likely tokens, each from a whole forward pass, without the end token."""
     return greedy(plain_model(folder), input_ids, prompt, end_id, most)
 
 
 @torch.no_grad()
 def greedy(model: Any, input_ids: Sequence[int], prompt: Tensor | None, end_id: int, most: int) -> list[int]:
-    """The same, of a model at hand."""
+    """Does the same with a loaded model."""
     table = model.get_input_embeddings().weight
     prefix = table[list(input_ids)]
     if prompt is not None:

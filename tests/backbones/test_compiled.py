@@ -29,7 +29,7 @@ WAYS = [
 
 
 def results(model: PromptedModel) -> list[Tensor]:
-    """Scores of targets and label words, and the gradient, of ragged rows."""
+    """Returns scores of targets and label words, and the gradient, of ragged rows."""
     rows = rows_of(model.backbone, end=True)
     assert model.mixture is not None
     scores = model.log_likelihood(rows)

@@ -1,4 +1,4 @@
-"""Loading from the hub with the real loading code, in a process of its own, against a stand-in on 127.0.0.1."""
+"""Loading from the hub with the real loading code, in its own process, against a stand-in on 127.0.0.1."""
 
 from __future__ import annotations
 

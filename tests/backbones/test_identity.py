@@ -1,4 +1,4 @@
-"""Which backbone a prompt belongs to, and the unit that its embeddings are in."""
+"""A backbone's fingerprint, and the unit of its embeddings."""
 
 from __future__ import annotations
 

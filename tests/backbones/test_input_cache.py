@@ -32,7 +32,7 @@ def use(backbone: FrozenBackbone, cache: InputCache, *sets: list[EncodedRow]) ->
 
 
 def assert_same(backbone: FrozenBackbone, some: list[EncodedRow]) -> None:
-    """What is read through the cache is what is read without one."""
+    """Checks that reading through the cache gives the same as reading without one."""
     past = backbone.read(some)
     cache, backbone.input_cache = backbone.input_cache, None
     plain = backbone.read(some)
@@ -92,7 +92,7 @@ def test_two_trainings_on_the_same_rows_share_them(llama: FrozenBackbone) -> Non
 
 
 def test_the_bits_do_not_hang_on_what_was_read_before(llama: FrozenBackbone) -> None:
-    """A resumed training starts with an empty cache and must go on with the same numbers."""
+    """A resumed training starts with an empty cache and must continue with the same numbers."""
     some = rows(40)
     use(llama, InputCache(1 << 20), some)
     whole = llama.read(some[:5])

@@ -1,4 +1,4 @@
-"""Layers with a backward of their own: the library's numbers and gradients, in both dtypes, for ragged batches."""
+"""Layers with their own backward pass: the library's numbers and gradients, in both dtypes, for ragged batches."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def llama(folders: dict[str, Path]) -> FrozenBackbone:
 
 
 def results(backbone: FrozenBackbone, placement: str) -> tuple[Tensor, Tensor]:
-    """Log-likelihoods of ragged rows' targets, and their sum's gradient in the prompt."""
+    """Returns log-likelihoods of ragged rows' targets, and their sum's gradient in the prompt."""
     prompts = torch.randn(1, 3, backbone.width, generator=torch.Generator().manual_seed(1))
     model = PromptedModel(backbone, PromptMixture(prompts), 0.7, placement)
     scores = model.log_likelihood(rows_of(backbone, end=True))

@@ -180,7 +180,7 @@ def test_a_gguf_file_is_converted_once(gguf: Path, tmp_path: Path, monkeypatch: 
         patch.setattr(transformers.GgufConfig, "__init__", converts)
         assert load_backbone(str(gguf), device="cpu", dtype="fp32").fingerprint == first.fingerprint
     assert {file: file.stat().st_mtime_ns for file in copy.iterdir()} == times
-    # a file that has changed is another one
+    # a changed file is another file
     os.utime(gguf, ns=(0, 0))
     load_backbone(str(gguf), device="cpu", dtype="bf16")
     assert len(list((tmp_path / "cache" / "gguf").iterdir())) == 2

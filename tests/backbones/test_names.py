@@ -1,4 +1,4 @@
-"""From a name to the first place that has the backbone."""
+"""Resolving a name to the first place that has the backbone."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_the_models_folder_comes_first(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_the_models_folder_serves_hub_ids_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # the way out that the error of a missing network names
+    # the solution that the error of a missing network names
     monkeypatch.setenv("ATTEMPT_MODELS", str(tmp_path / "models"))
     folder = model_in(tmp_path / "models" / "someone" / "some-model")
     assert find_backbone("someone/some-model") == Place("someone/some-model", "folder", str(folder))

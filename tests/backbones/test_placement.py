@@ -43,7 +43,7 @@ def prompted(
 
 
 def plain(folder: Path, row: EncodedRow, prompt: Tensor) -> Tensor:
-    """log p(y | [X ; P]) of one row by one plain pass over all of it."""
+    """Returns log p(y | [X ; P]) of one row by one plain pass over all of it."""
     model = plain_model(folder)
     table = model.get_input_embeddings().weight
     prefix = torch.cat([table[row.input_ids], prompt])
@@ -148,7 +148,7 @@ def test_an_input_read_once_serves_many_prompts(
     finally:
         del backbone.read  # type: ignore[method-assign]
     assert reads == 3
-    assert passes == [1] * 4  # a pass a prompt that is placed after the input
+    assert passes == [1] * 4  # one pass per prompt that is placed after the input
     for model, label, (scores, weights), *others in zip(models, labels, answers, narrow, slow_beyond, strict=True):
         task = 1 if model.mixture is not None and len(model.mixture.target_prompts) == 2 else 0
         alone, own = model.score_labels(rows, label, torch.full((len(rows),), task))
@@ -206,7 +206,7 @@ def test_the_kernel_is_measured_once_and_kept(tmp_path: Path, monkeypatch: pytes
     kernels._kept_kernel.cache_clear()  # another process
     assert chosen(128) == "sdpa"
     assert measured == [128]
-    assert chosen(128, backward=False) == "sdpa"  # scoring is measured for itself
+    assert chosen(128, backward=False) == "sdpa"  # scoring has its own measurement
     assert measured == [128, 128]
     (tmp_path / "attention-kernels.json").write_text("{damaged")
     kernels._kept_kernel.cache_clear()

@@ -32,7 +32,7 @@ REVIEWS = [
 
 @pytest.fixture(scope="module")
 def smollm2() -> FrozenBackbone:
-    # in the user's own cache: a conversion of a quarter of a minute is made once a machine, not once a test run
+    # in the user's own cache: a conversion of a quarter of a minute is made once per machine, not once per test run
     return load_backbone("smollm2-135m", device="cpu", dtype="bfloat16")
 
 

@@ -179,7 +179,7 @@ def test_the_prompt_s_order_matters_and_it_stands_before_the_text(backbone: Froz
     assert not torch.allclose(score(backbone, [split], backbone.embed(torch.tensor([head[::-1]]))), whole, atol=0.01)
 
 
-def test_a_target_without_tokens_scores_nought(backbone: FrozenBackbone) -> None:
+def test_a_target_without_tokens_scores_zero(backbone: FrozenBackbone) -> None:
     row = rows_of(backbone)[0]
     scores = score(backbone, [EncodedRow(row.input_ids, []), row], None)
     assert scores[0] == 0

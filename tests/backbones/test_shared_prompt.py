@@ -1,4 +1,4 @@
-"""A prompt that all rows share has one pass of its own: the numbers and gradients of a pass a row."""
+"""A prompt that all rows share has one pass of its own: with the numbers and gradients of one pass per row."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def gradients(model: PromptedModel, scores: Tensor) -> list[Tensor]:
 
 
 def widths(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
-    """Rows and positions of every pass from here on."""
+    """Returns a list that gets rows and positions of every later pass."""
     seen: list[tuple[int, int]] = []
     own = DecoderOnlyBackbone._hidden
 

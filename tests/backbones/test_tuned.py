@@ -1,4 +1,4 @@
-"""Weights in the place of prompts: where they stand, that they are trained in fp32, and that they come out whole."""
+"""Trained weights instead of prompts: their places, training in fp32, and a complete release."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_the_first_pass_is_near_the_frozen_model(backbone: FrozenBackbone, metho
 def test_all_that_is_trained_is_fp32_and_gets_a_gradient(backbone: FrozenBackbone, method: str) -> None:
     model = PromptedModel(backbone, tuned=tune(backbone, method, 0))
     try:
-        trained_once(model)  # LoRA's first matrix has no gradient while its second is nought
+        trained_once(model)  # LoRA's first matrix has no gradient while its second is zero
         model.log_likelihood(rows(backbone)).sum().backward()
         frozen = [weight for weight in backbone.model.parameters() if weight.is_leaf and not weight.requires_grad]
     finally:
@@ -128,7 +128,7 @@ def test_a_tied_weight_stays_one(folders: dict[str, Path]) -> None:
     tuned.release()
 
 
-# --- where they stand
+# --- their places
 
 
 def test_bitfit_has_a_bias_a_linear_layer(folders: dict[str, Path]) -> None:

@@ -41,7 +41,7 @@ def test_an_input_is_pooled_over_its_real_tokens_only() -> None:
     embeddings = torch.tensor(
         [
             [[1.0, -2.0, 0.0], [-1.0, 2.0, 0.5], [9.0, 9.0, 9.0]],  # the last is padding
-            [[-1.0, -1.0, -4.0], [-5.0, -5.0, -5.0], [-2.0, 0.0, -3.0]],  # no padding, and a maximum below nought
+            [[-1.0, -1.0, -4.0], [-5.0, -5.0, -5.0], [-2.0, 0.0, -3.0]],  # no padding, and a maximum below zero
         ]
     )
     mask = torch.tensor([[True, True, False], [True, True, True]])

@@ -52,7 +52,7 @@ def test_a_first_step_moves_an_offset_by_about_the_learning_rate(rank: int) -> N
     towards = torch.randn(1, 200, 64, generator=torch.Generator().manual_seed(1))
     optimizer = torch.optim.Adam(module.param_groups()["attention"], lr=0.01)
     (module.offsets(torch.tensor([0]), 200) * towards).sum().backward()
-    assert not module.left_factors.grad.any()  # B is nought: B moves first
+    assert not module.left_factors.grad.any()  # B is zero: B moves first
     optimizer.step()
     moved = module.offsets(torch.tensor([0]), 200).square().mean().sqrt()
     assert moved.item() == pytest.approx(0.01, rel=0.3)

@@ -1,4 +1,4 @@
-"""What holds for any numbers."""
+"""Properties that hold for any numbers."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_the_order_of_sources_permutes_the_weights_and_not_the_mixture(batch: Ba
 @given(batches(), st.integers(0, 3), st.sampled_from([-1e6, 0.0, 1e6]))
 def test_padding_and_batch_mates_are_irrelevant(batch: Batch, more: int, pad: float) -> None:
     prompts, weights = batch()
-    # whatever stands at pads, and however many there are
+    # whatever the pads hold, and whatever their number
     mask = batch.mask
     batch.embeddings = batch.embeddings.masked_fill(~mask[..., None], pad)
     extra = torch.full((len(mask), more, batch.embeddings.shape[2]), pad).double()

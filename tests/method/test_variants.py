@@ -100,7 +100,7 @@ def test_given_weights_are_what_is_mixed(batch: str) -> None:
 
 
 def ln2_attention() -> PromptAttention:
-    """h / T = (ln 2, 0, 0), whatever the input: W_up is nought, and the bias is (2 ln 2, 0, 0) with T = 2."""
+    """h / T = (ln 2, 0, 0), whatever the input: W_up is zero, and the bias is (2 ln 2, 0, 0) with T = 2."""
     return attention_of([[1.0, 1.0, 1.0]], [[0.0]] * 3, [1.0] * 3, [2 * math.log(2), 0.0, 0.0], 2.0)
 
 
