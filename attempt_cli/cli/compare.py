@@ -12,7 +12,7 @@ from attempt_registry.records import Composition
 
 if TYPE_CHECKING:
     from attempt_cli.cli.main import Settings
-    from attempt_cli.evaluation.compare import Comparison
+    from attempt_cli.evaluation.pairing import Comparison
     from attempt_registry import Registry
     from attempt_registry.records import Run
 
@@ -36,7 +36,7 @@ def command(settings: Settings, first: str, second: str, task: str | None, metri
       attempt compare 12 17 --metric f1
       attempt compare none sst2 --task mrpc
     """
-    from attempt_cli.evaluation.compare import PerRow, compare
+    from attempt_cli.evaluation.pairing import PerRow, compare
 
     registry = settings.registry()
     runs = _runs(registry, first, second, task)

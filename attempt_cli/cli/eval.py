@@ -46,8 +46,8 @@ if TYPE_CHECKING:
     from attempt_cli.cli.models import Chosen
     from attempt_cli.data.rows import Rows
     from attempt_cli.data.task import Task
-    from attempt_cli.evaluation.compare import PerRow
     from attempt_cli.evaluation.evaluate import Evaluation
+    from attempt_cli.evaluation.pairing import PerRow
     from attempt_registry import Registry
 
 COLUMNS = ("task", "model", "metric", "score", "interval", "n", "rows_per_second", "attention")
@@ -103,7 +103,7 @@ def command(
     """
     from attempt_cli.artefacts import remember_backbone
     from attempt_cli.cli.progress import RowProgress
-    from attempt_cli.evaluation.compare import compare, per_row
+    from attempt_cli.evaluation.pairing import compare, per_row
 
     changes = chosen_changes(options)
     registry = settings.registry()
@@ -170,9 +170,9 @@ def _evaluated(
 ) -> Iterable[tuple[_Job, Evaluation]]:
     """Jobs on the same rows, each with its result: an input is read once for all prompts that stand after it."""
     from attempt_cli.evaluation.evaluate import evaluate_many
-    from attempt_cli.evaluation.predict import Asked
+    from attempt_cli.evaluation.prediction import PromptedTask
 
-    asked = [Asked(job.loaded.model, job.task, job.loaded.task_index(job.task.name)) for job in jobs]
+    asked = [PromptedTask(job.loaded.model, job.task, job.loaded.task_index(job.task.name)) for job in jobs]
     results = evaluate_many(
         asked, jobs[0].rows.examples, max_length=jobs[0].max_length, max_tokens=max_tokens, progress=progress
     )
@@ -200,7 +200,7 @@ def _keep_run(
     """
     from attempt_cli.artefacts import versions
     from attempt_cli.data.schema import task_fields
-    from attempt_cli.evaluation.compare import rows_record
+    from attempt_cli.evaluation.pairing import rows_record
 
     task = {"task": task_fields(job.task), "format": job.task.format}
     return registry.add_run(

@@ -28,7 +28,7 @@ from attempt_registry.records import Composition, Prompt
 if TYPE_CHECKING:
     from attempt_cli.cli.main import Settings
     from attempt_cli.data.task import Example, Task
-    from attempt_cli.evaluation.predict import Prediction, Predictions
+    from attempt_cli.evaluation.prediction import Predictions, RowPrediction
     from attempt_registry import Registry
 
 
@@ -67,7 +67,7 @@ def command(
       attempt predict glue pairs.jsonl --task rte --drop sst2
       attempt predict --prompts mood,topic,urgent messages.jsonl
     """
-    from attempt_cli.evaluation.predict import Asked, predict_many
+    from attempt_cli.evaluation.prediction import PromptedTask, predict_many
 
     registry = settings.registry()
     if (name is None) == (prompts is None) and (name is None or file is not None):
@@ -102,7 +102,7 @@ def command(
     ]
     for group in _alike(rendered, lengths):
         asked = [
-            Asked(
+            PromptedTask(
                 loaded[questions[i][1].ref].model, tasks_of[i], loaded[questions[i][1].ref].task_index(questions[i][2])
             )
             for i in group
@@ -150,7 +150,7 @@ def _alike(rendered: Sequence[Sequence[Example]], lengths: Sequence[int | None])
     return list(groups.values())
 
 
-def _line(task: Task, row: Prediction, sources: Sequence[str]) -> dict[str, Any]:
+def _line(task: Task, row: RowPrediction, sources: Sequence[str]) -> dict[str, Any]:
     line: dict[str, Any] = {"label" if task.is_classification else "text": row.text}
     if task.is_classification and task.labels is not None:
         raw = list(task.labels)[task.label_words.index(row.text)]

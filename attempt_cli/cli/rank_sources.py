@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from attempt_cli.cli.main import Settings
     from attempt_cli.cli.progress import RowProgress
     from attempt_cli.data.task import Task
-    from attempt_cli.evaluation.compare import PerRow
     from attempt_cli.evaluation.evaluate import Evaluation
+    from attempt_cli.evaluation.pairing import PerRow
     from attempt_registry import Composition, Prompt, Registry
 
 
@@ -81,7 +81,7 @@ def command(
     from attempt_cli.artefacts import remember_backbone, versions
     from attempt_cli.cli.progress import RowProgress
     from attempt_cli.data.task import load_task
-    from attempt_cli.evaluation.compare import rows_record
+    from attempt_cli.evaluation.pairing import rows_record
 
     registry = settings.registry()
     task = load_task(task_name)
@@ -230,7 +230,7 @@ class _Scorer:
 
     def without_each(self, composition: Composition, sources: Sequence[str]) -> dict[str, dict[str, Any]]:
         """Each source -> the composition's score without it, and the paired difference to its score with all."""
-        from attempt_cli.evaluation.compare import compare, per_row
+        from attempt_cli.evaluation.pairing import compare, per_row
 
         def kept(model: Composition) -> tuple[Task, Evaluation, PerRow]:
             task, result = self._evaluated(model)

@@ -105,8 +105,8 @@ def _tested(settings: Settings, registry: Registry, request: Request, outcome: O
     from attempt_cli.data.rows import load_examples
     from attempt_cli.data.schema import task_fields
     from attempt_cli.errors import AttemptError
-    from attempt_cli.evaluation.compare import per_row, rows_record
     from attempt_cli.evaluation.evaluate import evaluate
+    from attempt_cli.evaluation.pairing import per_row, rows_record
 
     task, config = request.task, request.config
     try:

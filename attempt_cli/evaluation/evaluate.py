@@ -9,7 +9,7 @@ from typing import Any
 from attempt_cli.backbones.prompted import PromptedModel
 from attempt_cli.data.metrics import row_scores, score
 from attempt_cli.data.task import Example, Task
-from attempt_cli.evaluation.predict import MAX_TOKENS, Asked, Predictions, predict_many
+from attempt_cli.evaluation.prediction import MAX_TOKENS, Predictions, PromptedTask, predict_many
 from attempt_cli.evaluation.statistics import bootstrap_interval, proportion_interval
 
 
@@ -58,12 +58,12 @@ def evaluate(
     progress: Callable[[int], Any] | None = None,
 ) -> Evaluation:
     """Scores a model on rows; see `predict` for the arguments."""
-    asked = [Asked(model, task, task_index)]
+    asked = [PromptedTask(model, task, task_index)]
     return evaluate_many(asked, examples, max_length=max_length, max_tokens=max_tokens, progress=progress)[0]
 
 
 def evaluate_many(
-    asked: Sequence[Asked],
+    asked: Sequence[PromptedTask],
     examples: Sequence[Example],
     *,
     max_length: int | None = None,

@@ -13,7 +13,7 @@ from attempt_cli.backbones.base import FrozenBackbone
 from attempt_cli.backbones.batches import by_length
 from attempt_cli.backbones.prompted import PromptedModel
 from attempt_cli.data.task import Example, Task
-from attempt_cli.evaluation.predict import MAX_TOKENS, encode_examples
+from attempt_cli.evaluation.prediction import MAX_TOKENS, encode_examples
 
 VOCABULARY_AT_ONCE = 8192
 

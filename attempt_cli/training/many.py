@@ -22,7 +22,7 @@ from attempt_cli.data.rows import Rows, load_examples
 from attempt_cli.data.schema import task_fields
 from attempt_cli.data.task import Task
 from attempt_cli.errors import AttemptError
-from attempt_cli.evaluation.predict import encode_examples
+from attempt_cli.evaluation.prediction import encode_examples
 from attempt_cli.method import PromptMixture, SharedPrompt
 from attempt_cli.training.build import offset_positions, prompt_module
 from attempt_cli.training.config import WEIGHT_METHODS, TrainingConfig

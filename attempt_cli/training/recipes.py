@@ -23,7 +23,7 @@ from attempt_cli.data.rows import Rows, load_examples
 from attempt_cli.data.schema import task_fields
 from attempt_cli.data.task import Example, RowError, Task
 from attempt_cli.errors import AttemptError
-from attempt_cli.evaluation.predict import encode_examples, predict
+from attempt_cli.evaluation.prediction import encode_examples, predict
 from attempt_cli.method import PromptMixture, SharedPrompt
 from attempt_cli.training.build import offset_positions, offsets_shape, prompt_module
 from attempt_cli.training.config import PLACED_BEFORE, WEIGHT_METHODS, TrainingConfig

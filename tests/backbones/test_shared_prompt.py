@@ -15,7 +15,7 @@ from attempt_cli.backbones.load import load_backbone
 from attempt_cli.backbones.prompted import PromptedModel
 from attempt_cli.data.task import Example, Task
 from attempt_cli.errors import AttemptError
-from attempt_cli.evaluation.predict import MAX_NEW_TOKENS, predict
+from attempt_cli.evaluation.prediction import MAX_NEW_TOKENS, predict
 from attempt_cli.method import DecomposedPrompt, PromptMixture, constant_weights
 from attempt_cli.training import memory
 from attempt_cli.training.config import make_config

@@ -7,8 +7,8 @@ import torch
 
 from attempt_cli.backbones.base import FrozenBackbone
 from attempt_cli.evaluation.inside import nearest_tokens, prompt_cosines, row_attention, token_text
-from attempt_cli.evaluation.predict import predict
-from tests.evaluation.test_predict import examples, task
+from attempt_cli.evaluation.prediction import predict
+from tests.evaluation.test_prediction import examples, task
 from tests.models import unigram_tokenizer
 from tests.training import tiny
 

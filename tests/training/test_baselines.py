@@ -18,7 +18,7 @@ from attempt_cli.data.files import task_from_files
 from attempt_cli.data.rows import load_examples
 from attempt_cli.data.task import Task
 from attempt_cli.errors import AttemptError
-from attempt_cli.evaluation.predict import encode_examples, predict
+from attempt_cli.evaluation.prediction import encode_examples, predict
 from attempt_cli.method import DecomposedPrompt, PromptMixture, SharedPrompt, decomposed_shape
 from attempt_cli.training.build import offset_positions
 from attempt_cli.training.config import WEIGHT_METHODS, TrainingConfig, make_config

@@ -12,7 +12,7 @@ from attempt_cli.data.metrics import score
 from attempt_cli.data.schema import task_from_fields
 from attempt_cli.data.task import Example, Task
 from attempt_cli.errors import AttemptError
-from attempt_cli.evaluation.compare import PerRow, compare, per_row
+from attempt_cli.evaluation.pairing import PerRow, compare, per_row
 
 ANSWERS = ["yes", "no", "yes", "yes", "no", "no"]
 

@@ -20,7 +20,7 @@ MAX_NEW_TOKENS = 32  # an extracted answer is a few words
 
 
 @dataclass(frozen=True)
-class Prediction:
+class RowPrediction:
     """What the model said of one row.
 
     Args:
@@ -46,7 +46,7 @@ class Predictions:
         truncated: how many rows were longer than the limit.
     """
 
-    rows: list[Prediction]
+    rows: list[RowPrediction]
     seconds: float
     truncated: int
 
@@ -95,12 +95,12 @@ def predict(
         max_tokens: the token budget of a batch.
         progress: is told how many more rows are done.
     """
-    asked = [Asked(model, task, task_index)]
+    asked = [PromptedTask(model, task, task_index)]
     return predict_many(asked, examples, max_length=max_length, max_tokens=max_tokens, progress=progress)[0]
 
 
 @dataclass(frozen=True)
-class Asked:
+class PromptedTask:
     """One of several prompts that are asked about the same rows.
 
     Args:
@@ -115,7 +115,7 @@ class Asked:
 
 
 def predict_many(
-    asked: Sequence[Asked],
+    asked: Sequence[PromptedTask],
     examples: Sequence[Example],
     *,
     max_length: int | None = None,
@@ -140,7 +140,7 @@ def predict_many(
     targets = [
         encoded if one is longest else encode_examples(one.model, one.task, examples, max_length) for one in asked
     ]
-    found: list[list[Prediction | None]] = [[None] * len(encoded) for _ in asked]
+    found: list[list[RowPrediction | None]] = [[None] * len(encoded) for _ in asked]
     for indices, batches in _batches(asked, encoded, targets, max_tokens):
         for predictions, batch in zip(found, batches, strict=True):
             for index, prediction in zip(indices, batch, strict=True):
@@ -156,8 +156,11 @@ def predict_many(
 
 
 def _batches(
-    asked: Sequence[Asked], encoded: Sequence[EncodedRow], targets: Sequence[Sequence[EncodedRow]], max_tokens: int
-) -> Iterator[tuple[list[int], list[list[Prediction]]]]:
+    asked: Sequence[PromptedTask],
+    encoded: Sequence[EncodedRow],
+    targets: Sequence[Sequence[EncodedRow]],
+    max_tokens: int,
+) -> Iterator[tuple[list[int], list[list[RowPrediction]]]]:
     """Indices of a batch's rows and what each of those asked says of them."""
     backbone = asked[0].model.backbone
     labels = [backbone.label_tokens(one.task.label_words) if one.task.is_classification else [] for one in asked]
@@ -171,7 +174,7 @@ def _batches(
     scored = [number for number, words in enumerate(labels) if words]
     for indices in by_length(lengths, prompt + behind, max_tokens, least=backbone.least_positions):
         rows = [encoded[i] for i in indices]
-        results: list[list[Prediction]] = [[] for _ in asked]
+        results: list[list[RowPrediction]] = [[] for _ in asked]
         answers = score_many(
             [asked[number].model for number in scored],
             rows,
@@ -201,10 +204,10 @@ def _predictions(
     weights: Tensor | None,
     probabilities: Sequence[Sequence[float]] | None = None,
     likelihoods: Sequence[float | None] | None = None,
-) -> list[Prediction]:
+) -> list[RowPrediction]:
     attention = None if weights is None else weights.tolist()
     return [
-        Prediction(
+        RowPrediction(
             text,
             tuple(probabilities[i]) if probabilities else None,
             likelihoods[i] if likelihoods else None,

@@ -15,7 +15,7 @@ from attempt_cli.backbones.prompted import PromptedModel
 from attempt_cli.data.schema import task_from_fields
 from attempt_cli.data.task import Example, Task
 from attempt_cli.evaluation.evaluate import evaluate, score_interval
-from attempt_cli.evaluation.predict import MAX_NEW_TOKENS, encode_examples, predict
+from attempt_cli.evaluation.prediction import MAX_NEW_TOKENS, encode_examples, predict
 from attempt_cli.evaluation.statistics import proportion_interval
 from tests.models import save_gpt2, save_t5
 from tests.training import tiny
