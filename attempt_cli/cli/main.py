@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,6 +17,8 @@ from attempt_cli.errors import AttemptError
 from attempt_registry.errors import RegistryError, nearest_names
 
 if TYPE_CHECKING:
+    from attempt_cli.cli.options import BackboneOptions
+    from attempt_cli.session import Session
     from attempt_registry import Registry
 
 # command -> the module of attempt_cli.cli that defines `command`; imported only when it is used or listed
@@ -53,6 +55,21 @@ class Settings:
         from attempt_registry import Registry
 
         return Registry.open(self.registry_path)
+
+    def session(self, where: BackboneOptions | None = None, **more: Any) -> Session:
+        """Makes the session of a command: its registry, its rows and the backbone that its options choose.
+
+        Args:
+            where: the backbone options.
+            more: further fields of the session; without a listener, remarks go to the output.
+        """
+        from attempt_cli.cli.options import typed_command
+        from attempt_cli.cli.progress import NoteListener
+        from attempt_cli.session import Session
+
+        chosen: dict[str, Any] = asdict(where) if where else {}
+        more.setdefault("listener", NoteListener(self.output))
+        return Session(self.registry(), self.data_dir, command=typed_command(), **chosen, **more)
 
 
 # global options that may stand behind the command too, and how many values each takes
@@ -180,7 +197,7 @@ def _defect(error: Exception) -> None:
 def _fail(message: str, hint: str | None, error: BaseException, exit_code: int = 1) -> None:
     if "--debug" in sys.argv or os.environ.get("ATTEMPT_DEBUG"):
         raise error
-    click.echo(f"Error: {message}" if exit_code == 1 else message, err=True)
+    click.echo(f"Error: {message}" if exit_code in (1, 2) else message, err=True)
     if hint:
         click.echo(hint, err=True)
     sys.exit(exit_code)

@@ -7,6 +7,7 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -66,6 +67,18 @@ backbone_options = stacked(
     click.option("--dtype", help="bfloat16 or float32. [default: bfloat16 where the processor has it]"),
 )
 
+
+@dataclass(frozen=True)
+class BackboneOptions:
+    """The backbone that a command uses."""
+
+    backbone: str | None
+    device: str | None
+    dtype: str | None
+
+
+where_options = option_group("where", BackboneOptions, backbone_options)
+
 task_options = stacked(
     click.option("--train-file", type=FILE, help="Rows of your own: CSV, TSV, JSONL, JSON or parquet."),
     click.option("--validation-file", type=FILE, help="Rows that choose the checkpoint. [default: held-out rows]"),
@@ -81,6 +94,28 @@ task_options = stacked(
         help="`reference`: the text format of the ATTEMPT authors' code, for prompts trained under it.",
     ),
 )
+
+
+@dataclass(frozen=True)
+class FileOptions:
+    """Rows of the user's own, how to read them, and the text format."""
+
+    train_file: Path | None
+    validation_file: Path | None
+    test_file: Path | None
+    input_template: str | None
+    label: str | None
+    labels: str | None
+    answers: str | None
+    text_format: str | None
+
+    def files(self) -> dict[str, Path]:
+        """Returns the files that are given, by split."""
+        files = {"train": self.train_file, "validation": self.validation_file, "test": self.test_file}
+        return {split: path for split, path in files.items() if path is not None}
+
+
+file_options = option_group("files", FileOptions, task_options)
 
 input_cache_list = (
     click.option(
@@ -166,13 +201,48 @@ max_tokens_option = click.option(
     help="Positions computed at once, pads included; lower where memory is short.",
 )
 
-mixture_options = stacked(
-    click.option("--add", help="Source prompts that the compositions mix, too, comma separated."),
-    click.option("--drop", help="Sources that they mix no longer."),
-    click.option("--only", help="The sources that they mix; all others go."),
+
+@dataclass(frozen=True)
+class MixtureOptions:
+    """Changes to compositions, as they are typed."""
+
+    add: str | None
+    drop: str | None
+    only: str | None
+    weights: str | None
+
+    def changes(self) -> Changes:
+        """Reads the changes.
+
+        Raises:
+            click.UsageError: a weight without a name or without a number.
+        """
+        from attempt_cli.changes import Changes
+
+        forced: dict[str, float] = {}
+        for part in split_names(self.weights) if self.weights is not None else ():
+            name, _, number = (text.strip() for text in part.partition("="))
+            if name in forced:
+                raise click.UsageError(f"--weights: '{name}' has two weights")
+            try:
+                forced[name] = float(number)
+            except ValueError:
+                raise click.UsageError(f"--weights: '{part}' is not a name and a number, as in mnli=.5") from None
+        add, drop, only = (
+            tuple(split_names(text)) if text is not None else () for text in (self.add, self.drop, self.only)
+        )
+        return Changes(add, drop, only, forced)
+
+
+change_options = option_group(
+    "mixture",
+    MixtureOptions,
+    click.option("--add", help="Source prompts that the compositions mix as well, comma separated."),
+    click.option("--drop", help="Sources to leave out of the mixture."),
+    click.option("--only", help="The only sources to keep in the mixture."),
     click.option(
         "--weights",
-        help="Forced weights instead of the attention's, e.g. mnli=.5,target=.5; who is not named gets 0.",
+        help="Forced weights instead of the attention's, e.g. mnli=.5,target=.5; sources without one get 0.",
     ),
 )
 
@@ -284,25 +354,9 @@ def chosen_sources(
     Raises:
         AttemptError: `all` finds none, or sources of several backbones.
     """
-    if names is None:
-        return ()
-    if names.strip() != "all":
-        return tuple(registry.prompt(name) for name in split_names(names))
-    newest: dict[str, Prompt] = {}
-    for prompt in registry.prompts(kind="source", backbone=backbone):
-        if prompt.task in targets:
-            continue
-        if prompt.name not in newest or newest[prompt.name].version < prompt.version:
-            newest[prompt.name] = prompt
-    sources = tuple(newest[name] for name in sorted(newest))
-    if not sources:
-        where = f" of {backbone}" if backbone else ""
-        other = f" of another task than {', '.join(targets)}" if targets else ""
-        raise AttemptError(f"there is no source prompt{where}{other} yet", "Train one: `attempt train-source sst2`.")
-    if len({prompt.fingerprint for prompt in sources}) > 1:
-        found = ", ".join(sorted({prompt.backbone for prompt in sources}))
-        raise AttemptError(f"the source prompts belong to several backbones: {found}", "Choose one with --backbone.")
-    return sources
+    from attempt_cli.evaluation.models import source_prompts
+
+    return source_prompts(registry, names_or_all(names) or (), backbone, targets=targets)
 
 
 def check_lengths(prompts: Sequence[Prompt], length: int | None = None) -> None:
@@ -329,34 +383,19 @@ def check_lengths(prompts: Sequence[Prompt], length: int | None = None) -> None:
         )
 
 
-def chosen_changes(options: dict[str, Any]) -> Changes:
-    """What `mixture_options` ask for; takes them out of `options`.
-
-    Raises:
-        click.UsageError: a weight without a name or without a number.
-    """
-    from attempt_cli.changes import Changes
-
-    add, drop, only, weights = (options.pop(name) for name in ("add", "drop", "only", "weights"))
-    forced: dict[str, float] = {}
-    for part in split_names(weights) if weights is not None else ():
-        name, _, number = (text.strip() for text in part.partition("="))
-        if name in forced:
-            raise click.UsageError(f"--weights: '{name}' has two weights")
-        try:
-            forced[name] = float(number)
-        except ValueError:
-            raise click.UsageError(f"--weights: '{part}' is not a name and a number, as in mnli=.5") from None
-    added, dropped, kept = (tuple(split_names(text)) if text is not None else () for text in (add, drop, only))
-    return Changes(added, dropped, kept, forced)
-
-
 def split_names(text: str) -> list[str]:
     """The names of a comma list."""
     names = [name.strip() for name in text.split(",") if name.strip()]
     if not names:
         raise click.UsageError(f"'{text}' names nothing")
     return names
+
+
+def names_or_all(text: str | None) -> str | list[str] | None:
+    """Reads `--sources a,b,c` or `--sources all`; None where the option is not given."""
+    if text is None:
+        return None
+    return "all" if text.strip() == "all" else split_names(text)
 
 
 def typed_command() -> str:

@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING
 
 import click
 
+from attempt_cli.listener import Listener
+
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+    from attempt_cli.cli.output import Output
     from attempt_cli.experiments.cells import Cell
     from attempt_cli.experiments.grid import Ask
 
@@ -79,23 +82,25 @@ class TrainingProgress:
             click.echo(text.rstrip(), err=True)
 
 
-class RowProgress:
-    """A bar over rows on a terminal, nothing elsewhere.
+class NoteListener(Listener):
+    """Passes remarks to the output; shows no progress."""
 
-    Args:
-        total: rows in all.
-        output_format: under `quiet` there is no bar.
-    """
+    def __init__(self, output: Output) -> None:
+        self._output = output
 
-    def __init__(self, total: int, output_format: str = "table") -> None:
+    def note(self, text: str) -> None:
+        self._output.note(text)
+
+
+class RowProgress(NoteListener):
+    """Shows a bar over rows on a terminal, nothing elsewhere, and passes remarks to the output."""
+
+    def __init__(self, output: Output) -> None:
+        super().__init__(output)
+        self._shown = output.format != "quiet" and sys.stderr.isatty()
         self._bar: Progress | None = None
-        if output_format != "quiet" and sys.stderr.isatty():
-            self._bar = _bar(numbers=False)
-            self._task = self._bar.add_task("rows", total=total)
 
     def __enter__(self) -> RowProgress:
-        if self._bar is not None:
-            self._bar.start()
         return self
 
     def __exit__(
@@ -104,10 +109,14 @@ class RowProgress:
         if self._bar is not None:
             self._bar.stop()
 
-    def advance(self, rows: int) -> None:
-        """So many more rows are done."""
-        if self._bar is not None:
-            self._bar.advance(self._task, rows)
+    def rows(self, done: int, total: int) -> None:
+        if not self._shown:
+            return
+        if self._bar is None:
+            self._bar = _bar(numbers=False)
+            self._task = self._bar.add_task("rows", total=total)
+            self._bar.start()
+        self._bar.update(self._task, completed=done, total=total)
 
 
 class GridProgress:

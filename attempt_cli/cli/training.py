@@ -100,13 +100,10 @@ def shown(settings: Settings, name: str, train: Callable[..., Made]) -> Made:
 
 def _tested(settings: Settings, registry: Registry, request: Request, outcome: Outcome) -> dict[str, Any] | None:
     """Scores the model on the task's test rows, where there are any, and records that."""
-    from attempt_cli.artefacts import Loaded, versions
-    from attempt_cli.cli.eval import summary
     from attempt_cli.data.rows import load_examples
-    from attempt_cli.data.schema import task_fields
     from attempt_cli.errors import AttemptError
     from attempt_cli.evaluation.evaluate import evaluate
-    from attempt_cli.evaluation.pairing import per_row, rows_record
+    from attempt_cli.evaluation.record import evaluation_result, record_evaluation
 
     task, config = request.task, request.config
     try:
@@ -116,23 +113,19 @@ def _tested(settings: Settings, registry: Registry, request: Request, outcome: O
         return None
     settings.output.note(f"scoring {len(rows.examples):,} test rows …")
     result = evaluate(outcome.model, task, rows.examples, max_length=config.max_length, max_tokens=config.max_tokens)
-    record = summary(task, Loaded(outcome.model, "weights", f"{request.name} (run {outcome.run})"), rows, result)
-    run = registry.add_run(
+    record = evaluation_result(task, rows, result, f"{request.name} (run {outcome.run})", "weights").record()
+    run = record_evaluation(
+        registry,
+        task,
+        rows,
+        result,
+        record,
         command=request.command,
-        settings={
-            "split": "test",
-            "training": config.model_dump(exclude_none=True),
-            "task": task_fields(task),
-            "format": task.format,
-        },
-        rows={"test": rows_record(rows)},
         seed=config.seed,
+        settings={"training": config.model_dump(exclude_none=True)},
         budget={"steps": outcome.trained.state.step},
-        numbers={**record, "per_row": per_row(task, result.predictions.texts, rows.examples).record()},
-        versions=versions(),
-        duration=result.predictions.seconds,
     )
-    return {**{name: record[name] for name in ("metrics", "interval", "n")}, "run": run.id}
+    return {**{name: record[name] for name in ("metrics", "interval", "n")}, "run": run}
 
 
 def _report(settings: Settings, request: Request, outcome: Outcome, test: dict[str, Any] | None) -> None:

@@ -1,4 +1,4 @@
-"""What a prompt looks like from inside: who attends to what, and which words a prompt is near to."""
+"""Looks inside prompts: the attention of rows on sources, and the vocabulary's tokens nearest to a prompt."""
 
 from __future__ import annotations
 
@@ -28,19 +28,21 @@ def row_attention(
     max_length: int | None = None,
     max_tokens: int = MAX_TOKENS,
 ) -> Tensor:
-    """The mixture's weights for every row; the backbone's layers do not run, only its embeddings are looked up.
+    """Computes the mixture's weights for every row from embeddings alone: the backbone's layers do not run.
 
     Args:
-        model: with sources in its mixture.
-        task_index: which of its target prompts these rows have.
-        max_length: the longest input in tokens; the task's own limit without it.
-        max_tokens: token positions at once.
+        model: a model with sources in its mixture.
+        task: renders and limits the rows.
+        examples: the rows.
+        task_index: the index of these rows' target prompt in the mixture.
+        max_length: the longest input in tokens; None takes the task's own limit.
+        max_tokens: the token budget of a batch.
 
     Returns:
-        a of equation 3, [n, t + 1], float32; the target is the last, its own weight before it is added once more.
+        a of equation 3, [n, t + 1], float32; the target is the last, without the 1 that equation 4 adds.
 
     Raises:
-        ValueError: the model mixes nothing.
+        ValueError: the model has no sources.
     """
     encoded = encode_examples(model, task, examples, max_length)
     found: list[Tensor | None] = [None] * len(encoded)
@@ -57,11 +59,11 @@ def row_attention(
 
 @dataclass(frozen=True)
 class NearToken:
-    """A token of the vocabulary and how near its embedding is to a prompt's row.
+    """A token of the vocabulary and the distance of its embedding to a prompt's row.
 
     Args:
-        token: as people read it, a space before a word as "▁".
-        cosine: of the two vectors.
+        token: its text, a space before a word as "▁".
+        cosine: the cosine of the two vectors.
         l2: the length of their difference, in the units of the embedding table.
     """
 
@@ -72,12 +74,12 @@ class NearToken:
 
 @torch.no_grad()
 def nearest_tokens(backbone: FrozenBackbone, prompt: Tensor, count: int) -> list[list[NearToken]]:
-    """The tokens of the vocabulary that are nearest to each row of a prompt by cosine, nearest first.
+    """Finds the tokens of the vocabulary that are nearest to each row of a prompt by cosine, nearest first.
 
     Args:
-        backbone: whose vocabulary.
+        backbone: has the vocabulary.
         prompt: [m, d], as it enters the model.
-        count: tokens for each row.
+        count: the number of tokens for each row.
     """
     prompt = prompt.to(backbone.device).float()
     ids = torch.arange(min(len(backbone.tokenizer), backbone.vocabulary_size), device=backbone.device)
@@ -98,14 +100,14 @@ def nearest_tokens(backbone: FrozenBackbone, prompt: Tensor, count: int) -> list
 
 
 def token_text(tokenizer: Any, token_id: int) -> str:
-    """A token as people read it: a space before a word is "▁" in every vocabulary, a line break "\\n"."""
+    """Returns a readable token: a space before a word is "▁" in every vocabulary, a line break "\\n"."""
     piece: str = tokenizer.convert_ids_to_tokens(token_id)
     text = piece if piece.startswith("▁") else tokenizer.decode([token_id]).replace(" ", "▁")
     return text.replace("\n", "\\n") or piece
 
 
 def prompt_cosines(prompt: Tensor, target: Tensor) -> tuple[float, float]:
-    """How alike two prompts are, in SPoT's two ways (Vu et al. 2022): of their mean rows, and the mean over all rows.
+    """Computes SPoT's two similarities of prompts (Vu et al. 2022): of their mean rows, and the mean over row pairs.
 
     Args:
         prompt, target: [m, d], in any units.

@@ -18,8 +18,9 @@ from attempt_cli.data.rows import Rows, examples_sha256
 from attempt_cli.data.schema import task_fields
 from attempt_cli.data.task import Example, Task
 from attempt_cli.evaluation.evaluate import Evaluation, evaluate
-from attempt_cli.evaluation.pairing import per_row, rows_record
+from attempt_cli.evaluation.pairing import per_row
 from attempt_cli.evaluation.prediction import encode_examples, predict
+from attempt_cli.evaluation.record import rows_record
 from attempt_cli.experiments.methods import METHODS, PREPARED
 from attempt_cli.experiments.subjects import Parts, Subject, Workshop, as_it_stands
 from attempt_cli.training.config import PLACED_BEFORE, TrainingConfig

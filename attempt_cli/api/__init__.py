@@ -1,0 +1,1 @@
+"""The public Python interface; `import attempt_cli` offers all of it."""
