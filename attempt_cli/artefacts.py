@@ -14,10 +14,11 @@ from torch import Tensor
 from attempt_cli import __version__
 from attempt_cli.backbones.base import FrozenBackbone
 from attempt_cli.backbones.load import describe
-from attempt_cli.backbones.prompted import PromptedModel
 from attempt_cli.changes import TARGET
 from attempt_cli.errors import AttemptError
 from attempt_cli.method import PromptAttention, PromptMixture
+from attempt_cli.placement import Placement
+from attempt_cli.prompted import PromptedModel
 from attempt_registry import Attention, Backbone, Composition, Prompt, Registry
 
 
@@ -156,7 +157,7 @@ def mixing_settings(mixture: PromptMixture, sources: Sequence[str], scale: float
     return settings
 
 
-def _place(backbone: FrozenBackbone, record: Prompt | Composition) -> str:
+def _place(backbone: FrozenBackbone, record: Prompt | Composition) -> Placement:
     """Where a record's prompts stand, checked against what the backbone can have."""
     return backbone.check_placement(record.placement)
 

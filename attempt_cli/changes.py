@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from attempt_cli.errors import AttemptError, unknown_name
-from attempt_registry.names import parse
+from attempt_registry.references import parse
 
 if TYPE_CHECKING:
     from attempt_registry import Composition, Prompt, Registry

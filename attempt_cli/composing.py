@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from attempt_cli.changes import Changes, changed
 from attempt_cli.errors import ArgumentsError, AttemptError
+from attempt_cli.sources import check_lengths
 from attempt_registry.records import Composition, Prompt
 
 if TYPE_CHECKING:
@@ -110,12 +111,7 @@ def checked_parts(registry: Registry, draft: Composition) -> list[Prompt]:
     """
     sources = [registry.prompt(ref) for ref in draft.sources]
     targets = [registry.prompt(ref) for ref in draft.targets]
-    if len({prompt.length for prompt in (*sources, *targets)}) > 1:
-        found = ", ".join(f"{prompt.ref} {prompt.length}" for prompt in dict.fromkeys((*sources, *targets)))
-        raise AttemptError(
-            f"the prompts differ in length: {found}",
-            "A mixture needs prompts of one length: choose others with --sources.",
-        )
+    check_lengths([*sources, *targets])
     tasks = [prompt.task for prompt in targets]
     if len(set(tasks)) < len(tasks):
         raise AttemptError(f"two target prompts are for one task: {', '.join(tasks)}", "Name one target per task.")

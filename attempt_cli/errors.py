@@ -30,5 +30,11 @@ class ArgumentsError(AttemptError):
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str], list_command: str) -> AttemptError:
-    """An unknown name, with the nearest known ones and the command that lists them all."""
+    """Returns the error for an unknown name: the nearest known names and the command that lists them all."""
     return AttemptError(*unknown_name_text(kind, name, known, list_command))
+
+
+def first_line(error: BaseException) -> str:
+    """Returns the first line of an error's text, preceded by its type unless it is an `AttemptError`."""
+    text = str(error).strip().split("\n", 1)[0]
+    return text if isinstance(error, AttemptError) else f"{type(error).__name__}: {text}".removesuffix(": ")

@@ -1,13 +1,15 @@
-"""Whether the Hugging Face hub answers at all, asked once and briefly."""
+"""Asks the Hugging Face hub once, briefly, whether it answers."""
 
 from __future__ import annotations
 
+from attempt_cli.errors import first_line
+
 
 def why_the_hub_is_silent(repository: str, file: str, kind: str = "model") -> str | None:
-    """Why the hub cannot be asked for a repository, or None where it answers.
+    """Returns why the hub cannot be reached for a repository, or None when it answers.
 
-    Left to itself the library asks six times for each of several files: half a minute until the error, and a full
-    minute even where everything is in its cache.
+    The library by itself asks six times for each of several files: half a minute until the error, and a full minute
+    even when everything is in its cache.
 
     Args:
         repository: its id.
@@ -22,11 +24,6 @@ def why_the_hub_is_silent(repository: str, file: str, kind: str = "model") -> st
     except HfHubHTTPError as error:
         status = error.response.status_code
         return f"{constants.ENDPOINT} answers with status {status}" if status >= 500 else None
-    except Exception as error:  # of httpx, requests or the library's own offline switch, as its versions go
+    except Exception as error:  # of httpx, requests or the offline switch, depending on the library's version
         return f"no answer from {constants.ENDPOINT} ({first_line(error)})"
     return None
-
-
-def first_line(error: Exception) -> str:
-    """An error in one line."""
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -83,7 +83,7 @@ class Session:
             budget = self.input_cache if self.input_cache is not None else total_memory() // 4
             if budget:
                 pin = backbone.device.type == "cuda"
-                backbone.input_cache = InputCache(budget, folder=self.input_cache_dir, pin=pin)
+                backbone.input_cache = InputCache(budget, folder=self.input_cache_dir, pin_memory=pin)
             self._loaded[name] = backbone
         return self._loaded[name]
 

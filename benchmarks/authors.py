@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attempt_cli.backbones.base import EncodedRow, FrozenBackbone
+from attempt_cli.backbones.base import FrozenBackbone
 from attempt_cli.backbones.load import load_backbone
+from attempt_cli.backbones.rows import EncodedRow
 from benchmarks.harness import Contender
 from benchmarks.rows import padded, random_batches
 from tests.models import unigram_tokenizer

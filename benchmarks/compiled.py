@@ -18,9 +18,10 @@ from pathlib import Path
 
 import torch
 
-from attempt_cli.backbones.base import EncodedRow, FrozenBackbone
+from attempt_cli.backbones.base import FrozenBackbone
 from attempt_cli.backbones.decoder_only import DecoderOnlyBackbone
 from attempt_cli.backbones.load import load_backbone
+from attempt_cli.backbones.rows import EncodedRow
 from benchmarks import authors, ours
 from benchmarks.harness import Report, Times, arguments, device_wait, race, rounds_of
 from benchmarks.rows import BATCH, drawn_rows, real_rows

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 import torch
 
-from attempt_cli.backbones.base import EncodedRow
 from attempt_cli.backbones.load import load_backbone
+from attempt_cli.backbones.rows import EncodedRow
 from benchmarks import ours, peers
 from benchmarks.harness import Report, arguments, device_wait, race, rounds_of
 from benchmarks.rows import label_tokens, real_rows

@@ -9,11 +9,12 @@ from typing import Literal
 
 import torch
 
-from attempt_cli.backbones.base import EncodedRow, FrozenBackbone
+from attempt_cli.backbones.base import FrozenBackbone
 from attempt_cli.backbones.batches import by_length
 from attempt_cli.backbones.input_cache import InputCache
-from attempt_cli.backbones.prompted import PromptedModel, score_many
+from attempt_cli.backbones.rows import EncodedRow
 from attempt_cli.method import PromptAttention, PromptMixture
+from attempt_cli.prompted import PromptedModel, score_many
 from attempt_cli.training.config import make_config
 from attempt_cli.training.gradient import gradient_step
 from attempt_cli.training.initial import vocabulary_prompt

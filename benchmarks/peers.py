@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from attempt_cli.backbones.base import EncodedRow
 from attempt_cli.backbones.load import _unpacked_gguf
 from attempt_cli.backbones.names import find_backbone
+from attempt_cli.backbones.rows import EncodedRow
 from benchmarks.harness import Contender
 from benchmarks.rows import BATCH, bucketed_batches, padded, random_batches
 

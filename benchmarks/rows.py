@@ -8,11 +8,12 @@ from pathlib import Path
 
 import torch
 
-from attempt_cli.backbones.base import EncodedRow, FrozenBackbone
-from attempt_cli.backbones.prompted import PromptedModel
+from attempt_cli.backbones.base import FrozenBackbone
+from attempt_cli.backbones.rows import EncodedRow
+from attempt_cli.data.catalogue import load_task
 from attempt_cli.data.rows import load_examples
-from attempt_cli.data.task import load_task
 from attempt_cli.evaluation.prediction import encode_examples
+from attempt_cli.prompted import PromptedModel
 from attempt_cli.training.order import BatchOrder
 
 BATCH = 16  # rows of a step, for everyone

@@ -14,8 +14,9 @@ from collections.abc import Sequence
 
 import torch
 
-from attempt_cli.backbones.base import EncodedRow, FrozenBackbone
+from attempt_cli.backbones.base import FrozenBackbone
 from attempt_cli.backbones.load import load_backbone
+from attempt_cli.backbones.rows import EncodedRow
 from benchmarks import ours, peers
 from benchmarks.harness import Contender, Report, arguments, device_wait, race, rounds_of
 from benchmarks.rows import BATCH, real_rows

@@ -1,4 +1,4 @@
-"""Soft prompts with their metadata in SQLite and their tensors beside it; no torch, no command line.
+"""Stores soft prompts: their metadata in SQLite, their tensors beside it; no torch, no command line.
 
 from attempt_registry import Registry
 
@@ -45,7 +45,7 @@ _MODULES = {"Registry": "attempt_registry.store", "RegistryError": "attempt_regi
 
 
 def __getattr__(name: str) -> Any:
-    # `registry.errors` is imported by every start of the command line; the rest only when it is used
+    # every start of the command line imports `attempt_registry.errors`; the rest is imported on first use
     if name not in __all__:
-        raise AttributeError(f"module 'registry' has no attribute '{name}'")
+        raise AttributeError(f"module 'attempt_registry' has no attribute '{name}'")
     return getattr(importlib.import_module(_MODULES.get(name, "attempt_registry.records")), name)

@@ -1,18 +1,19 @@
-"""The half of the registry that adds: a tensor's file first, its row last, under the next version of its name."""
+"""Adds to the registry: a tensor's file first, its row last, under the next version of its name."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from attempt_registry.conversion import json_text, now
 from attempt_registry.errors import RegistryError
 from attempt_registry.find import Finder
-from attempt_registry.names import check_name
 from attempt_registry.objects import Objects, to_safetensors
 from attempt_registry.records import Attention, Backbone, Composition, Prompt, Run
-from attempt_registry.rows import json_text, now
+from attempt_registry.references import check_name
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,15 +28,15 @@ class Adder(Finder):
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """What is added and removed inside becomes visible together at its end, or not at all after an exception.
+        """Makes everything added and removed inside visible together at its end, or nothing after an exception.
 
-        Other processes wait meanwhile: prepare the tensors before, not inside.
+        Other processes wait meanwhile: prepare the tensors before it, not inside.
         """
         with self._database.transaction():
             yield
 
     def remember_backbone(self, backbone: Backbone) -> Backbone:
-        """Records a backbone, or updates what is known of it; returns it with the time of its first recording."""
+        """Records a backbone or updates its record; returns it with the time of its first recording."""
         with self._database.transaction():
             query = "SELECT created FROM backbones WHERE name = ? AND fingerprint = ?"
             known = self._database.rows(query, (backbone.name, backbone.fingerprint))
@@ -77,13 +78,13 @@ class Adder(Finder):
 
         Args:
             tensor: float [length, width]; stored as float32.
-            embedding_scale: the prompt that enters the model is tensor * embedding_scale.
+            embedding_scale: tensor * embedding_scale enters the model.
             placement: "before" or "after" the input.
-            parents: prompts it grew from; a name without a version means the newest now.
+            parents: prompts it was trained from; a name without a version means the newest now.
 
         Raises:
             RegistryError: for a bad shape, values that are not finite, unknown parents, a full disk, or a read-only
-                registry; nothing is added then.
+                registry; then nothing is added.
         """
         import numpy as np
 
@@ -91,10 +92,10 @@ class Adder(Finder):
         if tensor.ndim != 2 or 0 in tensor.shape:
             raise RegistryError(
                 f"a prompt is a matrix [length, width], not a tensor of shape {list(tensor.shape)}",
-                "Pick one prompt out of a larger tensor before adding it.",
+                "Take one prompt out of a larger tensor before adding it.",
             )
         if kind not in ("source", "target"):
-            raise RegistryError(f"'{kind}' is no kind of prompt", "A prompt is a source or a target.")
+            raise RegistryError(f"'{kind}' is not a kind of prompt", "A prompt is a source or a target.")
         _check_placement(placement)
         if not np.isfinite(embedding_scale) or embedding_scale <= 0:
             raise RegistryError(f"the embedding scale {embedding_scale} is not a positive number", "Leave it at 1.0.")
@@ -120,6 +121,56 @@ class Adder(Finder):
         }
         return self.prompt(self._add("prompt", name, record, data, parents=parents))
 
+    def import_prompt(
+        self,
+        path: Path,
+        *,
+        backbone: str,
+        task: str,
+        name: str | None = None,
+        tensor: str | None = None,
+        scale: float = 1.0,
+        **fields: Any,
+    ) -> Prompt:
+        """Adds a soft prompt from a safetensors or `.npy` file.
+
+        Args:
+            backbone: the name or fingerprint of a recorded backbone.
+            name: its name in the registry, by default the task's.
+            tensor: the name of the tensor in a safetensors file; not needed when there is only one.
+            scale: the embedding scale.
+            fields: kind, placement, note and tags, as in `add_prompt`.
+
+        Raises:
+            RegistryError: for an unknown backbone, a width other than its own, and as `read_tensor` and `add_prompt`.
+        """
+        from attempt_registry.tensor_files import read_tensor
+
+        known = self.backbone(backbone)
+        matrix = read_tensor(path, tensor)
+        if matrix.ndim == 2 and matrix.shape[1] != known.width:
+            transposed = matrix.shape[0] == known.width
+            raise RegistryError(
+                f"{path} has width {matrix.shape[1]}, but the embeddings of {known.name} have width {known.width}",
+                "Its height fits: save the transposed matrix, one row per prompt token."
+                if transposed
+                else "Name the backbone that it was trained for with --backbone.",
+            )
+        return self.add_prompt(
+            matrix,
+            name=name or task,
+            method="imported",
+            backbone=known.name,
+            fingerprint=known.fingerprint,
+            task=task,
+            task_version=None,
+            embedding_scale=scale,
+            settings={"file": path.name, **({"tensor": tensor} if tensor else {})},
+            numbers={},
+            seed=None,
+            **fields,
+        )
+
     def add_attention(
         self,
         tensors: Mapping[str, Array],
@@ -142,14 +193,14 @@ class Adder(Finder):
         Args:
             tensors: its weights by name, stored as float32.
             level: "instance" or "token".
-            placement: where the prompts stand that it mixes.
-            parents: the prompts it was trained over, and with the prefix `attention:` the attention it grew from.
+            placement: the placement of the prompts it mixes.
+            parents: the prompts it was trained with, and with the prefix `attention:` the attention it started from.
 
         Raises:
             RegistryError: as `add_prompt`.
         """
         if level not in ("instance", "token"):
-            raise RegistryError(f"'{level}' is no level of attention", "An attention is of level instance or token.")
+            raise RegistryError(f"'{level}' is not a level of attention", "The level is instance or token.")
         _check_placement(placement)
         if not tensors:
             raise RegistryError(f"the attention '{name}' has no tensors", "Pass its weights by name.")
@@ -187,8 +238,8 @@ class Adder(Finder):
             sources, targets: prompts; a name without a version means the newest now.
 
         Raises:
-            RegistryError: when a part is unknown, named twice, or of another backbone, width or
-                placement than the rest.
+            RegistryError: when a part is unknown, named twice, or differs from the rest in backbone, width or
+                placement.
         """
         if not sources and not targets:
             raise RegistryError(f"the composition '{name}' would be empty", "Name sources or targets.")
@@ -235,7 +286,7 @@ class Adder(Finder):
         artefacts: Sequence[str] = (),
         inputs: Sequence[str] = (),
     ) -> Run:
-        """Records a run; `artefacts` and `inputs` are names such as "prompt:rte@1" (without a kind: a prompt)."""
+        """Records a run; `artefacts` and `inputs` are names such as "prompt:rte@1" (without a kind, a prompt)."""
         with self._database.transaction():
             record = {
                 "command": command,
@@ -268,7 +319,7 @@ class Adder(Finder):
             self._objects.put(data, record["sha256"])
         with self._database.transaction():
             if data is not None:
-                # `gc` holds this lock while it removes: had it just taken the file, it is written again
+                # `gc` holds this lock while it removes files: if it has just removed this one, it is written again
                 self._objects.put(data, record["sha256"])
             if parents is not None:
                 record["parents"] = json_text([self._parent(parent) for parent in parents], "the parents")
@@ -284,14 +335,14 @@ class Adder(Finder):
 
 def _check_placement(placement: str) -> None:
     if placement not in ("before", "after"):
-        raise RegistryError(f"'{placement}' is no placement", "A prompt stands before or after the input.")
+        raise RegistryError(f"'{placement}' is not a placement", "A prompt stands before or after the input.")
 
 
 def check_one_placement(parts: Sequence[Prompt | Attention]) -> None:
-    """Refuses prompts that were trained in different places: what mixes stands in one place.
+    """Refuses to mix prompts that were trained in different places.
 
     Raises:
-        RegistryError: naming every part with its placement.
+        RegistryError: when placements differ; the message names every part with its own.
     """
     if len({part.placement for part in parts}) > 1:
         found = ", ".join(f"{part.ref} {part.placement}" for part in dict.fromkeys(parts))
@@ -302,6 +353,11 @@ def check_one_placement(parts: Sequence[Prompt | Attention]) -> None:
 
 
 def checked_tags(tags: Sequence[str]) -> list[str]:
+    """Returns the tags.
+
+    Raises:
+        RegistryError: for a tag that is empty, has commas or line breaks, or has spaces at its ends.
+    """
     for tag in tags:
         if not tag or tag != tag.strip() or "," in tag or "\n" in tag:
             raise RegistryError(
@@ -311,4 +367,5 @@ def checked_tags(tags: Sequence[str]) -> list[str]:
 
 
 def unique(items: Sequence[str]) -> list[str]:
+    """Returns the items without repetitions, in order."""
     return list(dict.fromkeys(items))

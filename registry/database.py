@@ -1,7 +1,7 @@
-"""The SQLite file: how it is opened, brought up to date, read and written, and what its failures mean.
+"""Opens, updates, reads and writes the SQLite file, and explains its failures.
 
-Reading goes through `sqlite3` itself; making tables and adding rows goes through sqlite-utils. Importing the latter
-also imports pandas where that is installed, which costs more than all the rest of a command that only reads.
+Reading uses `sqlite3` itself; creating tables and adding rows uses sqlite-utils. Importing the latter also imports
+pandas where it is installed, which costs more than all the rest of a command that only reads.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from attempt_registry.errors import RegistryError
 
 FILE_NAME = "registry.db"
 BUSY_SECONDS = 30.0
-# What `registry.schema` defines, repeated here so that a database in good order is opened without importing it.
+# The names in `attempt_registry.migrations`, repeated here: an up-to-date database opens without importing it.
 MIGRATION_SET = "registry"
 MIGRATIONS = ("0001_first_tables", "0002_placement")
 
 
 class Database:
-    """One connection to the registry's SQLite file, opened when it is first needed.
+    """A connection to the registry's SQLite file, opened on first use.
 
     Args:
-        folder: the registry's folder; the file is made by the first write, never by reading.
-        read_only: refuse to write even where the folder would allow it.
+        folder: the registry's folder; the first write creates the file, reading never does.
+        read_only: refuse to write, even where the folder would allow it.
     """
 
     def __init__(self, folder: Path, *, read_only: bool = False) -> None:
@@ -47,16 +47,16 @@ class Database:
         self._connection = None
 
     def rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-        """All rows of a SELECT; none when there is no database yet."""
+        """Returns all rows of a SELECT; none when there is no database yet."""
         connection = self._open()
         if connection is None:
             return []
-        with told(self.file):
+        with translated_errors(self.file):
             return connection.execute(sql, parameters).fetchall()
 
     def execute(self, sql: str, parameters: Sequence[Any] = ()) -> int:
-        """Runs one writing statement inside `transaction` and returns how many rows it changed."""
-        with told(self.file):
+        """Runs one writing statement inside `transaction` and returns the number of rows it changed."""
+        with translated_errors(self.file):
             return self._in_transaction().execute(sql, parameters).rowcount
 
     def insert(self, table: str, record: Mapping[str, Any]) -> int:
@@ -64,7 +64,7 @@ class Database:
         import sqlite_utils
 
         connection = self._in_transaction()
-        with told(self.file):
+        with translated_errors(self.file):
             database = sqlite_utils.Database(connection, execute_plugins=False)
             database.table(table).insert(dict(record))
             (last,) = connection.execute("SELECT last_insert_rowid()").fetchone()
@@ -72,19 +72,19 @@ class Database:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """All writes inside become visible together, or none does; a transaction inside another is a part of it."""
+        """Makes all writes inside visible together, or none; a nested transaction is a part of the outer one."""
         connection = self._open(for_writing=True)
         assert connection is not None
         nested = connection.in_transaction
-        with told(self.file):
-            # IMMEDIATE: wait for other writers here, not at the first write, where SQLite could only give up
+        with translated_errors(self.file):
+            # IMMEDIATE: wait for other writers here, not at the first write, where SQLite could only fail
             connection.execute("SAVEPOINT part" if nested else "BEGIN IMMEDIATE")
         try:
             yield
-            with told(self.file):
+            with translated_errors(self.file):
                 connection.execute("RELEASE part" if nested else "COMMIT")
         except BaseException:
-            # a full disk may have ended the transaction already
+            # a full disk may already have ended the transaction
             if connection.in_transaction:
                 if nested:
                     connection.execute("ROLLBACK TO part")
@@ -94,7 +94,7 @@ class Database:
             raise
 
     def require_writable(self) -> None:
-        """Fails early, before any tensor is written, when rows could not be.
+        """Fails before any tensor is written when rows could not be.
 
         Raises:
             RegistryError: when the registry is read-only.
@@ -109,10 +109,10 @@ class Database:
 
     def _open(self, *, for_writing: bool = False) -> sqlite3.Connection | None:
         if self._process != os.getpid():
-            # SQLite connections do not survive a fork; leave the parent's alone
+            # SQLite connections do not survive a fork: leave the parent's alone
             self._connection, self._process = None, os.getpid()
         if self._connection is None and (for_writing or self.file.exists()):
-            with told(self.file):
+            with translated_errors(self.file):
                 self._connection = self._connect(for_writing)
         if for_writing and not self._writable:
             raise _read_only(self.folder)
@@ -128,7 +128,7 @@ class Database:
             os.access(path, os.W_OK) for path in (self.folder, self.file) if path.exists()
         )
         if not self._writable:
-            # an empty file: somebody else's first write has only begun
+            # an empty file: another process has just begun its first write
             return self._connect_read_only() if is_there and self.file.stat().st_size else None
         connection = _connection(self.file, "rwc" if for_writing else "rw")
         try:
@@ -145,8 +145,8 @@ class Database:
             pending = self._pending(connection)
         except sqlite3.OperationalError:
             connection.close()
-            # WAL wants to create files beside the database. Where it may not, and no log waits to be read,
-            # nobody can be writing either: SQLite may take the file as it lies there.
+            # WAL creates files beside the database. Where it may not, and there is no log to read, nobody can be
+            # writing either: SQLite may read the file as it is.
             log = self.file.with_name(f"{FILE_NAME}-wal")
             if log.exists() and log.stat().st_size:
                 raise
@@ -155,14 +155,14 @@ class Database:
         if pending:
             connection.close()
             raise RegistryError(
-                f"the registry {self.folder} was made by an older version of attempt, and it is read-only: "
-                "it cannot be updated",
-                "Open it once where it can be written to, for example after copying the folder.",
+                f"the registry {self.folder} was made by an older version of attempt and cannot be updated: "
+                "it is read-only",
+                "Open it once where it is writable, for example after copying the folder.",
             )
         return connection
 
     def _pending(self, connection: sqlite3.Connection) -> bool:
-        """Whether migrations are missing, by one cheap query; refuses what a newer version made."""
+        """Tells by one cheap query whether migrations are missing; refuses a newer version's database."""
         try:
             query = "SELECT name FROM _sqlite_migrations WHERE migration_set = ?"
             applied = {name for (name,) in connection.execute(query, (MIGRATION_SET,))}
@@ -186,12 +186,12 @@ class Database:
     def _migrate(self, connection: sqlite3.Connection) -> None:
         import sqlite_utils
 
-        from attempt_registry.schema import migrations
+        from attempt_registry.migrations import migrations
 
         _enable_wal(connection)
         connection.execute("BEGIN IMMEDIATE")
         try:
-            # inside one transaction: of two processes that open a new registry, the second finds the work done
+            # in one transaction: of two processes that open a new registry, the second finds the work done
             migrations.apply(sqlite_utils.Database(connection, execute_plugins=False))
             connection.execute("COMMIT")
         except BaseException:
@@ -201,14 +201,14 @@ class Database:
 
 
 def _connection(file: Path, mode: str) -> sqlite3.Connection:
-    # isolation_level None: transactions begin and end only where this module says so
+    # isolation_level None: transactions begin and end only where this module does it
     uri = f"{file.absolute().as_uri()}?mode={mode}"
     return sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None)
 
 
 def _enable_wal(connection: sqlite3.Connection) -> None:
-    # The change of mode does not wait for other connections as statements do. Where the file system has no WAL, the
-    # database works without.
+    # Unlike statements, the change of mode does not wait for other connections. Where the file system does not
+    # support WAL, the database works without it.
     deadline = time.monotonic() + BUSY_SECONDS
     while True:
         try:
@@ -221,8 +221,8 @@ def _enable_wal(connection: sqlite3.Connection) -> None:
 
 
 @contextmanager
-def told(path: Path) -> Iterator[None]:
-    """Turns failures of SQLite and of the file system into a RegistryError that says what to do."""
+def translated_errors(path: Path) -> Iterator[None]:
+    """Turns failures of SQLite and of the file system into a RegistryError that says how to fix them."""
     try:
         yield
     except sqlite3.Error as error:
@@ -238,7 +238,7 @@ def told(path: Path) -> Iterator[None]:
 
 
 def file_failure(error: OSError, path: Path) -> RegistryError:
-    """What a failure of the file system means for a user."""
+    """Explains a failure of the file system to the user."""
     where = error.filename or path
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return _full(path)
@@ -254,18 +254,19 @@ def file_failure(error: OSError, path: Path) -> RegistryError:
 def _sqlite_failure(error: sqlite3.Error, path: Path) -> RegistryError:
     text = str(error)
     if "full" in text or ("disk I/O error" in text and _free_bytes(path.parent) < 1 << 20):
-        # SQLite calls it an I/O error when there is no room for the index of its log
+        # SQLite reports an I/O error when there is no room for the index of its log
         return _full(path)
     if "readonly" in text:
         return _read_only(path.parent)
     if "locked" in text or "busy" in text:
         return RegistryError(
-            f"another process has been writing to {path} for {BUSY_SECONDS:.0f} seconds", "Try again when it is done."
+            f"another process has been writing to {path} for {BUSY_SECONDS:.0f} seconds",
+            "Try again when it is done.",
         )
     if "not a database" in text or "malformed" in text:
         return RegistryError(
-            f"{path} is damaged or no SQLite database ({text})",
-            "Put a copy back, or name another folder with --registry. The tensors under objects/ are separate files.",
+            f"{path} is damaged or not a SQLite database ({text})",
+            "Restore a copy, or name another folder with --registry. The tensors under objects/ are separate files.",
         )
     if "unable to open" in text:
         return RegistryError(f"cannot open {path}", "Check the permissions of the file and of its folder.")
@@ -285,7 +286,7 @@ def _full(path: Path) -> RegistryError:
     return RegistryError(
         f"no space left on the disk of {path}",
         "Free some space, for example with `attempt registry gc`, then run the command again. "
-        "What the registry held before is whole.",
+        "The registry's earlier contents are intact.",
     )
 
 

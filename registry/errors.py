@@ -1,4 +1,4 @@
-"""What the registry says when it cannot do what was asked."""
+"""The registry's exception, and the wording of errors about unknown names."""
 
 from __future__ import annotations
 
@@ -21,14 +21,18 @@ class RegistryError(Exception):
 
 
 def nearest_names(name: str, known: Iterable[str], most: int = 3) -> list[str]:
-    """The known names most like a mistyped one, best first; none when nothing is close."""
+    """Returns the known names most similar to a mistyped one, best first; none when nothing is close."""
     by_folded = {candidate.casefold(): candidate for candidate in known}
     found = difflib.get_close_matches(name.casefold(), by_folded, n=most, cutoff=0.5)
     return [by_folded[folded] for folded in found]
 
 
-def unknown_name_text(kind: str, name: str, known: Iterable[str], list_command: str) -> tuple[str, str]:
-    """The message and the hint for a name that nothing has, e.g. `no prompt named 'rtee'` and the nearest names."""
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Asks for the nearest names, e.g. "Did you mean rte or rte2? "; empty when nothing is close."""
     near = nearest_names(name, known)
-    did_you_mean = f"Did you mean {' or '.join(near)}? " if near else ""
-    return f"no {kind} named '{name}'", f"{did_you_mean}`{list_command}` shows all names."
+    return f"Did you mean {' or '.join(near)}? " if near else ""
+
+
+def unknown_name_text(kind: str, name: str, known: Iterable[str], list_command: str) -> tuple[str, str]:
+    """Returns the message and the hint for an unknown name: `no prompt named 'rtee'` and the nearest names."""
+    return f"no {kind} named '{name}'", f"{did_you_mean(name, known)}`{list_command}` shows all names."

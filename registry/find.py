@@ -1,4 +1,4 @@
-"""Reading the registry: one record by its name, or many by filters; each is a single SELECT."""
+"""Reads the registry: one record by its name, or many by filters, each with a single SELECT."""
 
 from __future__ import annotations
 
@@ -6,14 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from attempt_registry.conversion import KIND_OF, RECORDS, TABLES, Named, columns, records
 from attempt_registry.database import Database
-from attempt_registry.errors import RegistryError, nearest_names, unknown_name_text
-from attempt_registry.names import KINDS, parse
-from attempt_registry.records import Attention, Backbone, Composition, Prompt, Run
-from attempt_registry.rows import KIND_OF, RECORDS, TABLES, Named, columns, records
-
-# what `prompts(sort=…)` takes
-SORTS = ("name", "created", "task", "kind", "method", "backbone", "length", "width", "seed")
+from attempt_registry.errors import RegistryError, did_you_mean, unknown_name_text
+from attempt_registry.records import SORTS, Attention, Backbone, Composition, Prompt, Run
+from attempt_registry.references import KINDS, parse
 
 
 class Finder:
@@ -22,37 +19,35 @@ class Finder:
     folder: Path
     _database: Database
 
-    # --- one
-
     def prompt(self, ref: str) -> Prompt:
-        """A prompt by name ("rte": the newest version) or full name ("rte@2").
+        """Returns a prompt by name ("rte": the newest version) or full name ("rte@2").
 
         Raises:
-            RegistryError: with the nearest names, or the versions that there are.
+            RegistryError: when it is unknown; the hint lists the nearest names, or the existing versions.
         """
         return self._one(Prompt, ref)
 
     def attention(self, ref: str) -> Attention:
-        """An attention by name or full name.
+        """Returns an attention by name or full name.
 
         Raises:
-            RegistryError: with the nearest names, or the versions that there are.
+            RegistryError: as `prompt`.
         """
         return self._one(Attention, ref)
 
     def composition(self, ref: str) -> Composition:
-        """A composition by name or full name.
+        """Returns a composition by name or full name.
 
         Raises:
-            RegistryError: with the nearest names, or the versions that there are.
+            RegistryError: as `prompt`.
         """
         return self._one(Composition, ref)
 
     def run(self, id: int) -> Run:
-        """A run by its number.
+        """Returns a run by its number.
 
         Raises:
-            RegistryError: when there is none.
+            RegistryError: when it is unknown.
         """
         found = records(Run, self._database.rows(f"SELECT {columns(Run)} FROM runs WHERE id = ?", (id,)))
         if not found:
@@ -60,50 +55,64 @@ class Finder:
         return found[0]
 
     def backbone(self, name_or_fingerprint: str) -> Backbone:
-        """A recorded backbone; of several with one name the newest.
+        """Returns a recorded backbone, the newest of several with the same name.
 
         Raises:
-            RegistryError: with the nearest names.
+            RegistryError: when it is unknown; the hint lists the nearest names.
         """
-        for backbone in reversed(self.backbones()):
+        backbones = self.backbones()
+        for backbone in reversed(backbones):
             if name_or_fingerprint in (backbone.name, backbone.fingerprint):
                 return backbone
-        near = nearest_names(name_or_fingerprint, [backbone.name for backbone in self.backbones()])
-        did_you_mean = f"Did you mean {' or '.join(near)}? " if near else ""
+        near = did_you_mean(name_or_fingerprint, [backbone.name for backbone in backbones])
         raise RegistryError(
             f"no backbone named '{name_or_fingerprint}' is recorded here",
-            f"{did_you_mean}`attempt backbone show {name_or_fingerprint}` records it.",
+            f"{near}`attempt backbone show {name_or_fingerprint}` records it.",
         )
 
     def named(self, ref: str, kind: str) -> Prompt | Attention | Composition:
-        """A record of the kind "prompt", "attention" or "composition".
+        """Returns a record of the kind "prompt", "attention" or "composition".
 
         Raises:
-            RegistryError: when there is no such name or kind.
+            RegistryError: when the name or the kind is unknown.
         """
         if kind not in RECORDS:
-            raise RegistryError(f"'{kind}' is no kind of record", f"There are {', '.join(RECORDS)}.")
+            raise RegistryError(f"'{kind}' is not a kind of record", f"There are {', '.join(RECORDS)}.")
         found: Prompt | Attention | Composition = self._one(RECORDS[kind], ref)
         return found
 
+    def find(self, ref: str) -> list[Prompt | Attention | Composition]:
+        """Returns all records with a name, at most one of each kind, prompts first.
+
+        Raises:
+            RegistryError: when no kind has the name.
+        """
+        kinds = self.kinds_of(ref)
+        if kinds:
+            return [self.named(ref, kind) for kind in kinds]
+        name = ref.partition("@")[0]
+        for kind in self.kinds_of(name):
+            self.named(ref, kind)  # fails: the name exists without this version, and the hint lists its versions
+        known = dict.fromkeys(known for kind in KINDS for known in self.names(kind=kind))
+        text = unknown_name_text("prompt, attention or composition", name, known, "attempt registry list")
+        raise RegistryError(*text)
+
     def kinds_of(self, ref: str) -> list[str]:
-        """The kinds under which something with this name is there, e.g. ["prompt", "composition"]."""
+        """Lists the kinds of record that have this name, e.g. ["prompt", "composition"]."""
         wanted = parse(ref)
         return [kind for kind in KINDS if wanted.kind in (None, kind) and self._rows(kind, wanted.name, wanted.version)]
 
     def versions(self, name: str, *, kind: str = "prompt") -> list[int]:
-        """The versions of a name that are there, oldest first."""
+        """Lists the existing versions of a name, oldest first."""
         rows = self._database.rows(f"SELECT version FROM {kind}s WHERE name = ? ORDER BY version", (name,))
         return [version for (version,) in rows]
 
     def names(self, *, kind: str = "prompt") -> list[str]:
-        """All names of a kind, without versions, in alphabetical order."""
+        """Lists all names of a kind, without versions, in alphabetical order."""
         return [name for (name,) in self._database.rows(f"SELECT DISTINCT name FROM {kind}s ORDER BY name")]
 
-    # --- many
-
     def backbones(self) -> list[Backbone]:
-        """All recorded backbones, oldest first."""
+        """Lists all recorded backbones, oldest first."""
         rows = self._database.rows(f"SELECT {columns(Backbone)} FROM backbones ORDER BY created, rowid")
         return [Backbone(*row) for row in rows]
 
@@ -119,12 +128,12 @@ class Finder:
         reverse: bool = False,
         limit: int | None = None,
     ) -> list[Prompt]:
-        """The prompts that pass every given filter.
+        """Lists the prompts that pass every given filter.
 
         Args:
-            backbone: its name or its fingerprint; prompts of the same weights under another name count.
+            backbone: a name or fingerprint; it also finds prompts of the same weights under another name.
             sort: one of `SORTS`.
-            limit: at most so many.
+            limit: the largest number of prompts to return.
 
         Raises:
             RegistryError: for an unknown `sort`.
@@ -140,7 +149,7 @@ class Finder:
             where.append("EXISTS (SELECT 1 FROM json_each(tags) WHERE value = ?)")
             values.append(tag)
         down = "DESC" if reverse else "ASC"
-        # the time is in seconds: what was added within one keeps its order
+        # the time is in whole seconds: prompts of the same second keep the order in which they were added
         ties = ("id",) if sort == "created" else ("name", "version")
         order = "ORDER BY " + ", ".join(f"{column} {down}" for column in (sort, *ties))
         return records(Prompt, self._database.rows(_select(Prompt, where, order, limit), values))
@@ -148,7 +157,7 @@ class Finder:
     def attentions(
         self, backbone: str | None = None, *, reverse: bool = False, limit: int | None = None
     ) -> list[Attention]:
-        """The attentions, by name."""
+        """Lists the attentions, by name."""
         where, values = ([_OF_BACKBONE], [backbone] * 3) if backbone is not None else ([], [])
         order = "ORDER BY name DESC, version DESC" if reverse else "ORDER BY name, version"
         return records(Attention, self._database.rows(_select(Attention, where, order, limit), values))
@@ -162,11 +171,11 @@ class Finder:
         reverse: bool = False,
         limit: int | None = None,
     ) -> list[Composition]:
-        """The compositions, by name.
+        """Lists the compositions, by name.
 
         Args:
             task: only those with a target prompt for this task.
-            uses: only those with this source, target or ("attention:…") attention, by full name.
+            uses: only those with this source, target or attention ("attention:…"), by full name.
         """
         where: list[str] = []
         values: list[Any] = []
@@ -194,10 +203,10 @@ class Finder:
         return records(Composition, self._database.rows(_select(Composition, where, order, limit), values))
 
     def runs(self, uses: str | None = None, *, reverse: bool = False, limit: int | None = None) -> list[Run]:
-        """The runs, oldest first.
+        """Lists the runs, oldest first.
 
         Args:
-            uses: only those that made or used this; "rte@1" or "prompt:rte@1", without a version any of its versions.
+            uses: only those that made or used this: "rte@1" or "prompt:rte@1"; any version when none is given.
         """
         where, values = [], []
         if uses is not None:
@@ -213,8 +222,6 @@ class Finder:
         order = "ORDER BY id DESC" if reverse else "ORDER BY id"
         return records(Run, self._database.rows(_select(Run, where, order, limit), values))
 
-    # --- inside
-
     def _rows(self, kind: str, name: str, version: int | None) -> list[tuple[Any, ...]]:
         where, values = _where({"name": name, "version": version})
         return self._database.rows(_select(RECORDS[kind], where, "ORDER BY version DESC", 1), values)
@@ -222,7 +229,7 @@ class Finder:
     def _one(self, record: type[Named], ref: str) -> Named:
         kind, wanted = KIND_OF[record], parse(ref)
         if wanted.kind not in (None, kind):
-            raise RegistryError(f"'{ref}' is no {kind}", f"Name a {kind}, for example {wanted.name}.")
+            raise RegistryError(f"'{ref}' is not of the kind {kind}", f"Give the name alone: {wanted.name}.")
         found = records(record, self._rows(kind, wanted.name, wanted.version))
         if found:
             return found[0]
@@ -234,13 +241,13 @@ class Finder:
         raise RegistryError(*unknown_name_text(kind, wanted.name, self.names(kind=kind), command))
 
     def _parent(self, ref: str) -> str:
-        """A parent as it is stored: a full name, with its kind unless it is a prompt."""
+        """Returns a parent as it is stored: a full name, with its kind unless it is a prompt."""
         kind = parse(ref).kind or "prompt"
         full = self.named(ref, kind).ref
         return full if kind == "prompt" else f"{kind}:{full}"
 
     def _full_reference(self, ref: str) -> str:
-        """What a run made or used as it is stored: kind and full name; what is not in the registry stays as given."""
+        """Returns a run's artefact or input as it is stored: kind and full name, or unchanged when it is no record."""
         if ":" in ref and parse(ref).kind is None:
             return ref
         wanted = parse(ref)

@@ -1,11 +1,11 @@
-"""What came from what, and finding things by words."""
+"""Follows parents and children, and searches by words."""
 
 from __future__ import annotations
 
+from attempt_registry.conversion import RECORDS, TABLES, columns, records
 from attempt_registry.find import Finder
-from attempt_registry.names import parse
 from attempt_registry.records import Attention, Composition, Lineage, Prompt
-from attempt_registry.rows import RECORDS, TABLES, columns, records
+from attempt_registry.references import parse
 
 _SEARCHED = {
     "prompt": ("name", "version", "task", "note", "tags", "backbone", "method", "kind"),
@@ -33,7 +33,7 @@ def lineage(registry: Finder, ref: str, *, kind: str) -> Lineage:
 
 
 def children(registry: Finder, stored: str) -> tuple[str, ...]:
-    """The full names of what has `stored` ("rte@1", "attention:glue@1") as its parent; attentions with their kind."""
+    """Lists the full names of the children of `stored` ("rte@1", "attention:glue@1"); attentions with their kind."""
     found = []
     for kind, prefix in (("prompt", ""), ("attention", "attention:")):
         query = (
@@ -45,7 +45,7 @@ def children(registry: Finder, stored: str) -> tuple[str, ...]:
 
 
 def _ancestors(registry: Finder, record: Prompt | Attention | Composition) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """All ancestors, nearest first, and those of them that were removed."""
+    """Lists all ancestors, nearest first, and those of them that were removed."""
     seen: dict[str, None] = {}
     removed = []
     waiting = list(_parents(record))
@@ -78,7 +78,7 @@ def search(registry: Finder, text: str) -> list[Prompt | Attention | Composition
     found: list[Prompt | Attention | Composition] = []
     for kind, searched in _SEARCHED.items():
         record = RECORDS[kind]
-        # SQLite's own case folding knows only ASCII, so the words are compared here
+        # SQLite folds only ASCII, so the words are compared here
         text_of = " || char(10) || ".join(f"coalesce({column}, '')" for column in searched)
         rows = registry._database.rows(f"SELECT id, {text_of} FROM {TABLES[record]}")
         ids = [id for id, content in rows if all(word in content.casefold() for word in words)]

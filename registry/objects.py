@@ -1,4 +1,4 @@
-"""Tensors as content-addressed safetensors files, `objects/ab/cdef….safetensors`, written once and never changed."""
+"""Stores tensors as content-addressed files, `objects/ab/cdef….safetensors`, written once and never changed."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ class Objects:
         self.folder = folder / "objects"
 
     def path(self, sha256: str) -> Path:
-        """Where the file with this hash lies."""
+        """Returns the path of the file with this hash."""
         return self.folder / sha256[:2] / f"{sha256[2:]}{SUFFIX}"
 
     def put(self, data: bytes, sha256: str) -> None:
-        """Writes a file unless it is there: temporary name, sync, rename, sync of the folder.
+        """Writes a file unless it exists: temporary name, sync, rename, sync of the folder.
 
         Raises:
-            RegistryError: when the disk is full or the folder cannot be written to; no half file stays.
+            RegistryError: when the disk is full or the folder is not writable; no partial file remains.
         """
         final = self.path(sha256)
         temporary = final.with_name(f".{final.stem[:16]}-{os.getpid()}-{os.urandom(4).hex()}.tmp")
@@ -63,17 +63,17 @@ class Objects:
                 temporary.unlink(missing_ok=True)
 
     def get(self, sha256: str, of: str) -> dict[str, Array]:
-        """The tensors of a file, after checking its hash.
+        """Reads the tensors of a file and checks its hash.
 
         Args:
             sha256: the file's hash.
-            of: whose it is, for the error, e.g. "prompt rte@2".
+            of: its owner, for the error, e.g. "prompt rte@2".
 
         Raises:
-            RegistryError: when the file is missing or damaged, naming it and `of`.
+            RegistryError: when the file is missing or damaged; the message names the file and `of`.
         """
         path = self.path(sha256)
-        hint = "`attempt registry verify` checks all files. Put a copy back, or remove it and train or add it again."
+        hint = "`attempt registry verify` checks all files. Restore a copy, or remove it and train or add it again."
         try:
             data = path.read_bytes()
         except FileNotFoundError:
@@ -85,7 +85,7 @@ class Objects:
         return {name: decode(entry, name) for name, entry in safetensors_entries(data, path).items()}
 
     def problem(self, sha256: str) -> str | None:
-        """What is wrong with a file, or None; reads it in pieces."""
+        """Returns what is wrong with a file, or None; reads it in chunks."""
         try:
             import hashlib
 
@@ -97,10 +97,10 @@ class Objects:
             return "its file is missing"
         except OSError as error:
             return f"its file cannot be read ({error.strerror})"
-        return None if found.hexdigest() == sha256 else "its file is damaged (another hash)"
+        return None if found.hexdigest() == sha256 else "its file is damaged (wrong hash)"
 
     def files(self) -> Iterator[tuple[Path, str | None]]:
-        """Every file under `objects/`, with the hash that its name says, or None for a temporary file."""
+        """Yields every file under `objects/` with the hash in its name, or None for a temporary file."""
         for folder in sorted(self.folder.glob("??")):
             for path in sorted(folder.iterdir()):
                 if path.suffix == SUFFIX and not path.name.startswith("."):
@@ -110,30 +110,30 @@ class Objects:
 
 
 def age(path: Path) -> float:
-    """Seconds since the file was written or last asked for by `Objects.put`."""
+    """Returns the seconds since `Objects.put` last wrote or requested the file."""
     return time.time() - path.stat().st_mtime
 
 
 def to_safetensors(tensors: Mapping[str, Any]) -> tuple[bytes, str]:
-    """Tensors as the bytes of a safetensors file in float32, and the sha256; equal tensors give equal bytes.
+    """Encodes tensors as a safetensors file in float32; returns its bytes and sha256. Equal tensors give equal bytes.
 
     Raises:
-        RegistryError: when a tensor is not made of finite real numbers.
+        RegistryError: when a tensor holds anything but finite floating-point numbers.
     """
     import numpy as np
     from safetensors.numpy import save
 
     plain = {name: _float32(np.asarray(tensor), name) for name, tensor in sorted(tensors.items())}
-    # no metadata: safetensors writes it in an order that changes from call to call
+    # no metadata: safetensors writes it in an order that varies from call to call
     data = save({name: np.ascontiguousarray(tensor) for name, tensor in plain.items()})
     return data, _sha256(data)
 
 
 def safetensors_entries(data: bytes, path: Path) -> dict[str, dict[str, Any]]:
-    """The tensors in the bytes of a safetensors file as they lie there: dtype, shape and data by name.
+    """Splits the bytes of a safetensors file into its tensors: dtype, shape and raw data by name.
 
     Raises:
-        RegistryError: when the bytes are not whole, naming `path`.
+        RegistryError: when the bytes are incomplete; the message names `path`.
     """
     import safetensors
 
@@ -142,15 +142,15 @@ def safetensors_entries(data: bytes, path: Path) -> dict[str, dict[str, Any]]:
         return dict(deserialize(data))
     except safetensors.SafetensorError as error:
         raise RegistryError(
-            f"{path} is not a whole safetensors file ({error})", "Fetch or write the file again."
+            f"{path} is not a complete safetensors file ({error})", "Download or write the file again."
         ) from error
 
 
 def decode(entry: Mapping[str, Any], name: str) -> Array:
-    """One of `safetensors_entries` as float32; bfloat16, which numpy lacks, is widened by its bits.
+    """Converts one of `safetensors_entries` to float32; bfloat16, which numpy lacks, is widened by its bits.
 
     Raises:
-        RegistryError: when it does not hold 16, 32 or 64-bit floats.
+        RegistryError: when it does not hold 16-bit, 32-bit or 64-bit floats.
     """
     import numpy as np
 
@@ -180,13 +180,13 @@ def _float32(tensor: Any, name: str) -> Array:
         bad = int(np.size(converted) - np.isfinite(converted).sum())
         raise RegistryError(
             f"tensor '{name}' has {bad} values that are not finite (NaN or infinity)",
-            "A training that diverged makes such values: use an earlier checkpoint or a lower learning rate.",
+            "A diverged training produces such values: use an earlier checkpoint or a lower learning rate.",
         )
     return converted
 
 
 def _holds(path: Path, data: bytes) -> bool:
-    # compared byte by byte: adding a tensor again heals its damaged file
+    # compared byte by byte: adding a tensor again repairs its damaged file
     try:
         return path.read_bytes() == data
     except FileNotFoundError:
@@ -200,7 +200,7 @@ def _sha256(data: bytes) -> str:
 
 
 def _sync_folder(folder: Path) -> None:
-    # a rename is only safe once its folder is; Windows cannot open folders and needs no such thing
+    # a rename is durable only once its folder is synced; Windows cannot open folders and does not need it
     with contextlib.suppress(PermissionError, IsADirectoryError):
         handle = os.open(folder, os.O_RDONLY)
         try:

@@ -1,4 +1,4 @@
-"""What the registry holds, as frozen records; the columns of a table are the fields of its record, in this order."""
+"""The registry's records, as frozen dataclasses; a table has the fields of its record as columns, in the same order."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ class Backbone:
     """A frozen language model that prompts were trained for.
 
     Args:
-        name: how the user calls it: a hub id, an alias, a folder.
-        fingerprint: hash of its embedding table; two models are one backbone when these are equal.
+        name: the user's name for it: a hub id, an alias, a folder.
+        fingerprint: hash of its embedding table; models with equal fingerprints are the same backbone.
         architecture: "decoder-only" or "encoder-decoder".
         width: entries of one token embedding (d).
         embedding_rms: root mean square of the embedding table's entries.
         parameters: number of weights.
-        source: where it was loaded from.
-        created: when it was first recorded (UTC, ISO 8601); empty means now.
+        source: the place it was loaded from.
+        created: the time of its first recording (UTC, ISO 8601); empty means now.
     """
 
     name: str
@@ -31,19 +31,34 @@ class Backbone:
     created: str = ""
 
 
+# the orders of `Registry.prompts`
+SORTS = ("name", "created", "task", "kind", "method", "backbone", "length", "width", "seed")
+
+
+class _Named:
+    """A record with a name and a version, which are unique together; a version is never reused after a removal."""
+
+    name: str
+    version: int
+
+    @property
+    def ref(self) -> str:
+        """Returns the full name, e.g. "rte@2"."""
+        return f"{self.name}@{self.version}"
+
+
 @dataclass(frozen=True)
-class Prompt:
-    """A soft prompt [length, width]; what enters the model is tensor * embedding_scale.
+class Prompt(_Named):
+    """A soft prompt [length, width]; tensor * embedding_scale enters the model.
 
     Args:
-        name, version: together unique; a version is never given twice, even after a removal.
         kind: "source" or "target".
-        method: "prompt-tuning", "spot", "attempt" or "imported".
-        backbone, fingerprint: the one model it works on.
-        task, task_version: what it was trained for; the version is None when nobody recorded it.
-        placement: "before" the input or "after" it; a prompt means nothing in the other place.
-        sha256: of its safetensors file, which is also the file's name.
-        parents: the prompts it grew from, e.g. ("sst2@1", "qnli@3").
+        method: the training method's name, e.g. "attempt" or "mpt", or "imported" when it was added from a file.
+        backbone, fingerprint: the only model it works with.
+        task, task_version: the task it was trained for; the version is None when it is unknown.
+        placement: "before" the input or "after" it; in the other place the prompt is useless.
+        sha256: hash of its safetensors file, which also names the file.
+        parents: the prompts it was trained from, e.g. ("sst2@1", "qnli@3").
     """
 
     name: str
@@ -69,21 +84,16 @@ class Prompt:
     parents: tuple[str, ...]
     id: int
 
-    @property
-    def ref(self) -> str:
-        """Its full name, e.g. "rte@2"."""
-        return f"{self.name}@{self.version}"
-
 
 @dataclass(frozen=True)
-class Attention:
+class Attention(_Named):
     """A trained attention G over source prompts.
 
     Args:
         rank: r of W_down [r, d] and W_up [d, r].
-        level: "instance" (one weight a prompt) or "token" (one weight a row of a prompt).
+        level: "instance" (one weight per prompt) or "token" (one weight per row of a prompt).
         temperature: T, which divides the scores.
-        placement: where the prompts stand that it was trained to mix.
+        placement: the placement of the prompts it was trained to mix.
     """
 
     name: str
@@ -103,21 +113,16 @@ class Attention:
     parents: tuple[str, ...]
     id: int
 
-    @property
-    def ref(self) -> str:
-        """Its full name, e.g. "glue@1"."""
-        return f"{self.name}@{self.version}"
-
 
 @dataclass(frozen=True)
-class Composition:
-    """A named, ordered set of source prompts, an attention over them, and target prompts: what predicts.
+class Composition(_Named):
+    """A model that predicts: an ordered set of source prompts, an attention over them, and target prompts.
 
     Args:
         sources: source prompts in the order of the attention, e.g. ("sst2@1", "qnli@3").
         attention: the attention's full name, or None.
-        targets: target prompts, one a task.
-        placement: where all of its prompts stand.
+        targets: target prompts, one per task.
+        placement: the placement of all of its prompts.
     """
 
     name: str
@@ -133,22 +138,17 @@ class Composition:
     note: str
     id: int
 
-    @property
-    def ref(self) -> str:
-        """Its full name, e.g. "reviews@1"."""
-        return f"{self.name}@{self.version}"
-
 
 @dataclass(frozen=True)
 class Run:
-    """One run of a command: what it was given, what it cost, what came out.
+    """One run of a command: its inputs, its cost and its results.
 
     Args:
-        rows: which rows it used (counts, hashes, chosen row numbers).
-        budget: steps, batch, learning rates: what a fair comparison holds equal.
+        rows: the rows it used (counts, hashes, chosen row numbers).
+        budget: steps, batch size, learning rates: everything that a fair comparison holds equal.
         duration: seconds.
-        artefacts: what it made, with its kind, e.g. ("prompt:rte@1", "attention:glue@2").
-        inputs: what it used, in the same form.
+        artefacts: the records it made, with their kinds, e.g. ("prompt:rte@1", "attention:glue@2").
+        inputs: the records it used, in the same form.
     """
 
     id: int
@@ -167,15 +167,15 @@ class Run:
 
 @dataclass(frozen=True)
 class Lineage:
-    """Where an artefact comes from and what hangs on it.
+    """The ancestors of an artefact and everything that depends on it.
 
     Args:
         ref: its full name.
-        parents: what it grew from, and what those grew from, nearest first.
+        parents: its parents and their ancestors, nearest first.
         removed: those of `parents` that are no longer in the registry.
-        children: what grew directly from it.
+        children: its direct children.
         made_by, used_by: runs.
-        compositions: those that it is part of.
+        compositions: the compositions it is part of.
     """
 
     ref: str
@@ -189,7 +189,7 @@ class Lineage:
 
 @dataclass(frozen=True)
 class Removal:
-    """What `Registry.remove` did, or with `dry_run` would do."""
+    """The effects of `Registry.remove`, or with `dry_run` the effects it would have."""
 
     kind: str
     ref: str
@@ -201,7 +201,7 @@ class Removal:
 
 @dataclass(frozen=True)
 class Problem:
-    """Something that `Registry.verify` found wrong."""
+    """A fault found by `Registry.verify`."""
 
     what: str  # e.g. "prompt rte@1"
     problem: str
@@ -213,9 +213,9 @@ class Garbage:
     """Files that no row refers to, removed by `Registry.gc` or with `dry_run` only found.
 
     Args:
-        files: paths, absolute.
-        bytes: their sizes added up.
-        young: files that were left because another process may be about to refer to them.
+        files: absolute paths.
+        bytes: their total size.
+        young: number of files that were kept because another process may be about to refer to them.
     """
 
     files: tuple[str, ...]

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from attempt_registry import lineage, upkeep
 from attempt_registry.add import Adder, checked_tags, unique
+from attempt_registry.conversion import json_text
 from attempt_registry.database import Database
 from attempt_registry.errors import RegistryError
 from attempt_registry.objects import Objects
 from attempt_registry.records import Attention, Composition, Garbage, Lineage, Problem, Prompt, Removal
-from attempt_registry.rows import json_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,7 +24,7 @@ ENVIRONMENT_VARIABLE = "ATTEMPT_REGISTRY"
 
 
 class Registry(Adder):
-    """A folder with a SQLite database of metadata and the tensors beside it; use `Registry.open`."""
+    """A folder with a SQLite database of metadata and the tensors beside it; opened by `Registry.open`."""
 
     def __init__(self, folder: Path, *, read_only: bool = False) -> None:
         self.folder = folder
@@ -33,7 +33,7 @@ class Registry(Adder):
 
     @classmethod
     def open(cls, path: Path | None = None, *, must_exist: bool = False, read_only: bool = False) -> Registry:
-        """Opens a registry; its files are made by the first thing that is added.
+        """Opens a registry; the first addition creates its files.
 
         Args:
             path: its folder; without it $ATTEMPT_REGISTRY, else the user's data folder.
@@ -41,7 +41,7 @@ class Registry(Adder):
             read_only: refuse to write, even where the folder would allow it.
 
         Raises:
-            RegistryError: when `path` is a file, or `must_exist` and nothing is there.
+            RegistryError: when `path` is a file, or when `must_exist` is set and the folder holds no registry.
         """
         if path is None and os.environ.get(ENVIRONMENT_VARIABLE):
             path = Path(os.environ[ENVIRONMENT_VARIABLE])
@@ -58,7 +58,7 @@ class Registry(Adder):
         return registry
 
     def close(self) -> None:
-        """Closes the database; using the registry again opens it again."""
+        """Closes the database; the next use reopens it."""
         self._database.close()
 
     def __enter__(self) -> Registry:
@@ -68,33 +68,33 @@ class Registry(Adder):
         self.close()
 
     def prompt_tensor(self, prompt: Prompt) -> Array:
-        """The tensor of a prompt, float32 [length, width], after checking its file's hash.
+        """Reads a prompt's tensor, float32 [length, width], and checks its file's hash.
 
         Raises:
-            RegistryError: when the file is missing or damaged, naming file and prompt.
+            RegistryError: when the file is missing or damaged; the message names file and prompt.
         """
         tensors = self._objects.get(prompt.sha256, f"prompt {prompt.ref}")
         return tensors["prompt"]
 
     def attention_tensors(self, attention: Attention) -> dict[str, Array]:
-        """The weights of an attention by name, float32, after checking their file's hash.
+        """Reads an attention's weights by name, float32, and checks their file's hash.
 
         Raises:
-            RegistryError: when the file is missing or damaged, naming file and attention.
+            RegistryError: when the file is missing or damaged; the message names file and attention.
         """
         return dict(self._objects.get(attention.sha256, f"attention {attention.ref}"))
 
     def tensor_path(self, record: Prompt | Attention) -> Path:
-        """The safetensors file of a prompt or an attention."""
+        """Returns the safetensors file of a prompt or an attention."""
         return self._objects.path(record.sha256)
 
     def tag(self, ref: str, add: Sequence[str] = (), remove: Sequence[str] = ()) -> Prompt:
-        """Adds and removes tags of a prompt; returns it as it is then.
+        """Adds and removes tags of a prompt; returns the changed prompt.
 
         Raises:
-            RegistryError: when the prompt is unknown, or has no tag of `remove`.
+            RegistryError: when the prompt is unknown or lacks a tag of `remove`.
         """
-        self.prompt(ref)  # an unknown name needs no lock, and makes no database
+        self.prompt(ref)  # an unknown name needs no lock and creates no database
         with self._database.transaction():
             prompt = self.prompt(ref)
             for tag in remove:
@@ -110,18 +110,18 @@ class Registry(Adder):
         """Removes one version; its tensor's file stays until `gc`.
 
         Args:
-            ref: without a version, the newest.
+            ref: a name; without a version, the newest.
             kind: "prompt", "attention" or "composition".
-            force: also when a composition uses it, which then cannot be loaded any more.
-            dry_run: only say what would happen.
+            force: even when a composition uses it, which then no longer loads.
+            dry_run: only return what would happen.
 
         Raises:
-            RegistryError: when it is unknown, or a composition uses it and `force` is not set.
+            RegistryError: when it is unknown, or when a composition uses it and `force` is not set.
         """
         return upkeep.remove(self, self._database, ref, kind=kind, force=force, dry_run=dry_run)
 
     def lineage(self, ref: str, *, kind: str = "prompt") -> Lineage:
-        """Where an artefact comes from and what hangs on it.
+        """Collects the ancestors of an artefact and everything that depends on it.
 
         Raises:
             RegistryError: when it is unknown.
@@ -129,13 +129,13 @@ class Registry(Adder):
         return lineage.lineage(self, ref, kind=kind)
 
     def search(self, text: str) -> list[Prompt | Attention | Composition]:
-        """What has every word of `text` in its name, task, note, tags, method or backbone; case does not matter."""
+        """Finds records with every word of `text` in their name, task, note, tags, method or backbone, in any case."""
         return lineage.search(self, text)
 
     def verify(self) -> list[Problem]:
-        """Checks the database, that every tensor's file is there with the right hash, and every reference.
+        """Checks the database, the presence and hash of every tensor's file, and every reference.
 
-        A parent or an input of a run that was removed later is history and no problem; a composition's missing part is.
+        A parent or a run's input that was removed later is history, not a problem; a composition's missing part is one.
         """
         return upkeep.verify(self, self._database, self._objects)
 
@@ -144,6 +144,6 @@ class Registry(Adder):
 
         Args:
             dry_run: only find them.
-            grace: seconds for which a new file is left alone: another process may be about to refer to it.
+            grace: seconds for which a new file is kept: another process may be about to refer to it.
         """
         return upkeep.gc(self._database, self._objects, dry_run=dry_run, grace=grace)

@@ -1,28 +1,28 @@
-"""Removing, checking and cleaning up."""
+"""Removes records, checks the registry and deletes unused files."""
 
 from __future__ import annotations
 
 import contextlib
 from typing import TYPE_CHECKING
 
-from attempt_registry.database import Database, told
+from attempt_registry.database import Database, translated_errors
 from attempt_registry.errors import RegistryError
 from attempt_registry.lineage import children
-from attempt_registry.names import parse
 from attempt_registry.objects import Objects, age
 from attempt_registry.records import Composition, Garbage, Problem, Removal
+from attempt_registry.references import parse
 
 if TYPE_CHECKING:
     from attempt_registry.find import Finder
 
-# A file is written before its row. An hour is far more than a process needs between the two.
+# A file is written before its row; an hour is far more than a process needs between the two.
 GRACE_SECONDS = 3600.0
 
 
 def remove(registry: Finder, database: Database, ref: str, *, kind: str, force: bool, dry_run: bool) -> Removal:
     """See `Registry.remove`."""
     registry.named(ref, kind)  # an unknown name needs no lock, and makes no database
-    # a rehearsal takes no lock and works on a read-only registry
+    # a dry run takes no lock and works on a read-only registry
     with contextlib.nullcontext() if dry_run else database.transaction():
         record = registry.named(ref, kind)
         stored = record.ref if kind == "prompt" else f"{kind}:{record.ref}"
@@ -106,12 +106,12 @@ def gc(database: Database, objects: Objects, *, dry_run: bool, grace: float) -> 
     files, size, young = [], 0, 0
     if not database.file.exists() and any(objects.files()):
         raise RegistryError(
-            f"{objects.folder} holds tensors, but their database {database.file.name} is gone",
-            "Put a copy of it back. Nothing was removed: without it every tensor would look unused.",
+            f"{objects.folder} holds tensors, but their database {database.file.name} is missing",
+            "Restore a copy of it. Nothing was removed: without the database every tensor would look unused.",
         )
-    # the lock: no row is committed between looking at the rows and removing the files
+    # the lock: no row is committed between reading the rows and removing the files
     locked = not dry_run and database.file.exists()
-    with database.transaction() if locked else contextlib.nullcontext(), told(objects.folder):
+    with database.transaction() if locked else contextlib.nullcontext(), translated_errors(objects.folder):
         used = {
             sha256
             for kind in ("prompt", "attention")

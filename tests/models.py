@@ -27,6 +27,11 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from attempt_cli.backbones.base import FrozenBackbone
+from attempt_cli.backbones.tuned import TunedWeights
+from attempt_cli.training.methods import METHODS
+
+WEIGHT_METHODS = tuple(name for name, method in METHODS.items() if method.trains_weights)
 WIDTH = 24
 LAYERS = 2
 LLAMA_SIZES = {
@@ -242,3 +247,9 @@ def save(model: nn.Module, tokenizer: PreTrainedTokenizerFast, folder: Path) -> 
     model.save_pretrained(folder)  # type: ignore[operator]
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def tune(backbone: FrozenBackbone, method: str, seed: int) -> TunedWeights:
+    """Puts what a weight method trains into the backbone."""
+    tuned: TunedWeights = METHODS[method].builder()(backbone, seed)
+    return tuned

@@ -1,1 +1,1 @@
-"""The public Python interface; `import attempt_cli` offers all of it."""
+"""The public functions of the library; `attempt_cli` itself offers them under its own name."""

@@ -29,13 +29,13 @@ from attempt_cli.evaluation.models import (
     note_lone_targets,
     own_tasks,
     records_of,
-    source_prompts,
 )
 from attempt_cli.evaluation.ranking import SourceRanking, rank, ranked_sources, similarity_target
 from attempt_cli.evaluation.record import EvaluationResult
 from attempt_cli.evaluation.scoring import Split, check_writable, record_jobs, scoring_jobs
 from attempt_cli.evaluation.serving import Prediction, find_served, predict_rows
 from attempt_cli.session import Session
+from attempt_cli.sources import source_prompts
 from attempt_registry.records import Composition
 
 if TYPE_CHECKING:

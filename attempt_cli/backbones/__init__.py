@@ -1,1 +1,1 @@
-"""Frozen language models behind one face."""
+"""Frozen language models behind one interface."""

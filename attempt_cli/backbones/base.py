@@ -1,4 +1,4 @@
-"""One face for every frozen language model."""
+"""The interface that all frozen language models share."""
 
 from __future__ import annotations
 
@@ -6,90 +6,47 @@ import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from attempt_cli.backbones.attention import Past
+from attempt_cli.backbones.input_cache import InputCache
 from attempt_cli.backbones.layers import SwitchedLayers
+from attempt_cli.backbones.rows import Batch, EncodedRow
 from attempt_cli.backbones.tokens import kept_tokens
 from attempt_cli.errors import AttemptError
+from attempt_cli.placement import Placement
 
-if TYPE_CHECKING:
-    from attempt_cli.backbones.attention import Past
-    from attempt_cli.backbones.input_cache import InputCache
-    from attempt_cli.backbones.tuned import TunedWeights
-
-# When a row is too long, its middle goes. At least so many of its last tokens stay: they are the template's cue
-# ("sentiment:"), without which the model does not know what is asked.
+# A row that is too long loses its middle. At least this many of its last tokens stay: they are the template's cue
+# ("sentiment:"), without which the model cannot know the question.
 CUE_TOKENS = 16
 
-# From so many rows on, their tokens are kept on disk: the next training on them starts at once.
+# Tokens of at least this many rows are kept on disk: the next training on them starts at once.
 KEPT_ROWS = 2000
 
-# Positions whose logits over the vocabulary stand in memory together (256 × 49,152 logits in fp32 take 48 MiB).
+# Positions whose logits over the vocabulary are in memory at the same time (256 × 49,152 logits in fp32 take 48 MiB).
 PROJECTED_AT_ONCE = 256
 
 
-@dataclass(frozen=True)
-class EncodedRow:
-    """A row's tokens, made once.
-
-    Args:
-        input_ids: the input's tokens, at least one.
-        target_ids: the target's tokens; empty where a row is only to be predicted.
-        truncated: how many input tokens did not fit.
-        task: which of a mixture's target prompts is the row's.
-    """
-
-    input_ids: list[int]
-    target_ids: list[int]
-    truncated: int = 0
-    task: int = 0
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Rows side by side, padded on the right.
-
-    Args:
-        input_ids: [b, l].
-        input_lengths: real tokens of each input, [b].
-        target_ids: [b, c].
-        target_lengths: real tokens of each target, [b].
-        task_ids: the rows' tasks, [b].
-    """
-
-    input_ids: Tensor
-    input_lengths: Tensor
-    target_ids: Tensor
-    target_lengths: Tensor
-    task_ids: Tensor
-
-    @property
-    def input_mask(self) -> Tensor:
-        """True at real input tokens, [b, l]."""
-        return torch.arange(self.input_ids.shape[1], device=self.input_ids.device) < self.input_lengths[:, None]
-
-
 class FrozenBackbone(SwitchedLayers, ABC):
-    """A language model whose weights never change, seen through embeddings and log-likelihoods.
+    """A language model with fixed weights, used through embeddings and log-likelihoods.
 
     Args:
-        model: the transformers model; put in evaluation mode, its parameters get no gradient.
+        model: the transformers model; it is put in evaluation mode, and its parameters get no gradient.
         tokenizer: its tokenizer.
-        name: the name under which prompts are bound to it (an alias, a hub id, a folder's name).
-        source: where its weights came from.
+        name: the name that prompts are bound to (an alias, a hub id, a folder's name).
+        source: the place its weights came from.
     """
 
     architecture: str
-    # keys and values of inputs that are read again and again; shared by all trainings on this backbone
+    # keys and values of inputs that are read more than once; shared by all trainings on this backbone
     input_cache: InputCache | None = None
-    # a training's weights that are in the model now; it is the frozen one again when they are released
-    tuned: TunedWeights | None = None
+    # the `TunedWeights` that are in the model now; once they are released it is the frozen model again
+    tuned: nn.Module | None = None
 
     def __init__(self, model: Any, tokenizer: Any, *, name: str, source: str) -> None:
         self.model: Any = model.eval().requires_grad_(False)
@@ -100,7 +57,7 @@ class FrozenBackbone(SwitchedLayers, ABC):
         self._head: Any = self.model.get_output_embeddings()
         self.pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         self.end_id: int = tokenizer.eos_token_id
-        self._forget_generation_habits()
+        self._use_greedy_generation()
 
     # identity
 
@@ -141,11 +98,11 @@ class FrozenBackbone(SwitchedLayers, ABC):
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits that two backbones share only if a prompt of one means the same to the other.
+        """16 hexadecimal digits; two backbones share them only if a prompt of one means the same to the other.
 
-        Hashed are the architecture, the layers' number, the embedding table and a few entries of every other weight
-        (a model fine-tuned with its embeddings frozen is another model), in bf16, so that the same checkpoint has one
-        fingerprint whatever dtype it is loaded in.
+        They hash the architecture, the number of layers, the embedding table and a few entries of every other weight
+        (a model fine-tuned with its embeddings frozen is another model), in bf16, so that a checkpoint has the same
+        fingerprint in every dtype.
         """
         config = self.model.config
         layers = getattr(config, "num_hidden_layers", None)
@@ -159,62 +116,61 @@ class FrozenBackbone(SwitchedLayers, ABC):
     @property
     @abstractmethod
     def max_positions(self) -> int | None:
-        """How many positions the model can see, prompt and target included; None where there is no bound."""
+        """The largest number of positions, prompt and target included; None without a bound."""
 
     # prompts
 
     @property
-    def placements(self) -> tuple[str, ...]:
-        """Where a prompt can stand, the default first: "before" is the paper's [P ; X], "after" is [X ; P]."""
+    def placements(self) -> tuple[Placement, ...]:
+        """The possible placements of a prompt, the default first."""
         return ("before",)
 
-    def check_placement(self, placement: str | None) -> str:
-        """The placement that is asked for, or the default.
+    def check_placement(self, placement: str | None) -> Placement:
+        """Returns the given placement, or the default for None.
 
         Raises:
-            AttemptError: this backbone cannot have it.
+            AttemptError: this backbone does not support it.
         """
-        if placement is None:
-            return self.placements[0]
-        if placement not in self.placements:
-            why = (
-                "an encoder reads prompt and input as one"
-                if self.architecture == "encoder-decoder"
-                else ("its attention cannot go on from keys that were computed before")
-            )
-            raise AttemptError(
-                f"{self.name} cannot have the prompt {placement} the input: {why}",
-                f"Train with --placement {self.placements[0]}, or leave it out.",
-            )
-        return placement
+        for possible in self.placements:
+            if placement in (None, possible):
+                return possible
+        why = (
+            "an encoder reads prompt and input as one"
+            if self.architecture == "encoder-decoder"
+            else "its attention cannot continue from keys that were computed before"
+        )
+        raise AttemptError(
+            f"{self.name} cannot have the prompt {placement} the input: {why}",
+            f"Train with --placement {self.placements[0]}, or leave it out.",
+        )
 
     def shares_prompts(self, positions: int) -> bool:
-        """Whether a prompt before all rows of a batch is computed once, not once a row.
+        """Tells whether a prompt before all rows of a batch is computed once per batch, not once per row.
 
         Args:
-            positions: of the longest row, its prompt included.
+            positions: positions of the longest row, its prompt included.
         """
         return False
 
     @property
     def cache_bytes_per_token(self) -> int:
-        """What keys and values of one input token take over all layers; 0 where inputs cannot be read once."""
+        """Bytes of one input token's keys and values over all layers; 0 if inputs cannot be read on their own."""
         return 0
 
     def read(self, rows: Sequence[EncodedRow]) -> Past | None:
-        """Keys and values of the rows' inputs, for prompts that are placed after them."""
+        """Returns keys and values of the rows' inputs, for prompts that are placed after them."""
         return None
 
     @property
     def least_positions(self) -> int:
-        """How many positions keep the processor busy: from there on a batch need not hold rows of unlike length."""
+        """The number of positions that keep the processor busy: a larger batch need not mix rows of unlike length."""
         return 512 if self.device.type == "cpu" else 8192
 
     @property
     def most_positions(self) -> int | None:
-        """From how many positions on a pass of tails gets slower, not faster; None where it does not.
+        """The number of positions beyond which a pass of suffixes gets slower, not faster; None if there is none.
 
-        On a CPU tensors of tens of megabytes are taken from the system anew in every layer.
+        On a CPU every layer takes fresh memory from the system for tensors of tens of megabytes.
         """
         return 2048 if self.device.type == "cpu" else None
 
@@ -233,8 +189,8 @@ class FrozenBackbone(SwitchedLayers, ABC):
             inputs: the rows' input texts.
             targets: tokens of each row's target (`target_tokens`), or None.
             max_length: the largest number of input tokens.
-            tails: the end of each input that a cut must leave whole (the question behind a passage); of a tail that
-                takes more than three quarters of the limit, its end.
+            tails: the end of each input that a cut leaves whole (the question behind a passage); of a tail that takes
+                more than three quarters of the limit, only the end stays.
         """
         if len(inputs) < KEPT_ROWS:
             found = self._cut_tokens(inputs, max_length, tails)
@@ -252,7 +208,7 @@ class FrozenBackbone(SwitchedLayers, ABC):
     def _cut_tokens(
         self, inputs: Sequence[str], max_length: int, tails: Sequence[str] | None
     ) -> list[tuple[list[int], int]]:
-        """Each input's tokens under the limit, and how many did not fit."""
+        """Returns each input's tokens under the limit, and the number of tokens that did not fit."""
         encoded: list[list[int]] = self.tokenizer(list(inputs))["input_ids"] if inputs else []
         found = []
         for number, ids in enumerate(encoded):
@@ -273,18 +229,18 @@ class FrozenBackbone(SwitchedLayers, ABC):
 
     @abstractmethod
     def target_tokens(self, text: str, *, end: bool) -> list[int]:
-        """The tokens of a target as the model would go on to write it.
+        """Returns the tokens of a target as the model would write it after the input.
 
         Args:
             text: the target.
-            end: whether an end token closes it (free text); encoder-decoders always close.
+            end: whether an end token closes it (free text); encoder-decoders always add one.
         """
 
     def label_tokens(self, words: Sequence[str]) -> list[list[int]]:
-        """The tokens of label words; closed by an end token where one word's tokens begin another's.
+        """Returns the tokens of label words, with end tokens if one word's tokens begin another's.
 
         Raises:
-            AttemptError: two words are the same tokens (a vocabulary without their letters): one would always win.
+            AttemptError: two words have the same tokens (a vocabulary without their letters): one would always win.
         """
         plain = [self.target_tokens(word, end=False) for word in words]
         for i, word in enumerate(words):
@@ -307,7 +263,7 @@ class FrozenBackbone(SwitchedLayers, ABC):
 
         def on_device(numbers: list[Any]) -> Tensor:
             tensor = torch.tensor(numbers, dtype=torch.long)
-            # from pinned memory a GPU copies while it still computes the batch before
+            # a GPU copies from pinned memory while it still computes the previous batch
             return (
                 tensor.pin_memory().to(self.device, non_blocking=True)
                 if self.device.type == "cuda"
@@ -326,7 +282,7 @@ class FrozenBackbone(SwitchedLayers, ABC):
     # the model
 
     def embed(self, ids: Tensor) -> Tensor:
-        """X, the embeddings of tokens as they enter the first layer, [..., d] in the backbone's dtype."""
+        """Returns X, the embeddings of tokens as they enter the first layer, [..., d] in the backbone's dtype."""
         embeddings: Tensor = self._embedding(ids)
         return embeddings
 
@@ -334,15 +290,15 @@ class FrozenBackbone(SwitchedLayers, ABC):
     def target_log_likelihood(
         self, batch: Batch, embeddings: Tensor, prompts: Tensor | None, past: Past | None = None
     ) -> Tensor:
-        """log p(y | [P ; X]) of each row's target, differentiable in the prompts; with `past`, log p(y | [X ; P]).
+        """Returns log p(y | [P ; X]) of each row's target, or with `past` log p(y | [X ; P]).
 
-        The vocabulary projection runs at the targets' positions only.
+        It is differentiable in the prompts. The vocabulary projection runs at the targets' positions only.
 
         Args:
             batch: rows with targets.
             embeddings: X of the batch, [b, l, d].
             prompts: P of each row, [b, m, d], or of all rows, [1, m, d]; None for the bare model.
-            past: what `read` gave for these rows: the prompts stand after the input.
+            past: what `read` returned for these rows; the prompts are then placed after the input.
 
         Returns:
             Sums over each target's tokens, [b], float32.
@@ -357,17 +313,18 @@ class FrozenBackbone(SwitchedLayers, ABC):
         labels: Sequence[Sequence[int]],
         past: Past | None = None,
     ) -> Tensor:
-        """log p of every label word for every row, in one pass: [P ; X] is computed once, not once a word.
+        """Returns log p of every label word for every row, in one pass: [P ; X] is computed once, not once per word.
 
         Args:
-            batch: rows (targets are not looked at).
+            batch: rows; their targets are ignored.
             embeddings: X, [b, l, d].
-            prompts: [b, m, d], [1, m, d] for all rows, or None; with `past` of several tails a row, [b · tails, m, d].
+            prompts: [b, m, d], [1, m, d] for all rows, or None; with several suffixes behind `past`,
+                [b · suffixes, m, d].
             labels: tokens of each of c label words.
-            past: what `read` gave for these rows: the prompts stand after the input.
+            past: what `read` returned for these rows; the prompts are then placed after the input.
 
         Returns:
-            [b, c] or [b · tails, c], float32.
+            [b, c] or [b · suffixes, c], float32.
         """
 
     @abstractmethod
@@ -377,15 +334,15 @@ class FrozenBackbone(SwitchedLayers, ABC):
         embeddings: Tensor,
         prompts: Tensor | None,
         max_new_tokens: int,
-        placement: str = "before",
+        placement: Placement = "before",
     ) -> list[str]:
-        """The model's own continuation of [P ; X] or [X ; P], greedily, one text a row."""
+        """Returns the model's own greedy continuation of [P ; X] or [X ; P], one text per row."""
 
-    def _forget_generation_habits(self) -> None:
-        """Generation is greedy on every backbone.
+    def _use_greedy_generation(self) -> None:
+        """Makes generation greedy on every backbone.
 
         A checkpoint's generation_config.json may ask for beams or a repetition penalty (Qwen2.5 does), and the library
-        applies what a call does not name: a score would hang on who saved the weights.
+        applies every setting that a call does not name: a score would depend on who saved the weights.
         """
         from transformers import GenerationConfig
 
@@ -396,10 +353,10 @@ class FrozenBackbone(SwitchedLayers, ABC):
         )
 
     def _token_log_likelihoods(self, hidden: Tensor, tokens: Tensor) -> Tensor:
-        """log p of tokens [n, k], each predicted from its row of `hidden` [n, d]; [n, k], float32.
+        """Returns log p of tokens [n, k], each predicted from its row of `hidden` [n, d]; [n, k], float32.
 
         The tokens' own logits are computed in fp32. In bf16 a logit near 20 is a multiple of 0.125: two label words
-        would often score the same, and the first of them win.
+        would often have the same score, and the first would win.
         """
         hidden = self._before_head(hidden)
         own = torch.einsum("nd,nkd->nk", hidden.float(), self._head.weight[tokens].float())
@@ -407,19 +364,19 @@ class FrozenBackbone(SwitchedLayers, ABC):
             own = own + self._head.bias[tokens].float()
         if len(hidden) <= PROJECTED_AT_ONCE:
             return own - self._normaliser(hidden)
-        # long targets: the logits of a part are thrown away after it, and computed again for its gradient
+        # long targets: a part's logits are dropped after its forward pass, and computed again for its gradient
         parts = [
             checkpoint(self._normaliser, part, use_reentrant=False) for part in torch.split(hidden, PROJECTED_AT_ONCE)
         ]
         return own - torch.cat(parts)
 
     def _normaliser(self, hidden: Tensor) -> Tensor:
-        """log Σ exp of the logits over the vocabulary, [n, 1], float32, of hidden states [n, d]."""
+        """Returns log Σ exp of the logits over the vocabulary, [n, 1], float32, for hidden states [n, d]."""
         normaliser: Tensor = self._head(hidden).float().logsumexp(dim=-1, keepdim=True)
         return normaliser
 
     def _before_head(self, hidden: Tensor) -> Tensor:
-        """What an architecture does to hidden states between its last layer and the vocabulary projection."""
+        """Applies what an architecture does to hidden states between its last layer and the vocabulary projection."""
         return hidden
 
 
@@ -428,7 +385,7 @@ def _bf16_bytes(weight: Tensor) -> bytes:
 
 
 def with_prompts(embeddings: Tensor, prompts: Tensor | None) -> Tensor:
-    """[P ; X], the prompts cast to X's dtype where they meet it; one prompt, [1, m, d], is every row's."""
+    """Returns [P ; X], the prompts cast to X's dtype; one prompt, [1, m, d], serves every row."""
     if prompts is None:
         return embeddings
     return torch.cat([prompts.to(embeddings.dtype).expand(len(embeddings), -1, -1), embeddings], dim=1)

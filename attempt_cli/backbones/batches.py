@@ -1,10 +1,10 @@
-"""Rows of like length together, under a budget of positions."""
+"""Batches of rows of similar length, under a budget of positions."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-# A row that is shorter than this share of a batch's longest goes into the next batch, where batches are large enough.
+# A row shorter than this share of a batch's longest goes into the next batch, if the batch is large enough already.
 TIGHT = 0.85
 
 
@@ -16,15 +16,15 @@ def by_length(
     *,
     least: int | None = None,
 ) -> Iterator[list[int]]:
-    """Groups rows of like length into batches under a token budget.
+    """Groups rows of similar length into batches under a token budget.
 
     Args:
         lengths: tokens of each row, input and target.
-        overhead: tokens that every row has besides (the prompt).
-        max_tokens: the largest number of positions of a batch, pads included; a longer row stands alone.
-        max_rows: the largest number of its rows, if that is bounded too.
-        least: from so many positions on, a batch takes no row that is much shorter than its longest: pads would cost
-            more than another batch does. None: it takes all that fit.
+        overhead: further tokens of every row (the prompt).
+        max_tokens: the largest number of positions of a batch, pads included; a longer row is a batch of its own.
+        max_rows: the largest number of rows of a batch, if that is bounded too.
+        least: a batch of at least this many positions takes no row that is much shorter than its longest: pads would
+            cost more than another batch does. None: a batch takes all rows that fit.
 
     Yields:
         Indices of a batch's rows, longest rows first: a batch that is too large for the memory fails at once.

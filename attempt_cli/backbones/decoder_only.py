@@ -1,4 +1,4 @@
-"""Decoder-only backbones: Llama and its kin."""
+"""Decoder-only backbones: Llama and similar models."""
 
 from __future__ import annotations
 
@@ -10,39 +10,43 @@ import torch
 from torch import Tensor
 
 from attempt_cli.backbones import attention
-from attempt_cli.backbones.attention import Past, Shape, causal_mask, choose_kernel
-from attempt_cli.backbones.base import Batch, EncodedRow, FrozenBackbone, with_prompts
+from attempt_cli.backbones.attention import Past, additive_mask, causal_mask
+from attempt_cli.backbones.base import FrozenBackbone, with_prompts
 from attempt_cli.backbones.batches import by_length
 from attempt_cli.backbones.input_cache import Group
+from attempt_cli.backbones.kernels import Shape, choose_kernel
+from attempt_cli.backbones.label_tree import LabelTree
 from attempt_cli.backbones.llama import LlamaLayers
+from attempt_cli.backbones.rows import Batch, EncodedRow
 from attempt_cli.errors import AttemptError
+from attempt_cli.placement import Placement
 
 
 class DecoderOnlyBackbone(FrozenBackbone):
     """A causal language model; a row is [P ; X ; y] or, with the prompt placed after the input, [X ; P ; y].
 
-    Rows have no gap, pads come behind them. With pads only on the right of a row, causal attention alone keeps real
-    tokens from seeing them: positions and scores of a row are the same alone and in any batch, and no mask is needed.
+    Rows have no gaps, and all pads are on the right. Causal attention alone then keeps real tokens from seeing pads: a
+    row has the same positions and scores alone and in any batch, and no mask is needed.
 
     In [X ; P ; y] nothing that is trained enters X's own pass: its keys and values are computed once, without gradient
-    (`read`), and only P and y are trained through.
+    (`read`), and gradients pass through P and y only.
     """
 
     architecture = "decoder-only"
-    # whether the model runs with our attention (`use_own_attention`), without which nothing can stand behind `read`
+    # whether the model runs with our attention (`use_own_attention`), which alone can use what `read` returns
     own_attention = False
-    # layers with a backward of their own, where there are such for the architecture
+    # layers with a backward pass of their own, if the architecture has them
     _own_layers: LlamaLayers | None = None
 
     @property
-    def placements(self) -> tuple[str, ...]:
+    def placements(self) -> tuple[Placement, ...]:
         return ("after", "before") if self.own_attention else ("before",)
 
     def use_own_attention(self, on: bool, *, layers: bool = True) -> None:
         """Switches the model to our attention or back to the one it was loaded with.
 
         Args:
-            layers: whether our layers run around it, where there are such for the architecture.
+            layers: whether our own layers run around it, if the architecture has them.
         """
         fitting = on and layers and LlamaLayers.fits(self.model.base_model)
         self._own_layers = LlamaLayers(self.model) if fitting else None
@@ -60,8 +64,8 @@ class DecoderOnlyBackbone(FrozenBackbone):
         return positions
 
     def target_tokens(self, text: str, *, end: bool) -> list[int]:
-        # the space belongs to the word in these vocabularies: " yes" is what follows "answer:". It is read off behind a
-        # colon, for SentencePiece (Llama 2, Mistral) puts a space of its own before whatever comes first
+        # the space belongs to the word in these vocabularies: " yes" is what follows "answer:". The tokens are taken
+        # from behind a colon, because SentencePiece (Llama 2, Mistral) puts a space of its own before any first word
         before, joined = self._plain_tokens(":"), self._plain_tokens(": " + text.strip())
         ids = joined[len(before) :] if joined[: len(before)] == before else self._plain_tokens(" " + text.strip())
         return [*ids, self.end_id] if end else ids
@@ -82,7 +86,7 @@ class DecoderOnlyBackbone(FrozenBackbone):
 
     @property
     def _key_shape(self) -> tuple[int, int, int]:
-        """Layers, key heads, and the width of one."""
+        """The number of layers, the number of key heads, and the width of one."""
         config = self.model.config
         heads = config.num_attention_heads
         key_heads = getattr(config, "num_key_value_heads", None) or heads
@@ -91,7 +95,7 @@ class DecoderOnlyBackbone(FrozenBackbone):
 
     @torch.no_grad()
     def read(self, rows: Sequence[EncodedRow]) -> Past:
-        """Keys and values of the rows' inputs, from the input cache where they are planned to be there."""
+        """Returns keys and values of the rows' inputs, from the input cache if they are planned to be there."""
         layers, key_heads, width = self._key_shape
         lengths = [len(row.input_ids) for row in rows]
         longest = max(lengths)
@@ -116,12 +120,12 @@ class DecoderOnlyBackbone(FrozenBackbone):
         return Past(both[:, 0].unbind(), both[:, 1].unbind(), torch.tensor(lengths).to(self.device), padded)
 
     def _read_kept(self, group: Group) -> Tensor:
-        """As `_read_group`, by the layers as they were loaded: other trainings read it, and this one when resumed."""
+        """Runs `_read_group` on the layers as they were loaded: other trainings and resumed ones read the result."""
         with self.as_loaded():
             return self._read_group(group)
 
     def _read_group(self, group: Group) -> Tensor:
-        """Keys and values of a group's rows, [rows, layers, 2, g, l, e]."""
+        """Computes keys and values of a group's rows, [rows, layers, 2, g, l, e]."""
         batch = self.collate([EncodedRow(list(ids), []) for ids in group.rows])
         keep: list[tuple[Tensor, Tensor]] = []
         self._hidden(self.embed(batch.input_ids), keep=keep)
@@ -130,29 +134,29 @@ class DecoderOnlyBackbone(FrozenBackbone):
     def _hidden_behind(
         self,
         past: Past,
-        tail: Tensor,
+        suffix: Tensor,
         mask: Tensor | None = None,
         steps: Tensor | None = None,
         at: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        """Hidden states of tails that stand behind what has its keys already, [n, s, d]; with `at` those only, [k, d].
+        """Returns hidden states of suffixes behind prefixes whose keys are known, [n, s, d]; with `at` those, [k, d].
 
         Args:
-            tail: embeddings, [n, s, d]; n = rows · tails.
-            mask: between the tail's own positions, [1 or n, 1, s, s]; causal without it.
-            steps: each position's distance from where the tail begins, [s] or [n, s]; in order without it.
+            suffix: embeddings, [n, s, d]; n = rows · suffixes.
+            mask: between the suffix's own positions, [1 or n, 1, s, s]; causal by default.
+            steps: each position's distance from the suffix's start, [s] or [n, s]; in order by default.
             at: rows and positions.
 
         Raises:
-            AttemptError: the model's layers cannot look back so far.
+            AttemptError: the model's layers cannot look back that far.
         """
-        s = tail.shape[1]
-        lengths = past.lengths.repeat_interleave(past.tails)
+        s = suffix.shape[1]
+        lengths = past.lengths.repeat_interleave(past.suffixes)
         self._check_reach(past.width + s)
-        positions = lengths[:, None] + (torch.arange(s, device=tail.device) if steps is None else steps)
-        mask = causal_mask(s, tail.dtype, tail.device) if mask is None else mask
+        positions = lengths[:, None] + (torch.arange(s, device=suffix.device) if steps is None else steps)
+        mask = causal_mask(s, suffix.dtype, suffix.device) if mask is None else mask
         return self._hidden(
-            tail, past, at, attention_mask=mask, position_ids=positions, past_mask=past.mask(tail.dtype)
+            suffix, past, at, attention_mask=mask, position_ids=positions, past_mask=past.mask(suffix.dtype)
         )
 
     def _hidden_behind_prompts(
@@ -163,26 +167,26 @@ class DecoderOnlyBackbone(FrozenBackbone):
         mask: Tensor | None = None,
         steps: Tensor | None = None,
     ) -> Tensor:
-        """Hidden states of a sequence that stands behind prompts, at the rows and positions `at` of it, [k, d].
+        """Returns hidden states of a sequence behind prompts, at the sequence's rows and positions `at`, [k, d].
 
         A prompt that all rows share has a pass of its own: no input enters it, so its keys and values are computed
-        once, not once a row, and their gradients are the sums of all rows'.
+        once per batch, and their gradients are sums over the rows.
 
         Args:
-            prompts: [b, m, d], or [1, m, d] for all rows; None where there are none.
+            prompts: [b, m, d], or [1, m, d] for all rows; None for no prompts.
             sequence: [b, s, d].
             at: rows and positions.
-            mask: between the sequence's own positions, [b, 1, s, s]; causal without it.
-            steps: each position's distance from the prompt's end, [b, s]; in order without it.
+            mask: between the sequence's own positions, [b, 1, s, s]; causal by default.
+            steps: each position's distance from the prompt's end, [b, s]; in order by default.
         """
         b, s = sequence.shape[:2]
         m = prompts.shape[1] if prompts is not None else 0
         if prompts is not None and m and len(prompts) < b and self.shares_prompts(m + s):
             keep: list[tuple[Tensor, Tensor]] = []
-            nobody_s = torch.zeros(1, dtype=torch.long, device=self.device)  # the last layer's output is not looked at
-            self._hidden(prompts.to(sequence.dtype), keep=keep, at=(nobody_s, nobody_s))
+            first = torch.zeros(1, dtype=torch.long, device=self.device)  # one position: the output itself is not used
+            self._hidden(prompts.to(sequence.dtype), keep=keep, at=(first, first))
             keys, values = zip(*keep, strict=True)
-            past = Past(keys, values, torch.tensor([m]).to(self.device), padded=False, tails=b)
+            past = Past(keys, values, torch.tensor([m]).to(self.device), padded=False, suffixes=b)
             return self._hidden_behind(past, sequence, mask, steps, at)
         arguments: dict[str, Any] = {} if mask is None else {"attention_mask": mask, "position_ids": steps}
         if m and mask is not None and steps is not None:
@@ -195,9 +199,9 @@ class DecoderOnlyBackbone(FrozenBackbone):
 
     @property
     def _reach(self) -> int | None:
-        """Up to how many positions a row is computed alike, whatever its length and its parts; None without a bound.
+        """The longest row that gives the same numbers whole or split into prefix and suffix; None without a bound.
 
-        Layers with a sliding window do not look back farther; some rotary embeddings turn otherwise in longer passes.
+        Layers with a sliding window do not look back farther; some rotary embeddings change with the length.
         """
         config = self.model.config
         bounds: list[int | None] = [getattr(config, "sliding_window", None)]
@@ -215,9 +219,8 @@ class DecoderOnlyBackbone(FrozenBackbone):
     def _check_reach(self, positions: int) -> None:
         if self._beyond_reach(positions):
             raise AttemptError(
-                f"a row of {positions} positions is longer than what the layers of {self.name} compute alike "
-                f"({self._reach}: a sliding window, or rotary positions that change with the length), "
-                "and its input was read for itself",
+                f"a row of {positions} positions is longer than the {self._reach} that {self.name} can read in two "
+                "parts (a sliding window, or rotary positions that change with the length)",
                 "Give a shorter --max-length, or train with --placement before.",
             )
 
@@ -228,11 +231,11 @@ class DecoderOnlyBackbone(FrozenBackbone):
     ) -> Tensor:
         b, longest = batch.target_ids.shape
         if past is not None and prompts is not None:
-            tail = prompts.to(embeddings.dtype).expand(b, -1, -1)
+            suffix = prompts.to(embeddings.dtype).expand(b, -1, -1)
             if longest > 1:
-                tail = torch.cat([tail, self.embed(batch.target_ids[:, :-1])], dim=1)
+                suffix = torch.cat([suffix, self.embed(batch.target_ids[:, :-1])], dim=1)
             rows, steps = self._target_positions(batch.target_lengths)
-            at = self._hidden_behind(past, tail, at=(rows, prompts.shape[1] - 1 + steps))  # of [b, m + c - 1, d]
+            at = self._hidden_behind(past, suffix, at=(rows, prompts.shape[1] - 1 + steps))  # of [b, m + c - 1, d]
             scores = self._token_log_likelihoods(at, batch.target_ids[rows, steps, None])[:, 0]
             return torch.zeros(b, device=scores.device).index_add(0, rows, scores)
         sequence = embeddings
@@ -255,22 +258,21 @@ class DecoderOnlyBackbone(FrozenBackbone):
         past: Past | None = None,
     ) -> Tensor:
         device, b = embeddings.device, embeddings.shape[0]
-        # the words' tokens but their last stand behind the row, side by side: branches of one tree
-        tree = _Branches(labels, device)
+        tree = LabelTree(labels, device)
         branches = torch.arange(tree.count, device=device)
         if past is not None and prompts is not None:
-            n, m = b * past.tails, prompts.shape[1]
-            tail = prompts.to(embeddings.dtype).expand(n, -1, -1)
+            n, m = b * past.suffixes, prompts.shape[1]
+            suffix = prompts.to(embeddings.dtype).expand(n, -1, -1)
             if tree.count:
-                tail = torch.cat([tail, self.embed(tree.ids).expand(n, -1, -1)], dim=1)
+                suffix = torch.cat([suffix, self.embed(tree.ids).expand(n, -1, -1)], dim=1)
             order = torch.cat([torch.arange(m, device=device), m + tree.steps])
             wanted = torch.cat([branches.new_tensor([m - 1]), m + branches]).expand(n, -1)
-            seen = _additive(tree.allowed(m), tail.dtype)
-            hidden = self._hidden_behind(past, tail, seen, order, at=_every_row(wanted))
+            seen = additive_mask(tree.allowed(m), suffix.dtype)
+            hidden = self._hidden_behind(past, suffix, seen, order, at=_every_row(wanted))
             return self._branch_scores(hidden.view(n, 1 + tree.count, -1), labels, tree)
         length = prompts.shape[1] if prompts is not None else 0
         if tree.count and self._beyond_reach(length + embeddings.shape[1] + max(map(len, labels))):
-            # our mask of branches would let layers with a sliding window (Mistral, Gemma 3) see beyond it
+            # our mask of branches would let layers with a sliding window (Mistral, Gemma 3) see beyond the window
             return self._label_by_label(batch, embeddings, prompts, labels)
         ends = batch.input_lengths[:, None]  # [b, 1], where a row's input ends
         width = embeddings.shape[1]
@@ -283,12 +285,12 @@ class DecoderOnlyBackbone(FrozenBackbone):
             steps = torch.cat([torch.arange(width, device=device).expand(b, -1), ends + tree.steps], dim=1)
             allowed = tree.allowed(width).repeat(b, 1, 1)
             allowed[:, width:, :width] = (torch.arange(width, device=device) < ends)[:, None, :]
-            mask = _additive(allowed, sequence.dtype)
+            mask = additive_mask(allowed, sequence.dtype)
         hidden = self._hidden_behind_prompts(prompts, sequence, _every_row(wanted), mask, steps)
         return self._branch_scores(hidden.view(b, 1 + tree.count, -1), labels, tree)
 
-    def _branch_scores(self, hidden: Tensor, labels: Sequence[Sequence[int]], tree: _Branches) -> Tensor:
-        """log p of every word, [n, c]: of its first token from the prefix's end, of later ones from its branch.
+    def _branch_scores(self, hidden: Tensor, labels: Sequence[Sequence[int]], tree: LabelTree) -> Tensor:
+        """Returns log p of every word, [n, c]: of its first token at the prefix's end, of later ones at its branch.
 
         Args:
             hidden: at the prefix's end and at the branches, [n, 1 + k, d].
@@ -318,9 +320,9 @@ class DecoderOnlyBackbone(FrozenBackbone):
         embeddings: Tensor,
         prompts: Tensor | None,
         max_new_tokens: int,
-        placement: str = "before",
+        placement: Placement = "before",
     ) -> list[str]:
-        # the library's generation wants pads on the left: [pads ; P ; X] or [pads ; X ; P], nothing between the two
+        # the library's generation needs pads on the left: [pads ; P ; X] or [pads ; X ; P], nothing between the two
         shift = embeddings.shape[1] - batch.input_lengths  # pads of each row
         index = (torch.arange(embeddings.shape[1], device=embeddings.device) - shift[:, None]) % embeddings.shape[1]
         sequence = embeddings.gather(1, index[..., None].expand_as(embeddings))
@@ -349,7 +351,7 @@ class DecoderOnlyBackbone(FrozenBackbone):
         at: tuple[Tensor, Tensor] | None = None,
         **arguments: Any,
     ) -> Tensor:
-        """The last layer's normed output, [n, s, d]; with `at`, at these rows and positions only, [k, d]."""
+        """Returns the last layer's normed output, [n, s, d]; with `at`, at these rows and positions only, [k, d]."""
         if self.own_attention:
             config = self.model.config
             _, key_heads, width = self._key_shape
@@ -366,48 +368,14 @@ class DecoderOnlyBackbone(FrozenBackbone):
 
     @staticmethod
     def _target_positions(lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Row and step of every real target token, two tensors of equal length."""
+        """Returns row and step of every real target token, two tensors of equal length."""
         rows, steps = (torch.arange(int(lengths.max()), device=lengths.device) < lengths[:, None]).nonzero(
             as_tuple=True
         )
         return rows, steps
 
 
-class _Branches:
-    """Label words as branches behind one prefix: every token of a word but its last.
-
-    Attributes:
-        ids, word_of, steps: of each branch token, [k]: itself, its word, its place in the word from 0.
-    """
-
-    def __init__(self, labels: Sequence[Sequence[int]], device: torch.device) -> None:
-        tokens = [(token, j, k) for j, word in enumerate(labels) for k, token in enumerate(word[:-1])]
-        table = torch.tensor(tokens, dtype=torch.long, device=device).view(-1, 3)
-        self.ids, self.word_of, self.steps = table.unbind(dim=1)
-
-    @property
-    def count(self) -> int:
-        """k, the number of branch tokens."""
-        return len(self.ids)
-
-    def allowed(self, prefix: int) -> Tensor:
-        """Which position may see which, behind a prefix that all branches see whole, [1, prefix + k, prefix + k]."""
-        size = prefix + self.count
-        allowed = torch.zeros(1, size, size, dtype=torch.bool, device=self.ids.device)
-        index = torch.arange(prefix, device=self.ids.device)
-        allowed[:, :prefix, :prefix] = index[:, None] >= index
-        allowed[:, prefix:, :prefix] = True
-        allowed[:, prefix:, prefix:] = (self.word_of[:, None] == self.word_of) & (self.steps[:, None] >= self.steps)
-        return allowed
-
-
 def _every_row(positions: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows and positions, side by side, of a few positions of every row, [n, k]."""
+    """Flattens a few positions of every row, [n, k], to row indices and positions of equal length."""
     rows = torch.arange(len(positions), device=positions.device)[:, None].expand_as(positions)
     return rows.flatten(), positions.flatten()
-
-
-def _additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
-    """A mask to be added to scores, [b, 1, s, s], of one that says what may be seen, [b, s, s]."""
-    mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
-    return mask.masked_fill(~allowed, torch.finfo(dtype).min)[:, None]

@@ -7,21 +7,24 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from attempt_cli.backbones.attention import Past, Shape, choose_kernel
-from attempt_cli.backbones.base import Batch, FrozenBackbone, with_prompts
+from attempt_cli.backbones.attention import Past
+from attempt_cli.backbones.base import FrozenBackbone, with_prompts
+from attempt_cli.backbones.kernels import Shape, choose_kernel
+from attempt_cli.backbones.rows import Batch
+from attempt_cli.placement import Placement
 
 
 class EncoderDecoderBackbone(FrozenBackbone):
-    """An encoder reads [P ; X], a decoder writes the target (the paper's T5)."""
+    """A model whose encoder reads [P ; X] and whose decoder writes the target (the paper's T5)."""
 
     architecture = "encoder-decoder"
 
     @property
     def max_positions(self) -> int | None:
-        return None  # relative positions know no end
+        return None  # relative positions have no bound
 
     def target_tokens(self, text: str, *, end: bool) -> list[int]:
-        # T5's targets always end in </s>, with or without being asked
+        # T5's targets always end in </s>, whatever `end` says
         ids: list[int] = self.tokenizer(text_target=text.strip(), add_special_tokens=False)["input_ids"]
         return [*ids, self.end_id]
 
@@ -50,7 +53,7 @@ class EncoderDecoderBackbone(FrozenBackbone):
         real = torch.tensor(
             [[True] * len(word) + [False] * (longest - len(word)) for word in labels], device=mask.device
         )
-        # the encoder has run once; its states are shared by a row's label words in one pass of the decoder
+        # the encoder runs once per row; the row's label words share its states in one pass of the decoder
         hidden = self._decode(ids.repeat(b, 1), states.repeat_interleave(c, dim=0), mask.repeat_interleave(c, dim=0))
         at = real.repeat(b, 1)
         scores = self._token_log_likelihoods(hidden[at], ids.repeat(b, 1)[at][:, None])[:, 0]
@@ -62,7 +65,7 @@ class EncoderDecoderBackbone(FrozenBackbone):
         embeddings: Tensor,
         prompts: Tensor | None,
         max_new_tokens: int,
-        placement: str = "before",
+        placement: Placement = "before",
     ) -> list[str]:
         from transformers.modeling_outputs import BaseModelOutput
 
@@ -77,7 +80,7 @@ class EncoderDecoderBackbone(FrozenBackbone):
         return [text.strip() for text in texts]
 
     def _encode(self, batch: Batch, embeddings: Tensor, prompts: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The encoder's states of [P ; X] and their mask, [b, m + l, d] and [b, m + l]."""
+        """Returns the encoder's states of [P ; X] and their mask, [b, m + l, d] and [b, m + l]."""
         mask = batch.input_mask
         if prompts is not None:
             mask = torch.cat([mask.new_ones(mask.shape[0], prompts.shape[1]), mask], dim=1)
@@ -88,7 +91,7 @@ class EncoderDecoderBackbone(FrozenBackbone):
         return states, mask.long()
 
     def _attend_by(self, keys: int) -> None:
-        """Switches the library's attention to the faster one at this length; both take T5's position bias."""
+        """Switches to the library's faster attention for this length; both take T5's position bias."""
         config = self.model.config
         heads, width = config.num_heads, config.d_kv
         shape = Shape(self.device, self.dtype, heads, heads, width, keys, torch.is_grad_enabled())
@@ -97,9 +100,9 @@ class EncoderDecoderBackbone(FrozenBackbone):
             self.model.set_attn_implementation(name)
 
     def _decode(self, target_ids: Tensor, states: Tensor, mask: Tensor) -> Tensor:
-        """The decoder's hidden states before each token of the target, [b, c, d]."""
+        """Returns the decoder's hidden states before each token of the target, [b, c, d]."""
         start = target_ids.new_full((target_ids.shape[0], 1), self.model.config.decoder_start_token_id)
-        # pads stand only at the end, where causal attention hides them from real tokens
+        # pads are only at the end, where causal attention hides them from real tokens
         read = torch.cat([start, target_ids[:, :-1]], dim=1)
         hidden: Tensor = self.model.get_decoder()(
             input_ids=read, encoder_hidden_states=states, encoder_attention_mask=mask, use_cache=False

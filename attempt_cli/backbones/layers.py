@@ -1,4 +1,4 @@
-"""How a backbone's layers run: as they were loaded, compiled, or computed twice for their gradient."""
+"""Switches how a backbone's layers run: as they were loaded, compiled, or with gradient checkpointing."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from torch.utils.checkpoint import checkpoint
 from attempt_cli.backbones.attention import Past
 from attempt_cli.errors import AttemptError
 
-# Forms of one layer that the compiler may make: with and without gradient, before and behind keys, for one row …
+# Forms of one layer that the compiler may make: with and without gradient, with and without a past, for one row …
 COMPILED_FORMS = 64
 
 
 class SwitchedLayers:
-    """The layers of `model`, called `name`; when they are compiled or computed twice, the library's own run."""
+    """The layers of `model`, called `name`; compiled and checkpointed layers are the library's own."""
 
     model: Any
     name: str
@@ -27,43 +27,43 @@ class SwitchedLayers:
     checkpointed = False
 
     def checkpoint_gradients(self, on: bool) -> None:
-        """Whether layers are computed a second time for their gradient, rather than kept: less memory, more time.
+        """Turns gradient checkpointing on or off: layers computed a second time for their gradient take less memory.
 
         Raises:
-            AttemptError: the architecture has no such layers.
+            AttemptError: the architecture does not support it.
         """
         from transformers.modeling_layers import GradientCheckpointingLayer
 
         layers = [module for module in self.model.modules() if isinstance(module, GradientCheckpointingLayer)]
         if not layers:
             raise AttemptError(
-                f"the layers of {self.name} cannot be computed twice", "Train without --gradient-checkpointing."
+                f"{self.name} does not support gradient checkpointing", "Train without --gradient-checkpointing."
             )
-        # set here rather than by the library's switch, which would make the embeddings require a gradient
+        # not set through the library's switch, which would make the embeddings require a gradient
         for layer in layers:
             layer.gradient_checkpointing = on
             layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)  # type: ignore[assignment]
-            layer.training = on  # the layer asks whether it trains; what is in it (dropout) stays in evaluation mode
+            layer.training = on  # the layer asks whether it trains; its modules (dropout) stay in evaluation mode
         self.checkpointed = on
 
     @cached_property
     def _stacks(self) -> list[torch.nn.ModuleList]:
-        """The model's lists of layers; lists within a layer are not among them."""
+        """The model's lists of layers, without lists inside a layer."""
         lists = {name: m for name, m in self.model.named_modules() if isinstance(m, torch.nn.ModuleList)}
         outer = [m for name, m in lists.items() if not any(name.startswith(f"{other}.") for other in lists)]
         return [m for m in outer if len(m) > 1]
 
     @property
     def can_compile(self) -> bool:
-        """Whether there is a stack of layers."""
+        """True if the model has a stack of layers."""
         return bool(self._stacks)
 
     @cached_property
     def _compiled_calls(self) -> list[tuple[Any, Any]]:
-        """Every layer, and what is called in its place."""
+        """Every layer, and the function that is called in its place."""
         import torch._dynamo.config as dynamo
 
-        # beyond its limit of eight the compiler would leave further forms as they are, without a word
+        # beyond its limit of eight the compiler would silently leave further forms uncompiled
         dynamo.cache_size_limit = max(dynamo.cache_size_limit, COMPILED_FORMS)
         compiled: Any = partial(torch.compile, dynamic=True)
         return [
@@ -73,12 +73,12 @@ class SwitchedLayers:
         ]
 
     def compile_layers(self, on: bool) -> None:
-        """Whether every layer goes through torch.compile; layers are alike, so one compilation serves them all.
+        """Turns torch.compile on or off for every layer; layers are alike, so one compilation serves them all.
 
-        They are compiled when they are first called, for rows of any number and length.
+        They are compiled at their first call, for any number and length of rows.
 
         Raises:
-            AttemptError: there is no list of layers.
+            AttemptError: the model has no stack of layers.
         """
         if on and not self.can_compile:
             raise AttemptError(f"{self.name} has no stack of layers to compile", "Train with --no-compile.")
@@ -88,7 +88,7 @@ class SwitchedLayers:
 
     @contextmanager
     def as_loaded(self) -> Iterator[None]:
-        """For so long layers are neither compiled nor computed twice: what is kept or scored is the same either way."""
+        """Runs layers neither compiled nor checkpointed inside the block, so that results do not depend on either."""
         compiled, checkpointed = self.compiled, self.checkpointed
         self.checkpointed = False
         if compiled:
@@ -109,7 +109,7 @@ def _compiled_layer(
     keep: list[tuple[Tensor, Tensor]] | None = None,
     **others: Any,
 ) -> Any:
-    """Calls a compiled layer with what is its own of the other layers' arguments: all layers are one case then."""
+    """Calls a compiled layer with its own part of the arguments only, so that all layers are one case."""
     if past is not None:
         others["past"] = past.of_layer(number)
     kept: list[tuple[Tensor, Tensor]] = []

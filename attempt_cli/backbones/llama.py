@@ -1,9 +1,9 @@
-"""Llama's layers with a backward of their own, for CPUs: only what a frozen model needs is computed and kept.
+"""Llama's layers with their own backward pass, for CPUs: they compute and keep only what a frozen model needs.
 
-The library's layers are sums of some sixty small operations, each of which reads and writes whole tensors; on
-processors that multiply bf16 matrices fast these cost more than the products do. Here a layer is two functions around
-its attention, each with its gradient written out: weights get none, nothing is kept that can be had from what is kept,
-and sums are made in place. The numbers are the library's up to the rounding of the dtype.
+The library's layers are some sixty small operations, each of which reads and writes whole tensors; on processors that
+multiply bf16 matrices fast these cost more than the products do. Here a layer is two functions around its attention,
+each with its gradient written out: weights get no gradient, nothing is kept that other kept tensors determine, and sums
+are made in place. The numbers are the library's up to the rounding of the dtype.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from attempt_cli.backbones.attention import Past, causal_mask
 class LlamaLayers:
     """The layers of a frozen Llama, and its last norm.
 
-    Query, key and value are one product, and so are the two of the feed-forward: their weights come to stand in one
-    tensor, of which the model's own become parts. No weight is kept twice. The model stays on its device and in its
-    dtype from here on.
+    Query, key and value are one product, and so are the feed-forward's gate and up projections: their weights move into
+    one tensor, and the model's own become views of it. No weight is kept twice. From then on the model must keep its
+    device and dtype.
 
     Args:
-        model: the whole causal model; `fits` tells whether the layers of its base are of this kind.
+        model: the whole causal model; `fits` tells whether its base has such layers.
     """
 
     def __init__(self, model: Any) -> None:
@@ -37,12 +37,12 @@ class LlamaLayers:
         joined = {weights.data_ptr() for layer in self.layers for weights in (layer.heads, layer.gate_up)}
         for parameter in model.parameters():
             if parameter.untyped_storage().data_ptr() not in joined:
-                # a checkpoint's file is mapped as a whole: one weight left in it would keep all of it in memory
+                # a checkpoint's file is mapped as a whole: one weight left in it would keep the whole file in memory
                 parameter.data = parameter.data.clone()
 
     @staticmethod
     def fits(model: Any) -> bool:
-        """Whether a base model is a Llama without biases and quantised weights, on a CPU."""
+        """Tells whether a base model is a Llama without biases and quantised weights, on a CPU."""
         from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
         layers = getattr(model, "layers", None)
@@ -67,11 +67,10 @@ class LlamaLayers:
         keep: list[tuple[Tensor, Tensor]] | None = None,
         at: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        """Hidden states, [n, s, d], of embeddings [n, s, d]; arguments are those of `attention.attention`.
+        """Returns hidden states, [n, s, d], of embeddings [n, s, d]; for other arguments see `attention.attention`.
 
         Args:
-            at: rows and positions that are wanted, k of each: [k, d] comes back, and the last layer's feed-forward
-                runs for no others.
+            at: k rows and positions: the result is [k, d], and the last layer's feed-forward runs for these only.
         """
         s = sequence.shape[1]
         if position_ids is None:
@@ -109,7 +108,7 @@ def _apply(function: Any, *arguments: Any) -> Any:
 
 
 class _Weights:
-    """A layer's weights, the products over one input side by side."""
+    """A layer's weights; those with the same input are joined."""
 
     def __init__(self, layer: Any) -> None:
         self.attention, mlp = layer.self_attn, layer.mlp
@@ -122,7 +121,7 @@ class _Weights:
 
 
 def _joined(*modules: nn.Linear) -> Tensor:
-    """The modules' weights, [sum of outputs, inputs]; each module's own becomes its part of it."""
+    """Joins the modules' weights to [sum of outputs, inputs]; each module's own weight becomes a view of its part."""
     together = torch.cat([module.weight.detach() for module in modules])
     start = 0
     for module in modules:
@@ -133,7 +132,7 @@ def _joined(*modules: nn.Linear) -> Tensor:
 
 
 def _normed(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """RMSNorm of [k, d], and the reciprocals of the roots, [k, 1], fp32."""
+    """Returns the RMSNorm of [k, d], and the reciprocals of the roots, [k, 1], fp32."""
     exact = x.float()
     root = torch.linalg.vecdot(exact, exact).div_(x.shape[-1]).add_(eps).rsqrt_().unsqueeze(-1)
     scaled = exact * root if exact is x else exact.mul_(root)
@@ -141,7 +140,7 @@ def _normed(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 
 
 def _norm_backward(gradient: Tensor, x: Tensor, weight: Tensor, root: Tensor) -> Tensor:
-    """The gradient of RMSNorm's input, [k, d]: root · (g·w - x̂ · mean(g·w·x̂)), x̂ = x · root."""
+    """Returns the gradient of RMSNorm's input, [k, d]: root · (g·w - x̂ · mean(g·w·x̂)), x̂ = x · root."""
     exact = (gradient * weight).float()
     scaled = x * root  # fp32, as the root is
     share = torch.linalg.vecdot(exact, scaled).div_(-x.shape[-1]).unsqueeze(-1)
@@ -178,13 +177,13 @@ class _Heads(torch.autograd.Function):
         normed, root = _normed(x, weights.first, weights.eps)
         both = torch.mm(normed, weights.heads.t()).view(n, s, h + 2 * g, -1)
         e = both.shape[-1]
-        cos, sin = cos[:, :, None, : e // 2], sin[:, :, None, : e // 2]  # their halves are alike
+        cos, sin = cos[:, :, None, : e // 2], sin[:, :, None, : e // 2]  # their two halves are equal
         query, key = both.new_empty(n, h, s, e), both.new_empty(n, g, s, e)
         _turn(both[:, :, :h], cos, sin, query.transpose(1, 2))
         _turn(both[:, :, h : h + g], cos, sin, key.transpose(1, 2))
         ctx.save_for_backward(x, root, cos, sin)
         ctx.weights, ctx.heads = weights, heads
-        # three tensors of their own: who keeps one of them (the input cache) keeps no more than that
+        # three separate tensors: keeping one of them (the input cache does) keeps nothing else
         return query, key, both[:, :, h + g :].transpose(1, 2).contiguous()
 
     @staticmethod
@@ -194,7 +193,7 @@ class _Heads(torch.autograd.Function):
         query, key, value = (gradient.transpose(1, 2) for gradient in gradients)
         n, s, _, e = query.shape
         both = query.new_empty(n, s, h + 2 * g, e)
-        _turn(query, cos, -sin, both[:, :, :h])  # a turn back
+        _turn(query, cos, -sin, both[:, :, :h])  # turned back
         _turn(key, cos, -sin, both[:, :, h : h + g])
         both[:, :, h + g :] = value
         product = torch.mm(both.view(n * s, -1), ctx.weights.heads)
@@ -202,7 +201,7 @@ class _Heads(torch.autograd.Function):
 
 
 def _turn(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> None:
-    """Turns the pairs (entry, entry half a width on) of [n, s, heads, e] by the angles of [n or 1, s, 1, e/2]."""
+    """Rotates the pairs (i, i + e/2) of [n, s, heads, e] by the angles of [n or 1, s, 1, e/2]."""
     (a, b), (to_a, to_b) = x.chunk(2, dim=-1), out.chunk(2, dim=-1)
     torch.mul(a, cos, out=to_a)
     to_a.addcmul_(b, sin, value=-1)
@@ -211,7 +210,7 @@ def _turn(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> None:
 
 
 class _Rest(torch.autograd.Function):
-    """What comes behind attention, at any positions: its output's product, residual, norm, feed-forward, residual."""
+    """The rest of a layer after attention, at any positions: output product, residual, norm, feed-forward, residual."""
 
     @staticmethod
     def forward(ctx: Any, mixed: Tensor, residual: Tensor, weights: _Weights) -> Tensor:

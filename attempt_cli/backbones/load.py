@@ -1,4 +1,4 @@
-"""Loads a backbone: from the hub, a folder or a GGUF file, onto the best device, in its fastest safe dtype."""
+"""Loads a backbone from the hub, a folder or a GGUF file, onto the best device, in its fastest safe dtype."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from typing import Any
 
 import torch
 
-from attempt_cli.backbones.base import EncodedRow, FrozenBackbone
+from attempt_cli.backbones.base import FrozenBackbone
 from attempt_cli.backbones.decoder_only import DecoderOnlyBackbone
 from attempt_cli.backbones.encoder_decoder import EncoderDecoderBackbone
 from attempt_cli.backbones.machine import cache_folder
 from attempt_cli.backbones.names import Place, find_backbone, install_hint
-from attempt_cli.errors import AttemptError
-from attempt_cli.hub import first_line, why_the_hub_is_silent
+from attempt_cli.backbones.rows import EncodedRow
+from attempt_cli.bars import bars_on_terminals_only
+from attempt_cli.errors import AttemptError, first_line
+from attempt_cli.hub import why_the_hub_is_silent
 
 DTYPES = {"bfloat16": torch.bfloat16, "bf16": torch.bfloat16, "float32": torch.float32, "fp32": torch.float32}
 
@@ -26,12 +28,11 @@ def load_backbone(name: str, *, device: str | None = None, dtype: str | None = N
 
     Args:
         name: an alias, a hub id, a folder or a GGUF file.
-        device: "cuda", "mps", "cpu", …; without it the best there is.
-        dtype: "bfloat16" or "float32"; without it bf16 where the processor computes in it. Never fp16: T5
-            overflows in it.
+        device: "cuda", "mps", "cpu", …; the best available one by default.
+        dtype: "bfloat16" or "float32"; by default bf16 if the processor computes in it. Never fp16: T5 overflows in it.
 
     Raises:
-        AttemptError: unknown name, weights that cannot be had or read, a device that is not there.
+        AttemptError: the name is unknown, the weights cannot be found or read, or the device is not available.
     """
     place = find_backbone(name)
     where = choose_device(device)
@@ -39,31 +40,33 @@ def load_backbone(name: str, *, device: str | None = None, dtype: str | None = N
     return load_from(place, where, kind)
 
 
+@bars_on_terminals_only()
 def load_from(place: Place, device: torch.device, dtype: torch.dtype) -> FrozenBackbone:
     """Loads the weights of a place; see `load_backbone`."""
-    _quiet_transformers()
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, logging
 
+    settings: Any = logging
+    settings.set_verbosity_error()  # no advice of the library between our own lines
     location = str(_unpacked_gguf(Path(place.location))) if place.kind == "gguf" else place.location
     silence = why_the_hub_is_silent(location, "config.json") if place.kind == "hub" else None
     only_cached = {"local_files_only": silence is not None}
     try:
         config = AutoConfig.from_pretrained(location, **only_cached)
         auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-        # what an encoder-decoder keeps, and a decoder-only model that our own attention does not fit. Measured on two
-        # x86 cores: in bf16 the backward of scaled-dot-product attention is 1.2 to 1.3 times slower than plain matrix
-        # products for rows of 70 to 220 tokens; in fp32 the two are equal
+        # encoder-decoders keep this attention, and so do decoder-only models that our own does not fit. Measured on two
+        # x86 cores: in bf16 the backward pass of scaled-dot-product attention is 1.2 to 1.3 times slower than plain
+        # matrix products for rows of 70 to 220 tokens; in fp32 the two are equal
         eager = device.type == "cpu" and dtype == torch.bfloat16
         attention = {"attn_implementation": "eager"} if eager else {}
         loaded: Any = auto.from_pretrained(location, dtype=dtype, output_loading_info=True, **attention, **only_cached)
         model, report = loaded
         if report["missing_keys"]:  # the library would draw them at random
-            raise ValueError(f"its weights lack {', '.join(sorted(report['missing_keys'])[:3])}")
+            raise AttemptError(f"its weights lack {', '.join(sorted(report['missing_keys'])[:3])}")
         model.to(device)
         tokenizer = AutoTokenizer.from_pretrained(location, **only_cached)
         if tokenizer.eos_token_id is None:
-            raise ValueError("its tokenizer has no end token")
-    except Exception as error:  # the readers' failures on damaged files are of many types
+            raise AttemptError("its tokenizer has no end token")
+    except Exception as error:  # damaged files make the readers raise many types of errors
         raise _loading_error(place, error, silence) from error
     kind = EncoderDecoderBackbone if config.is_encoder_decoder else DecoderOnlyBackbone
     source = place.location if place.kind == "hub" else str(Path(place.location).resolve())
@@ -73,7 +76,7 @@ def load_from(place: Place, device: torch.device, dtype: torch.dtype) -> FrozenB
 
 
 def choose_device(device: str | None) -> torch.device:
-    """The named device, else cuda, mps or cpu, whichever is there first; under a launcher, this process's own GPU."""
+    """Returns the named device, else the first available of cuda, mps and cpu; under a launcher, the process's GPU."""
     if device is None:
         if torch.cuda.is_available():
             return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
@@ -83,13 +86,13 @@ def choose_device(device: str | None) -> torch.device:
         torch.empty(1, device=chosen).item()
     except (RuntimeError, AssertionError) as error:
         raise AttemptError(
-            f"the device '{device}' is not there", "Use --device cuda, mps or cpu, or leave it out."
+            f"the device '{device}' is not available", "Use --device cuda, mps or cpu, or leave it out."
         ) from error
     return chosen
 
 
 def choose_dtype(dtype: str | None, device: torch.device) -> torch.dtype:
-    """The named dtype, else bf16 where the processor computes in it natively, else fp32."""
+    """Returns the named dtype, else bf16 if the processor computes in it natively, else fp32."""
     if dtype is not None:
         if dtype not in DTYPES:
             raise AttemptError(f"no dtype named '{dtype}'", "Use bfloat16 or float32 (T5 overflows in float16).")
@@ -103,14 +106,14 @@ def choose_dtype(dtype: str | None, device: torch.device) -> torch.dtype:
 
 
 def check_projection(backbone: FrozenBackbone) -> None:
-    """Proves on a few tokens that our scores are the model's own log-likelihoods.
+    """Checks on a few tokens that our scores are the model's own log-likelihoods.
 
-    Compared with plain forward passes are two targets projected at their positions in a padded batch, and the same
-    targets as label words in one pass. Some architectures scale or cap their logits after the head, look ahead, or
-    read masks and positions in their own way. One whose numbers differ is refused: better no answer than a wrong one.
+    Two targets, in a padded batch and as label words in one pass, are compared with plain forward passes. Some
+    architectures scale or cap their logits after the head, look ahead, or read masks and positions in their own way. An
+    architecture whose scores differ is refused: no answer is better than a wrong one.
 
     Raises:
-        AttemptError: the numbers differ.
+        AttemptError: the scores differ.
     """
     inputs = [row.input_ids for row in backbone.encode(["one two three", "four"], None, 8)]
     targets = [backbone.target_tokens(text, end=True) for text in ("five six", "seven")]
@@ -132,7 +135,7 @@ def check_projection(backbone: FrozenBackbone) -> None:
 
 
 def _differences(backbone: FrozenBackbone, rows: list[EncodedRow], theirs: torch.Tensor) -> str | None:
-    """What our scores of the rows' targets say against those of plain forward passes; None where they agree."""
+    """Compares our scores of the rows' targets with those of plain forward passes; returns None if they agree."""
     batch = backbone.collate(rows)
     embeddings = backbone.embed(batch.input_ids)
     targets = [row.target_ids for row in rows]
@@ -147,7 +150,7 @@ def _differences(backbone: FrozenBackbone, rows: list[EncodedRow], theirs: torch
 
 
 def _reads_once(backbone: FrozenBackbone, rows: list[EncodedRow], theirs: torch.Tensor) -> bool:
-    """Whether the end of a row, in the place of a prompt, can stand behind the keys and values of the rest."""
+    """Tells whether scores stay the same when a row's end, as a prompt, reads the keys and values of the rest."""
     longer = [row for row in rows if len(row.input_ids) > 1]
     try:
         for row in longer:
@@ -167,13 +170,13 @@ _FOREIGN_ARCHITECTURE = (TypeError, ValueError, IndexError, AttributeError, Runt
 
 
 def _close(backbone: FrozenBackbone, ours: torch.Tensor, theirs: torch.Tensor) -> bool:
-    # fp32 differs in the order of sums alone; in bf16 a log-likelihood of some tens is good to a few tenths
+    # fp32 differs in the order of sums alone; in bf16 a log-likelihood near -50 is accurate to a few tenths
     relative, absolute = (0.002, 0.005) if backbone.dtype == torch.float32 else (0.02, 0.2)
     return torch.allclose(ours, theirs, rtol=relative, atol=absolute)
 
 
 def _plain_log_likelihood(backbone: FrozenBackbone, row: EncodedRow) -> torch.Tensor:
-    """log p of a row's target by the model's own forward pass, a scalar."""
+    """Returns log p of a row's target by the model's own forward pass, a scalar."""
     ids = torch.tensor([row.input_ids], device=backbone.device)
     target = torch.tensor([row.target_ids], device=backbone.device)
     if backbone.architecture == "encoder-decoder":
@@ -185,7 +188,7 @@ def _plain_log_likelihood(backbone: FrozenBackbone, row: EncodedRow) -> torch.Te
 
 
 def _unpacked_gguf(file: Path) -> Path:
-    """A bf16 safetensors copy of a GGUF file in the cache, written at the first load: later loads take seconds."""
+    """Returns a bf16 safetensors copy of a GGUF file in the cache, written at the first load: later loads are fast."""
     stat = file.stat()
     key = hashlib.sha256(f"{file.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()[:12]
     cache = cache_folder() / "gguf"
@@ -203,7 +206,7 @@ def _unpacked_gguf(file: Path) -> Path:
             quantization_config=GgufConfig(dequantize=True),
         )
         tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
-    except Exception as error:  # the reader's failures on a damaged file are of many types
+    except Exception as error:  # a damaged file makes the reader raise many types of errors
         raise AttemptError(
             f"the GGUF file {file} cannot be read: {error}", "Download it again, or name a folder or a hub id."
         ) from error
@@ -213,7 +216,7 @@ def _unpacked_gguf(file: Path) -> Path:
         tokenizer.save_pretrained(partial)
         partial.rename(folder)
     except OSError:
-        if not (folder / "config.json").exists():  # else another process was first, and its copy serves
+        if not (folder / "config.json").exists():  # otherwise another process was faster, and its copy is used
             raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -230,23 +233,14 @@ def _loading_error(place: Place, error: Exception, silence: str | None) -> Attem
     install = install_hint(place.name)
     ways = "give a local folder or a GGUF file with --backbone, or put it in $ATTEMPT_MODELS"
     return AttemptError(
-        f"the backbone '{place.name}' is not on this machine and could not be had from the hub ({place.location}):"
+        f"the backbone '{place.name}' is not on this machine and could not be loaded from the hub ({place.location}):"
         f" {reason}",
         f"Without a network: {f'`{install}`, ' if install else ''}{ways}/{place.name}.",
     )
 
 
-def _quiet_transformers() -> None:
-    """No progress bars and advice of the library between our own lines."""
-    from transformers.utils import logging
-
-    settings: Any = logging
-    settings.set_verbosity_error()
-    settings.disable_progress_bar()
-
-
 def describe(backbone: FrozenBackbone) -> dict[str, Any]:
-    """What a registry records of a backbone."""
+    """Returns what a registry records of a backbone."""
     return {
         "name": backbone.name,
         "fingerprint": backbone.fingerprint,

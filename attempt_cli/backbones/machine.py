@@ -1,4 +1,4 @@
-"""This machine: its name, its folder for what is kept, and what was measured on it once."""
+"""This machine: its name, its cache folder, and measurements that are made on it once."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ import torch
 
 
 def cache_folder() -> Path:
-    """Where unpacked weights, tokens and measurements are kept: $ATTEMPT_CACHE, else the user's cache."""
+    """Returns the folder of unpacked weights, tokens and measurements: $ATTEMPT_CACHE, else the user's cache."""
     from platformdirs import user_cache_path
 
     return Path(os.environ.get("ATTEMPT_CACHE") or user_cache_path("attempt"))
 
 
 def recall(kind: str, name: str) -> Any:
-    """The measurement of a kind that was kept under a name, else None."""
+    """Returns the measurement of a kind that was kept under a name, else None."""
     return _kept(kind).get(name)
 
 
 def remember(kind: str, name: str, value: Any) -> None:
-    """Keeps a measurement; a cache that cannot be written costs the next process a measurement, nothing else."""
+    """Keeps a measurement; if the cache cannot be written, the next process measures again."""
     file = _file(kind)
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -48,7 +48,7 @@ def _kept(kind: str) -> dict[str, Any]:
 
 
 def machine_name(device: torch.device) -> str:
-    """What a measurement belongs to: the GPU, or the processor and its threads; and torch's version."""
+    """Returns what a measurement is valid for: the GPU, or the processor and its threads; and torch's version."""
     if device.type == "cuda":
         where = torch.cuda.get_device_name(device)
     else:
@@ -58,7 +58,7 @@ def machine_name(device: torch.device) -> str:
 
 @lru_cache(maxsize=1)
 def processor_name() -> str:
-    """The processor as its maker calls it, as far as the system says."""
+    """Returns the processor's model name, as far as the system tells it."""
     try:
         for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
             if line.startswith("model name"):
@@ -69,7 +69,7 @@ def processor_name() -> str:
 
 
 def wait(device: torch.device) -> None:
-    """Returns when the device has done what it was given: a GPU works on after a call has returned."""
+    """Waits until the device has finished its work: a GPU continues after a call has returned."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":

@@ -1,4 +1,4 @@
-"""From a backbone's name to the place where its weights are; imports no torch."""
+"""Resolves a backbone's name to the place of its weights; imports no torch."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ DEFAULT_BACKBONE = "t5-base"  # the paper's
 
 @dataclass(frozen=True)
 class Place:
-    """Where a backbone's weights are.
+    """The place of a backbone's weights.
 
     Args:
-        name: the name under which prompts are bound to it.
+        name: the name that prompts are bound to.
         kind: "folder", "gguf" or "hub".
         location: a path, or a hub id.
     """
@@ -29,7 +29,7 @@ class Place:
 
 
 def aliases() -> dict[str, dict[str, Any]]:
-    """The short names and what they stand for."""
+    """Returns the short names and what they stand for."""
     import yaml
 
     table: dict[str, dict[str, Any]] = yaml.safe_load(Path(__file__).with_name("aliases.yaml").read_text("utf-8"))
@@ -37,11 +37,11 @@ def aliases() -> dict[str, dict[str, Any]]:
 
 
 def find_backbone(name: str) -> Place:
-    """The first place that has the backbone.
+    """Returns the first place that has the backbone.
 
-    A path is that folder or GGUF file. An alias is: a folder of that name in `ATTEMPT_MODELS`, an installed package
-    that carries the weights, else the hub (its cache first). Anything else with a slash is a hub id: a folder of that
-    name in `ATTEMPT_MODELS`, else the hub.
+    A path means that folder or GGUF file. An alias is looked up as a folder of that name in `ATTEMPT_MODELS`, then as
+    an installed package that carries the weights, then on the hub (its cache first). Any other name with a slash is a
+    hub id: a folder of that name in `ATTEMPT_MODELS`, else the hub.
 
     Raises:
         AttemptError: the path does not exist, or the name is no alias.
@@ -57,7 +57,7 @@ def find_backbone(name: str) -> Place:
             files = sorted(path.glob("*.gguf"))
             if len(files) != 1:
                 raise AttemptError(
-                    f"the folder {name} holds no config.json", "Give a folder saved by transformers or a .gguf file."
+                    f"the folder {name} has no config.json", "Give a folder saved by transformers or a .gguf file."
                 )
             path = files[0]
         return Place(
@@ -83,6 +83,6 @@ def find_backbone(name: str) -> Place:
 
 
 def install_hint(name: str) -> str | None:
-    """The command that installs a package with the weights, for an alias that has one."""
+    """Returns the command that installs a package with the weights, for an alias that has one."""
     command: str | None = aliases().get(name, {}).get("install")
     return command

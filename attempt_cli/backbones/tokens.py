@@ -1,4 +1,4 @@
-"""Tokens of many rows, made once and kept in the cache's folder."""
+"""Tokens of many rows, made once and kept in the cache folder."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import numpy as np
 
 from attempt_cli.backbones.machine import cache_folder
 
-Tokens = list[tuple[list[int], int]]  # each row's tokens, and how many more it had
+Tokens = list[tuple[list[int], int]]  # each row's tokens, and the number of tokens cut from it
 
 
 def kept_tokens(name: str, make: Callable[[], Tokens]) -> Tokens:
-    """The tokens kept under a name, else those that are made now.
+    """Returns the tokens kept under a name; makes and keeps them if there are none.
 
     Args:
         name: a hash of all that they depend on: tokenizer, texts, limit.
@@ -28,10 +28,10 @@ def kept_tokens(name: str, make: Callable[[], Tokens]) -> Tokens:
             rows = [part.tolist() for part in np.split(kept["ids"], ends)]
             return list(zip(rows, kept["cuts"].tolist(), strict=True))
     except (OSError, ValueError, KeyError, zipfile.BadZipFile):
-        pass  # not there yet, or damaged: made anew
+        pass  # missing or damaged: made again
     rows_and_cuts = make()
     partial = file.with_suffix(f".{os.getpid()}.partial")
-    # a cache that cannot be written costs the next training its time, nothing else
+    # if the cache cannot be written, the next training tokenises again
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
         ids = np.concatenate([np.asarray(row, dtype=np.int32) for row, _ in rows_and_cuts])

@@ -1,7 +1,7 @@
-"""Trained weights inside a backbone: fine-tuning, BitFit, adapters, LoRA and (IA)³, put in and taken out again whole.
+"""Trained weights inside a backbone (fine-tuning, BitFit, adapters, LoRA, (IA)³), which `release` takes out again.
 
-A backbone is shared by all trainings of a grid. What a method changes in it is one object that knows the way back:
-after `release` the model has the very tensors, modules and hooks that it had before.
+All trainings of a grid share a backbone. One object holds what a method changes in it and can undo the change: after
+`release` the model has exactly the tensors, modules and hooks that it had before.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from attempt_cli.backbones.base import FrozenBackbone
 from attempt_cli.errors import AttemptError
 
-# The linear layers that attention and feed-forward end in, whose output an adapter reads (Houlsby et al., 2019): of
-# Llama and its kin, of T5, of GPT-2. An adapter behind T5's cross-attention is not usual.
+# The last linear layers of attention and feed-forward, whose output an adapter reads (Houlsby et al., 2019): of Llama
+# and similar models, of T5, of GPT-2. An adapter behind T5's cross-attention is not usual.
 LAYER_OUTPUTS = (
     "self_attn.o_proj",
     "mlp.down_proj",
@@ -30,14 +30,14 @@ LAYER_OUTPUTS = (
 )
 REDUCTION = 32  # an adapter's bottleneck is the width divided by this (the paper's)
 DROPPED = (5, 12)  # AdapterDrop: no adapters in the first 5 of 12 layers of a stack (Rücklé et al., 2021)
-LORA_RANK, LORA_SCALE = 8, 16  # r, and α of the α/r that the update is multiplied with
+LORA_RANK, LORA_SCALE = 8, 16  # r, and α of the factor α/r of the update
 
 
 class TunedWeights(nn.Module, ABC):
-    """What a weight method trains, in fp32, and its place in the backbone; its parameters are all trained.
+    """The fp32 tensors that a weight method trains, put into the backbone; all parameters are trained.
 
     Args:
-        backbone: what it is put into, at once.
+        backbone: the backbone that they are put into at once.
 
     Raises:
         RuntimeError: another training's weights are in the backbone, or its layers are compiled.
@@ -47,36 +47,36 @@ class TunedWeights(nn.Module, ABC):
     def __init__(self, backbone: FrozenBackbone) -> None:
         super().__init__()
         if backbone.tuned is not None:
-            raise RuntimeError(f"{backbone.name} holds another training's weights; release them first")
+            raise RuntimeError(f"{backbone.name} holds the weights of another training; release them first")
         if backbone.compiled:
-            raise RuntimeError(f"the layers of {backbone.name} are compiled, and no other weights can be put into them")
-        _ = backbone.fingerprint, backbone.embedding_rms  # asked for later, they are those of the frozen model
+            raise RuntimeError(f"the layers of {backbone.name} are compiled: their weights cannot change")
+        _ = backbone.fingerprint, backbone.embedding_rms  # cached now: they are the frozen model's
         self._backbone = backbone
 
-    def speed_groups(self) -> dict[str, list[nn.Parameter]]:
-        """The trained tensors by learning rate: all under `weights`."""
+    def param_groups(self) -> dict[str, list[nn.Parameter]]:
+        """Returns the trained tensors by learning rate: all under `weights`."""
         return {"weights": list(self.parameters())}
 
     def refresh(self) -> None:
-        """Makes the next pass compute with the tensors as they are now."""
+        """Makes the next pass use the current values of the tensors."""
 
     def release(self) -> None:
-        """Takes the weights out of the backbone; doing it twice does no harm."""
+        """Takes the weights out of the backbone; a second call does nothing."""
         if self._backbone.tuned is self:
             self._take_out()
             self._backbone.tuned = None
 
     @abstractmethod
     def _take_out(self) -> None:
-        """Leaves the backbone's model as it was."""
+        """Restores the backbone's model."""
 
     def _hold(self, name: str, parameter: nn.Parameter) -> None:
-        """Registers a parameter under the name that it has in the model; a checkpoint shows it."""
+        """Registers a parameter under its name in the model, which a checkpoint then shows."""
         self.register_parameter(name.replace(".", "/"), parameter)
 
 
 class FullWeights(TunedWeights):
-    """Fine-tuning: every weight of the model, as an fp32 copy that is cast to the model's dtype in every pass."""
+    """Fine-tuning: an fp32 copy of every weight of the model, cast to the model's dtype in every pass."""
 
     def __init__(self, backbone: FrozenBackbone) -> None:
         super().__init__(backbone)
@@ -98,7 +98,7 @@ class FullWeights(TunedWeights):
 
     def refresh(self) -> None:
         for copy, original, places in self._places:
-            weight: Any = copy.to(original.dtype)  # the copy itself where the model is in fp32
+            weight: Any = copy.to(original.dtype)  # the copy itself if the model is in fp32
             for module, name in places:
                 module._parameters[name] = weight
 
@@ -109,10 +109,10 @@ class FullWeights(TunedWeights):
 
 
 class AddedParts(TunedWeights):
-    """Small modules behind layers of the model: what a layer gives, they change.
+    """Small modules behind layers of the model, which change the layers' outputs.
 
     Args:
-        parts: by the layer's name in the model, what is put behind it.
+        parts: the module behind each layer, by the layer's name in the model.
     """
 
     def __init__(self, backbone: FrozenBackbone, parts: dict[str, nn.Module]) -> None:
@@ -128,7 +128,7 @@ class AddedParts(TunedWeights):
 
 
 class _Bias(nn.Module):
-    """Adds a bias, nought at the start, to what a linear layer gives."""
+    """Adds a bias, zero at the start, to a linear layer's output."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -141,7 +141,7 @@ class _Bias(nn.Module):
 class _Bottleneck(nn.Module):
     """An adapter: x + W_up · GELU(W_down · x + b_down) + b_up.
 
-    Both matrices start from N(0, 0.01²) and both biases from nought, so that it starts near the identity.
+    Both matrices start from N(0, 0.01²) and both biases from zero, so that it starts near the identity.
     """
 
     def __init__(self, width: int, generator: torch.Generator) -> None:
@@ -160,10 +160,10 @@ class _Bottleneck(nn.Module):
 
 
 def bias_parts(model: Any) -> dict[str, nn.Module]:
-    """BitFit (Ben Zaken et al., 2022): a bias for every linear layer, by the layer's name.
+    """Makes BitFit's parts (Ben Zaken et al., 2022): a bias for every linear layer, by the layer's name.
 
-    T5 and Llama have no biases: one that is nought is added to what each linear layer gives, and trained. Where a
-    layer has a bias of its own, their sum is what BitFit trains. The vocabulary projection is left as it is.
+    T5 and Llama have no biases: each linear layer's output gets one that starts at zero and is trained. If a layer has
+    a bias of its own, BitFit trains the sum of both. The vocabulary projection does not change.
     """
     head = model.get_output_embeddings()
     return {
@@ -174,7 +174,7 @@ def bias_parts(model: Any) -> dict[str, nn.Module]:
 
 
 def adapter_parts(model: Any, generator: torch.Generator, *, drop: bool = False) -> dict[str, nn.Module]:
-    """Adapters (Houlsby et al., 2019) behind the attention and the feed-forward of every layer, by the layer's name.
+    """Makes adapters (Houlsby et al., 2019) for the attention and the feed-forward of every layer, by its name.
 
     Args:
         model: the transformers model.
@@ -192,7 +192,7 @@ def adapter_parts(model: Any, generator: torch.Generator, *, drop: bool = False)
             found[name] = (place[1], int(place[2]), outputs)
     if not found:
         raise AttemptError(
-            f"where adapters belong in the architecture {model.config.model_type} is not known",
+            f"attempt does not know where adapters belong in the architecture {model.config.model_type}",
             "Use a backbone of the T5, Llama or GPT-2 families, or --method lora.",
         )
     depth: dict[str, int] = {}
@@ -208,11 +208,11 @@ def adapter_parts(model: Any, generator: torch.Generator, *, drop: bool = False)
 
 
 class LibraryWeights(TunedWeights):
-    """LoRA or (IA)³ as peft has them, at the layers that peft chooses for the architecture.
+    """LoRA or (IA)³ from peft, at the layers that peft chooses for the architecture.
 
     Args:
         kind: "lora" or "ia3".
-        seed: of the first numbers.
+        seed: seed of the initial values.
     """
 
     def __init__(self, backbone: FrozenBackbone, kind: str, seed: int) -> None:
@@ -224,7 +224,7 @@ class LibraryWeights(TunedWeights):
                 f"--method {kind} needs the peft library", "Install it: `pip install 'attempt-cli[peft]'`."
             ) from error
         model = backbone.model
-        # peft puts its own modules in the places of the model's
+        # peft replaces the model's modules by its own
         self._children = [(module, dict(module._modules)) for module in model.modules()]
         self._attributes = set(vars(model))
         before = {id(parameter) for parameter in model.parameters()}
@@ -257,30 +257,38 @@ class LibraryWeights(TunedWeights):
             delattr(self._backbone.model, name)
 
 
-def tune(backbone: FrozenBackbone, method: str, seed: int) -> TunedWeights:
-    """Puts what a weight method trains into the backbone.
+def fine_tuning(backbone: FrozenBackbone, seed: int) -> TunedWeights:
+    """Puts a trainable copy of every weight into the backbone."""
+    return FullWeights(backbone)
 
-    Args:
-        method: one of `WEIGHT_METHODS` of the training's settings.
-        seed: of what starts from drawn numbers.
 
-    Raises:
-        AttemptError: the method cannot be had on this backbone or machine.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    makers: dict[str, Callable[[], TunedWeights]] = {
-        "fine-tuning": lambda: FullWeights(backbone),
-        "bitfit": lambda: AddedParts(backbone, bias_parts(backbone.model)),
-        "adapter": lambda: AddedParts(backbone, adapter_parts(backbone.model, generator)),
-        "adapterdrop": lambda: AddedParts(backbone, adapter_parts(backbone.model, generator, drop=True)),
-        "lora": lambda: LibraryWeights(backbone, "lora", seed),
-        "ia3": lambda: LibraryWeights(backbone, "ia3", seed),
-    }
-    return makers[method]()
+def bitfit(backbone: FrozenBackbone, seed: int) -> TunedWeights:
+    """Puts trainable biases into the backbone."""
+    return AddedParts(backbone, bias_parts(backbone.model))
+
+
+def adapter(backbone: FrozenBackbone, seed: int) -> TunedWeights:
+    """Puts adapters into every layer of the backbone."""
+    return AddedParts(backbone, adapter_parts(backbone.model, torch.Generator().manual_seed(seed)))
+
+
+def adapterdrop(backbone: FrozenBackbone, seed: int) -> TunedWeights:
+    """Puts adapters into the upper layers of the backbone."""
+    return AddedParts(backbone, adapter_parts(backbone.model, torch.Generator().manual_seed(seed), drop=True))
+
+
+def lora(backbone: FrozenBackbone, seed: int) -> TunedWeights:
+    """Puts LoRA's low-rank updates into the backbone, by the peft library."""
+    return LibraryWeights(backbone, "lora", seed)
+
+
+def ia3(backbone: FrozenBackbone, seed: int) -> TunedWeights:
+    """Puts (IA)³'s scales into the backbone, by the peft library."""
+    return LibraryWeights(backbone, "ia3", seed)
 
 
 def _behind(part: nn.Module) -> Callable[[nn.Module, Any, Tensor], Tensor]:
-    """A hook that sends a layer's output through the part."""
+    """Returns a hook that sends a layer's output through the part."""
 
     def hook(_layer: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
         changed: Tensor = part(output)
@@ -290,7 +298,7 @@ def _behind(part: nn.Module) -> Callable[[nn.Module, Any, Tensor], Tensor]:
 
 
 def _outputs(module: nn.Module) -> int:
-    """The width of what a linear layer gives; 0 for other modules. (GPT-2's are transposed, under their own name.)"""
+    """Returns the output width of a linear layer; 0 for other modules. (GPT-2 has a transposed class of its own.)"""
     from transformers.pytorch_utils import Conv1D
 
     if isinstance(module, nn.Linear):

@@ -34,9 +34,9 @@ def command(settings: Settings, /, **options: Any) -> None:
       attempt --registry ./demo demo
     """
     from attempt_cli.cli.progress import TrainingProgress
+    from attempt_cli.data.catalogue import load_task
     from attempt_cli.data.fewshot import few_shot
     from attempt_cli.data.rows import Rows, examples_sha256, load_examples
-    from attempt_cli.data.task import load_task
     from attempt_cli.experiments.cells import Bench
     from attempt_cli.experiments.summary import summarise
     from attempt_cli.training.config import make_config

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from attempt_cli.cli.options import (
+    FILE_FIELDS,
     BackboneOptions,
-    FileOptions,
     MixtureOptions,
+    RowOptions,
     change_options,
-    chosen_task,
-    file_options,
     max_tokens_option,
+    row_options,
     split_names,
     where_options,
 )
@@ -34,7 +34,7 @@ COLUMNS = ("task", "model", "metric", "score", "interval", "n", "rows_per_second
 
 @click.command("eval")
 @click.option("--tasks", help="Tasks, comma separated.")
-@file_options
+@row_options
 @click.option("--prompt", "prompts", multiple=True, help="A prompt, or `none` for the bare model; may be repeated.")
 @click.option("--composition", "compositions", multiple=True, help="A composition; may be repeated.")
 @click.option(
@@ -56,7 +56,7 @@ def command(
     settings: Settings,
     /,
     tasks: str | None,
-    files: FileOptions,
+    rows: RowOptions,
     prompts: tuple[str, ...],
     compositions: tuple[str, ...],
     mixture: MixtureOptions,
@@ -84,8 +84,8 @@ def command(
     with RowProgress(settings.output) as progress:
         session = settings.session(where, input_cache=0, listener=progress)
         models = _models(session, prompts, compositions)
-        chosen = _tasks(tasks, files, models)
-        results = evaluate(models, chosen, changes=changes, text_format=files.text_format, session=session, **options)
+        chosen = _tasks(tasks, rows, models)
+        results = evaluate(models, chosen, changes=changes, text_format=rows.text_format, session=session, **options)
     if options["output"] is not None:
         settings.output.note(f"Wrote every prediction to {options['output']}")
     if settings.output.format == "json":
@@ -103,21 +103,20 @@ def _models(session: Session, prompts: Sequence[str], compositions: Sequence[str
     return [Model(record, session) for record in (*records, *map(session.store.composition, compositions))]
 
 
-def _tasks(names: str | None, files: FileOptions, models: Sequence[Model]) -> Sequence[str | Task]:
+def _tasks(names: str | None, rows: RowOptions, models: Sequence[Model]) -> Sequence[str | Task]:
     """Chooses the tasks of --tasks; else those of files; else those that the first model was trained for."""
     from attempt_cli.evaluation.models import own_tasks
 
-    reading = {name: value for name, value in asdict(files).items() if name != "text_format"}
     if names is not None:
-        if any(value is not None for value in reading.values()):
+        if any(getattr(rows, field) is not None for field in FILE_FIELDS):
             raise click.UsageError("give --tasks or files, not both")
         return split_names(names)
-    if files.input_template is not None or all(model.record is None for model in models):
-        return [chosen_task(None, {**reading, "text_format": None})]
-    loose = [name for name in ("label", "labels", "answers") if reading[name] is not None]
+    if rows.input_template is not None or all(model.record is None for model in models):
+        return [replace(rows, text_format=None).task(None)]
+    loose = [name for name in ("label", "labels", "answers") if getattr(rows, name) is not None]
     if loose:
         raise click.UsageError(f"--{loose[0]} goes with --input; without both the prompt's own are used")
-    own, given = own_tasks(models), files.files()
+    own, given = own_tasks(models), rows.files()
     if len(own) > 1 and given:
         raise click.UsageError("a composition with several targets needs --tasks, or --input and --label with files")
     return [_on_files(task, given) for task in own]
@@ -128,7 +127,7 @@ def _on_files(task: Task, files: dict[str, Path]) -> Task:
     if not files:
         return task
     paths = {split: path.resolve() for split, path in files.items()}
-    return replace(task, hub=None, files=paths, split_rule="own", splits={})
+    return task.model_copy(update={"hub": None, "files": paths, "split_rule": "own", "splits": {}})
 
 
 def _table_row(result: EvaluationResult) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -22,6 +22,7 @@ from attempt_cli.cli.options import (
     task_options,
     typed_command,
 )
+from attempt_cli.placement import PLACEMENTS
 
 if TYPE_CHECKING:
     from attempt_cli.cli.main import Settings
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
 @click.option("--prompt-length", type=int, help="m. [default: 20, or the sources' own]")
 @click.option(
     "--placement",
-    type=click.Choice(["before", "after"]),
+    type=click.Choice(PLACEMENTS),
     help="Of prompts, before or after the input. [default: the sources' own, else the backbone's]",
 )
 @input_cache_options
@@ -169,6 +170,8 @@ def command(
 
 def as_cells(row: Row) -> dict[str, Any]:
     """A method's result as people read it, in percent."""
+    from attempt_cli.experiments.report import with_width
+
     return {
         "task": row.task,
         "method": row.method,
@@ -183,21 +186,15 @@ def as_cells(row: Row) -> dict[str, Any]:
     }
 
 
-def with_width(mean: float, width: float | None, *, signed: bool = False) -> str:
-    """A mean and its interval in percent: "81.2 ± 1.4"."""
-    text = f"{100 * mean:+.1f}" if signed else f"{100 * mean:.1f}"
-    return text if width is None else f"{text} ± {100 * width:.1f}"
-
-
 def _tasks(names: str | None, options: dict[str, Any]) -> list[Task]:
-    from attempt_cli.data.task import load_task
+    from attempt_cli.data.catalogue import load_task
 
     if any(options[field] is not None for field in FILE_FIELDS):
         if names is not None:
             raise click.UsageError("give --tasks or files, not both")
         task = chosen_task(None, options)
         # the k rows are drawn from all training rows; nothing is held out for a validation that never happens
-        return [replace(task, split_rule="own") if task.split_rule == "held-out" else task]
+        return [task.model_copy(update={"split_rule": "own"}) if task.split_rule == "held-out" else task]
     text_format = options.pop("text_format")
     for field in FILE_FIELDS:
         options.pop(field)

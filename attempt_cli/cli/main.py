@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +67,9 @@ class Settings:
         from attempt_cli.cli.progress import NoteListener
         from attempt_cli.session import Session
 
-        chosen: dict[str, Any] = asdict(where) if where else {}
+        chosen: dict[str, Any] = (
+            {"backbone": where.backbone, "device": where.device, "dtype": where.dtype} if where else {}
+        )
         more.setdefault("listener", NoteListener(self.output))
         return Session(self.registry(), self.data_dir, command=typed_command(), **chosen, **more)
 

@@ -7,13 +7,13 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
 from attempt_cli.errors import AttemptError
+from attempt_cli.placement import PLACEMENTS
 
 if TYPE_CHECKING:
     from attempt_cli.backbones.base import FrozenBackbone
@@ -58,7 +58,127 @@ def option_group(keyword: str, kind: type, *decorators: Callable[[Any], Any]) ->
     return decorate
 
 
-backbone_options = stacked(
+@dataclasses.dataclass(frozen=True)
+class RecordOptions:
+    """What a training is kept as, and whether it continues."""
+
+    name: str | None
+    note: str
+    tags: tuple[str, ...]
+    resume: bool
+
+    def arguments(self) -> dict[str, Any]:
+        """Returns them as the functions of the library take them."""
+        return dataclasses.asdict(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class RowOptions:
+    """Rows of one's own in files, and the text format."""
+
+    train_file: Path | None
+    validation_file: Path | None
+    test_file: Path | None
+    input_template: str | None
+    label: str | None
+    labels: str | None
+    answers: str | None
+    text_format: str | None
+
+    def task(self, name: str | None) -> Task:
+        """Returns the task by its name, or from files.
+
+        Raises:
+            AttemptError: the name is unknown, or the files' options are incomplete.
+        """
+        from attempt_cli.data.catalogue import load_task
+        from attempt_cli.data.own_files import task_from_files
+
+        if self.train_file is None and self.validation_file is None and self.test_file is None:
+            given = {"input": self.input_template, "label": self.label, "labels": self.labels, "answers": self.answers}
+            unused = [f"--{option}" for option, value in given.items() if value is not None]
+            if unused:
+                raise click.UsageError(
+                    f"{' and '.join(unused)} only go with --train-file, --validation-file or --test-file"
+                )
+            if name is None:
+                raise click.UsageError("name a task, or give --train-file with --input and --label")
+            return self._formatted(load_task(name))
+        if self.input_template is None or (self.label is None) == (self.answers is None):
+            raise click.UsageError('rows from files need --input "{column} …" and --label COLUMN (or --answers COLUMN)')
+        return self._formatted(
+            task_from_files(
+                train=self.train_file,
+                validation=self.validation_file,
+                test=self.test_file,
+                input=self.input_template,
+                label=self.label,
+                labels=self.labels,
+                answers=self.answers,
+                name=name,
+            )
+        )
+
+    def files(self) -> dict[str, Path]:
+        """Returns the files that are given, by split."""
+        files = {"train": self.train_file, "validation": self.validation_file, "test": self.test_file}
+        return {split: path for split, path in files.items() if path is not None}
+
+    def tasks(self, names: str | None) -> list[Task]:
+        """Returns the tasks of a comma list, or the one task that the options describe.
+
+        Raises:
+            UsageError: several names and files.
+        """
+        from attempt_cli.data.catalogue import load_task
+
+        if names is None or "," not in names:
+            return [self.task(names)]
+        if any(getattr(self, field) is not None for field in FILE_FIELDS):
+            raise click.UsageError("name several tasks by name or YAML file; file options go with one task")
+        return [self._formatted(load_task(name)) for name in split_names(names)]
+
+    def _formatted(self, task: Task) -> Task:
+        return task.with_format(self.text_format) if self.text_format else task
+
+
+@dataclasses.dataclass(frozen=True)
+class BackboneOptions:
+    """Which backbone, and where it computes."""
+
+    backbone: str | None
+    device: str | None
+    dtype: str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class CacheOptions:
+    """Where inputs that were read are kept, and how many."""
+
+    input_cache: str | None
+    input_cache_dir: Path | None
+
+    def arguments(self) -> dict[str, Any]:
+        """Returns them as a `Session` takes them.
+
+        Raises:
+            AttemptError: the size is no size.
+        """
+        from attempt_cli.byte_sizes import parse_size
+
+        size = parse_size(self.input_cache) if self.input_cache is not None else None
+        return {"input_cache": size, "input_cache_dir": self.input_cache_dir}
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingOptions:
+    """How several tasks are mixed."""
+
+    max_rows_per_task: int | None
+    sampling_temperature: float
+
+
+backbone_option_list = (
     click.option(
         "--backbone",
         help="Alias, hub id, folder or GGUF file. [default: $ATTEMPT_BACKBONE, else the prompts' own, else t5-base]",
@@ -66,20 +186,10 @@ backbone_options = stacked(
     click.option("--device", help="cuda, mps or cpu. [default: the best there is]"),
     click.option("--dtype", help="bfloat16 or float32. [default: bfloat16 where the processor has it]"),
 )
+backbone_options = stacked(*backbone_option_list)
+where_options = option_group("where", BackboneOptions, *backbone_option_list)
 
-
-@dataclass(frozen=True)
-class BackboneOptions:
-    """The backbone that a command uses."""
-
-    backbone: str | None
-    device: str | None
-    dtype: str | None
-
-
-where_options = option_group("where", BackboneOptions, backbone_options)
-
-task_options = stacked(
+task_option_list = (
     click.option("--train-file", type=FILE, help="Rows of your own: CSV, TSV, JSONL, JSON or parquet."),
     click.option("--validation-file", type=FILE, help="Rows that choose the checkpoint. [default: held-out rows]"),
     click.option("--test-file", type=FILE, help="Rows that the final score is of."),
@@ -94,28 +204,8 @@ task_options = stacked(
         help="`reference`: the text format of the ATTEMPT authors' code, for prompts trained under it.",
     ),
 )
-
-
-@dataclass(frozen=True)
-class FileOptions:
-    """Rows of the user's own, how to read them, and the text format."""
-
-    train_file: Path | None
-    validation_file: Path | None
-    test_file: Path | None
-    input_template: str | None
-    label: str | None
-    labels: str | None
-    answers: str | None
-    text_format: str | None
-
-    def files(self) -> dict[str, Path]:
-        """Returns the files that are given, by split."""
-        files = {"train": self.train_file, "validation": self.validation_file, "test": self.test_file}
-        return {split: path for split, path in files.items() if path is not None}
-
-
-file_options = option_group("files", FileOptions, task_options)
+task_options = stacked(*task_option_list)
+row_options = option_group("rows", RowOptions, *task_option_list)
 
 input_cache_list = (
     click.option(
@@ -130,12 +220,15 @@ input_cache_list = (
     ),
 )
 input_cache_options = stacked(*input_cache_list)
+cache_options = option_group("cache", CacheOptions, *input_cache_list)
 
 # how fast a comparison's methods learn, and how sharply G chooses
 rate_options = stacked(
     click.option("--learning-rate", type=float, help="Of prompts. [default: 0.03]"),
     click.option(
-        "--attention-learning-rate", type=float, help="Of G, of MPT's factors, of DePT's offsets. [default: 0.01]"
+        "--attention-learning-rate",
+        type=float,
+        help="Of G, or of factors and offsets in its place. [default: 0.01]",
     ),
     click.option("--weight-learning-rate", type=float, help="Of weights: fine-tuning to ia3. [default: 3e-4]"),
     click.option(
@@ -149,7 +242,7 @@ training_options = stacked(
     click.option("--prompt-length", type=int, help="m, the prompt's tokens. [default: 20, or the sources' own]"),
     click.option(
         "--placement",
-        type=click.Choice(["before", "after"]),
+        type=click.Choice(PLACEMENTS),
         help="The prompt before the input (the paper), or after it: then an input is read once, without gradient. "
         "[default: the sources' own, else after on decoder-only backbones, before on encoder-decoders]",
     ),
@@ -177,7 +270,6 @@ training_options = stacked(
         default=None,
         help="Layers through torch.compile, or not. [default: measured in trainings of more than 20 minutes]",
     ),
-    *input_cache_list,
     click.option("--train-limit", type=int, help="Train on a random sample of so many rows."),
     click.option("--eval-every", type=int, help="Steps between evaluations, 0 for none. [default: ten in all]"),
     click.option("--eval-rows", type=int, help="Validation rows looked at in training. [default: 200]"),
@@ -186,11 +278,30 @@ training_options = stacked(
     click.option("--preset", help="Settings to start from: `paper`."),
 )
 
-record_options = stacked(
+record_options = option_group(
+    "record",
+    RecordOptions,
     click.option("--name", help="The name in the registry."),
     click.option("--note", default="", help="A remark to keep with it."),
     click.option("--tag", "tags", multiple=True, help="A tag; may be given several times."),
-    click.option("--resume", is_flag=True, help="Go on from the checkpoint of the same command, if there is one."),
+    click.option("--resume", is_flag=True, help="Continue from the checkpoint of the same command, if there is one."),
+)
+
+sampling_options = option_group(
+    "sampling",
+    SamplingOptions,
+    click.option(
+        "--max-rows-per-task",
+        type=click.IntRange(min=1),
+        help="Of several tasks: none counts for more rows in an epoch.",
+    ),
+    click.option(
+        "--sampling-temperature",
+        type=click.FloatRange(min=1),
+        default=1.0,
+        show_default=True,
+        help="Of several tasks: 1 samples them in proportion to their rows, more evens them out.",
+    ),
 )
 
 max_tokens_option = click.option(
@@ -202,7 +313,7 @@ max_tokens_option = click.option(
 )
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class MixtureOptions:
     """Changes to compositions, as they are typed."""
 
@@ -255,8 +366,8 @@ def chosen_task(name: str | None, options: dict[str, Any]) -> Task:
     Raises:
         AttemptError: the name is unknown, or the files' options are incomplete.
     """
-    from attempt_cli.data.files import task_from_files
-    from attempt_cli.data.task import load_task
+    from attempt_cli.data.catalogue import load_task
+    from attempt_cli.data.own_files import task_from_files
 
     train, validation, test, template, label, labels, answers = (options.pop(field) for field in FILE_FIELDS)
     text_format = options.pop("text_format")
@@ -313,14 +424,15 @@ def attach_input_cache(backbone: FrozenBackbone, options: dict[str, Any]) -> Non
     Raises:
         AttemptError: the size is no size.
     """
-    from attempt_cli.backbones.input_cache import InputCache, parse_size
+    from attempt_cli.backbones.input_cache import InputCache
+    from attempt_cli.byte_sizes import parse_size
     from attempt_cli.training.memory import total_memory
 
     size, folder = options.pop("input_cache"), options.pop("input_cache_dir")
     # of all memory, not of what is free now: which rows are kept should not hang on what else is running
     budget = parse_size(size) if size is not None else total_memory() // 4
     if budget:
-        backbone.input_cache = InputCache(budget, folder=folder, pin=backbone.device.type == "cuda")
+        backbone.input_cache = InputCache(budget, folder=folder, pin_memory=backbone.device.type == "cuda")
 
 
 def where_from(registry: Registry, record: Any) -> str:
@@ -354,9 +466,25 @@ def chosen_sources(
     Raises:
         AttemptError: `all` finds none, or sources of several backbones.
     """
-    from attempt_cli.evaluation.models import source_prompts
-
-    return source_prompts(registry, names_or_all(names) or (), backbone, targets=targets)
+    if names is None:
+        return ()
+    if names.strip() != "all":
+        return tuple(registry.prompt(name) for name in split_names(names))
+    newest: dict[str, Prompt] = {}
+    for prompt in registry.prompts(kind="source", backbone=backbone):
+        if prompt.task in targets:
+            continue
+        if prompt.name not in newest or newest[prompt.name].version < prompt.version:
+            newest[prompt.name] = prompt
+    sources = tuple(newest[name] for name in sorted(newest))
+    if not sources:
+        where = f" of {backbone}" if backbone else ""
+        other = f" of another task than {', '.join(targets)}" if targets else ""
+        raise AttemptError(f"there is no source prompt{where}{other} yet", "Train one: `attempt train-source sst2`.")
+    if len({prompt.fingerprint for prompt in sources}) > 1:
+        found = ", ".join(sorted({prompt.backbone for prompt in sources}))
+        raise AttemptError(f"the source prompts belong to several backbones: {found}", "Choose one with --backbone.")
+    return sources
 
 
 def check_lengths(prompts: Sequence[Prompt], length: int | None = None) -> None:
@@ -392,10 +520,8 @@ def split_names(text: str) -> list[str]:
 
 
 def names_or_all(text: str | None) -> str | list[str] | None:
-    """Reads `--sources a,b,c` or `--sources all`; None where the option is not given."""
-    if text is None:
-        return None
-    return "all" if text.strip() == "all" else split_names(text)
+    """Returns the names of a comma list; "all" and None as they are."""
+    return text if text is None or text.strip() == "all" else split_names(text)
 
 
 def typed_command() -> str:

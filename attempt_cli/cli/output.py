@@ -1,4 +1,4 @@
-"""The one place that writes results: a table for people, JSON for programs, nothing but names for scripts."""
+"""Writes results in one place: a table for people, JSON for programs, names alone for scripts."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ from typing import Any
 
 import click
 
+from attempt_cli.errors import AttemptError
+
 # The version of the JSON shapes; it rises when a field is renamed or removed, never when one is added.
 JSON_VERSION = 1
-# a table shows the beginning of lists that are longer
+# a table shows only the beginning of a longer list
 LONG_LIST = 100
 
 
 @dataclass(frozen=True)
 class Output:
-    """Where a command hands its result: data to stdout, everything else to stderr."""
+    """Takes a command's result: data goes to stdout, everything else to stderr."""
 
     format: str = "table"  # table | json | quiet
 
@@ -30,10 +32,10 @@ class Output:
             kind: the plural noun under which JSON holds the rows, e.g. "prompts".
             rows: the records; JSON gets every field, a table only `columns`.
             columns: the fields a table shows, in order.
-            name: the field that `quiet` prints, one a line.
+            name: the field that `quiet` prints, one value per line.
         """
         if self.format == "json":
-            # a row a line: indenting thousands of rows takes ten times as long, and grep finds less in the result
+            # one row per line: indenting thousands of rows takes ten times as long, and grep finds less in the result
             lines = ",\n".join(f"    {_compact(row)}" for row in rows)
             listed = f"[\n{lines}\n  ]" if rows else "[]"
             click.echo(f'{{\n  "version": {JSON_VERSION},\n  {_compact(kind)}: {listed}\n}}')
@@ -46,7 +48,7 @@ class Output:
             write_table([[cell_text(row.get(column)) for column in columns] for row in rows], columns)
 
     def record(self, kind: str, record: Mapping[str, Any], *, name: str = "name") -> None:
-        """Writes one record: its fields one a line, or a JSON object under `kind`."""
+        """Writes one record: one field per line, or a JSON object under `kind`."""
         if self.format == "json":
             self.json({kind: dict(record)})
         elif self.format == "quiet":
@@ -64,16 +66,36 @@ class Output:
         click.echo(json.dumps({"version": JSON_VERSION, **data}, indent=2, ensure_ascii=False, default=str))
 
     def note(self, text: str) -> None:
-        """A remark for a person, on stderr; silent under `quiet`."""
+        """Writes a remark for a person to stderr; silent under `quiet`."""
         if self.format != "quiet":
             click.echo(text, err=True)
+
+
+def confirm_removal(question: str, notes: Sequence[str] = ()) -> bool:
+    """Asks on stderr, so that stdout holds only the result.
+
+    Raises:
+        AttemptError: when standard input ends before an answer.
+    """
+    for note in notes:
+        click.echo(note, err=True)
+    try:
+        agreed = click.confirm(question, err=True)
+    except click.Abort:
+        click.echo(err=True)
+        if sys.stdin.isatty():
+            raise
+        raise AttemptError("nothing was removed: the question got no answer", "--yes answers it.") from None
+    if not agreed:
+        click.echo("Nothing was removed.", err=True)
+    return agreed
 
 
 _compact = json.JSONEncoder(ensure_ascii=False, default=str).encode
 
 
 def cell_text(value: Any) -> str:
-    """A value as people read it: short numbers, comma lists, a dash for nothing."""
+    """Formats a value for people: short numbers, comma-separated lists, a dash for an empty value."""
     if isinstance(value, str):
         return value or "-"
     if value is None or value in ([], {}, ()):
@@ -91,14 +113,14 @@ def cell_text(value: Any) -> str:
         return "\n".join(lines)
     if isinstance(value, Iterable):
         items = list(value)
-        if len(items) > LONG_LIST:  # a run's rows: thousands of numbers, which JSON has whole
+        if len(items) > LONG_LIST:  # a run's rows: thousands of numbers; JSON has all of them
             return ", ".join(cell_text(item) for item in items[:10]) + f", … ({len(items):,} in all)"
         return ", ".join(cell_text(item) for item in items)
     return str(value)
 
 
 def write_table(cells: Sequence[Sequence[str]], columns: Sequence[str]) -> None:
-    """A rich table on a terminal; plain aligned columns in a pipe (no colour codes, and fast for thousands of rows)."""
+    """Writes a rich table to a terminal; to a pipe plain aligned columns: no colours, fast for thousands of rows."""
     if sys.stdout.isatty():
         from rich.console import Console
         from rich.table import Table
@@ -112,6 +134,19 @@ def write_table(cells: Sequence[Sequence[str]], columns: Sequence[str]) -> None:
         Console().print(table)
         return
     flat = [[cell.replace("\n", " ") for cell in row] for row in cells]
-    widths = [max(map(len, column)) for column in zip(columns, *flat, strict=True)]
-    lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in [list(columns), *flat])
+    widths = [max(map(_width, column)) for column in zip(columns, *flat, strict=True)]
+    lines = ("  ".join(map(_padded, row, widths)).rstrip() for row in [list(columns), *flat])
     click.echo("\n".join(lines))
+
+
+def _width(text: str) -> int:
+    """Counts the terminal cells of a text: a Chinese character or an emoji takes two."""
+    if text.isascii():
+        return len(text)
+    from rich.cells import cell_len  # 10 ms that most tables need not pay
+
+    return cell_len(text)
+
+
+def _padded(text: str, width: int) -> str:
+    return text.ljust(width) if text.isascii() else text + " " * (width - _width(text))

@@ -1,4 +1,4 @@
-"""Shows how a training or an evaluation goes: a bar on a terminal, a few lines elsewhere; always on stderr."""
+"""Shows the progress of a training or an evaluation on stderr: a bar on a terminal, a few lines elsewhere."""
 
 from __future__ import annotations
 
@@ -11,36 +11,28 @@ from typing import TYPE_CHECKING
 
 import click
 
+from attempt_cli.cli.output import Output
 from attempt_cli.listener import Listener
 
 if TYPE_CHECKING:
     from rich.progress import Progress
+    from typing_extensions import Self
 
-    from attempt_cli.cli.output import Output
     from attempt_cli.experiments.cells import Cell
     from attempt_cli.experiments.grid import Ask
 
 
-class TrainingProgress:
-    """A `training.loop.Listener` for people.
+# without a terminal: the fewest seconds between two lines about steps, and the most lines between first and last step
+SECONDS_BETWEEN_LINES = 30
+LINES_OF_STEPS = 10
 
-    Args:
-        title: what is trained.
-        silent: say nothing (other processes, `--format quiet`).
-    """
 
-    def __init__(self, title: str, *, silent: bool = False) -> None:
-        self._title = title
-        self._silent = silent
-        self._bar: Progress | None = None
-        self._metric = ""
-        self._loss: float | None = None
-        self._last_line = 0.0
-        self._total = 0
-        if not silent and sys.stderr.isatty():
-            self._bar = _bar(numbers=True)
+class _Progress:
+    """Keeps a bar on the screen inside a `with` statement; without a terminal, or when silent, there is none."""
 
-    def __enter__(self) -> TrainingProgress:
+    _bar: Progress | None = None
+
+    def __enter__(self) -> Self:
         if self._bar is not None:
             self._bar.start()
         return self
@@ -51,39 +43,9 @@ class TrainingProgress:
         if self._bar is not None:
             self._bar.stop()
 
-    def start(self, step: int, total: int) -> None:
-        self._total = total
-        if step:
-            self._say(f"going on from step {step} of {total}")
-        if self._bar is not None:
-            self._task = self._bar.add_task(self._title, total=total, completed=step, numbers="")
-
-    def note(self, text: str) -> None:
-        self._say(text)
-
-    def step(self, step: int, loss: float, rows_per_second: float) -> None:
-        # a running mean: the loss of a single small batch jumps too much to read
-        self._loss = loss if self._loss is None else 0.9 * self._loss + 0.1 * loss
-        numbers = f"loss {self._loss:.3f}  {self._metric}{rows_per_second:.1f} rows/s"
-        if self._bar is not None:
-            self._bar.update(self._task, completed=step, numbers=numbers)
-        elif time.monotonic() - self._last_line > 30 or step == self._total:
-            self._last_line = time.monotonic()
-            self._say(f"{self._title}: step {step}/{self._total}  {numbers}")
-
-    def evaluation(self, step: int, metrics: dict[str, float], best: bool) -> None:
-        name, value = next(iter(metrics.items()))
-        self._metric = f"{name} {100 * value:.1f}  "
-        if self._bar is None:
-            self._say(f"{self._title}: step {step}/{self._total}  validation {self._metric}{'(best)' if best else ''}")
-
-    def _say(self, text: str) -> None:
-        if not self._silent:
-            click.echo(text.rstrip(), err=True)
-
 
 class NoteListener(Listener):
-    """Passes remarks to the output; shows no progress."""
+    """Passes remarks on to the output."""
 
     def __init__(self, output: Output) -> None:
         self._output = output
@@ -92,24 +54,89 @@ class NoteListener(Listener):
         self._output.note(text)
 
 
-class RowProgress(NoteListener):
-    """Shows a bar over rows on a terminal, nothing elsewhere, and passes remarks to the output."""
+class TrainingProgress(_Progress, Listener):
+    """A `Listener` for people.
 
-    def __init__(self, output: Output) -> None:
-        super().__init__(output)
-        self._shown = output.format != "quiet" and sys.stderr.isatty()
-        self._bar: Progress | None = None
+    Without a terminal it writes one line for the first step, one for the last, one for each evaluation, and in a long
+    training at most ten more: a log stays short.
 
-    def __enter__(self) -> RowProgress:
-        return self
+    Args:
+        title: the name of what is trained.
+        silent: write nothing (other processes, `--format quiet`).
+    """
+
+    def __init__(self, title: str, *, silent: bool = False) -> None:
+        self._title = title
+        self._silent = silent
+        self._metric = ""
+        self._loss: float | None = None
+        self._total = 0
+        self._last_line = (0.0, 0)  # time and step
+        self._pending = ""  # the line of the newest step until it is written
+        if not silent and sys.stderr.isatty():
+            self._bar = _bar(numbers=True)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        super().__exit__(kind, error, trace)
+        if self._pending:  # it stopped before the last step
+            self._say(self._pending)
+
+    def start(self, step: int, total: int) -> None:
+        """Takes the step to start from and the number of all steps."""
+        self._total = total
+        if step:
+            self._say(f"continuing from step {step} of {total}")
         if self._bar is not None:
-            self._bar.stop()
+            self._task = self._bar.add_task(self._title, total=total, completed=step, numbers="")
+
+    def note(self, text: str) -> None:
+        """Writes a remark."""
+        self._say(text)
+
+    def step(self, step: int, loss: float, rows_per_second: float) -> None:
+        """Shows a step's loss and speed."""
+        # a running mean: the loss of a single small batch jumps too much to read
+        self._loss = loss if self._loss is None else 0.9 * self._loss + 0.1 * loss
+        numbers = f"loss {self._loss:.3f}  {self._metric}{rows_per_second:.1f} rows/s"
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, numbers=numbers)
+            return
+        self._pending = f"{self._title}: step {step}/{self._total}  {numbers}"
+        last_time, last_step = self._last_line
+        far = (step - last_step) * LINES_OF_STEPS >= self._total
+        late = time.monotonic() - last_time > SECONDS_BETWEEN_LINES
+        if not last_step or (far and late) or step == self._total:
+            self._last_line = (time.monotonic(), step)
+            self._say(self._pending)
+            self._pending = ""
+
+    def evaluation(self, step: int, metrics: dict[str, float], best: bool) -> None:
+        """Shows the first metric of an evaluation."""
+        name, value = next(iter(metrics.items()))
+        self._metric = f"{name} {100 * value:.1f}  "
+        if self._bar is None:
+            self._say(f"{self._title}: step {step}/{self._total}  validation {self._metric}{'(best)' if best else ''}")
+
+    def _say(self, text: str) -> None:
+        if self._silent:
+            return
+        if self._bar is not None:
+            self._bar.console.print(text.rstrip(), markup=False, highlight=False)
+        else:
+            click.echo(text.rstrip(), err=True)
+
+
+class RowProgress(_Progress, NoteListener):
+    """Shows a bar over rows on a terminal, nothing elsewhere, and passes remarks on to the output."""
+
+    def __init__(self, output: Output) -> None:
+        super().__init__(output)
+        self._shown = output.format != "quiet" and sys.stderr.isatty()
 
     def rows(self, done: int, total: int) -> None:
+        """Shows how many rows are done."""
         if not self._shown:
             return
         if self._bar is None:
@@ -119,13 +146,13 @@ class RowProgress(NoteListener):
         self._bar.update(self._task, completed=done, total=total)
 
 
-class GridProgress:
-    """An `experiments.workers.Watcher` for people: cells done, failed and left, and the time that they will take.
+class GridProgress(_Progress):
+    """An `experiments.workers.Watcher` for people: cells done, failed and left, and the time left.
 
     Args:
         asks: all cells of the grid.
-        workers: how many run at once.
-        silent: say nothing (`--format quiet`).
+        workers: number of cells that run at once.
+        silent: write nothing (`--format quiet`).
     """
 
     def __init__(self, asks: Sequence[Ask], workers: int, *, silent: bool = False) -> None:
@@ -133,24 +160,12 @@ class GridProgress:
         self._total = len(asks)
         self._workers = workers
         self._silent = silent
-        self._seconds: dict[str, list[float]] = {}  # of the cells that were run, by method
+        self._seconds: dict[str, list[float]] = {}  # by method, of the cells that were run
         self._failed = 0
         self._running: dict[Ask, str] = {}
-        self._bar: Progress | None = None
         if not silent and sys.stderr.isatty():
             self._bar = _bar(numbers=True, time_left=False)
             self._task = self._bar.add_task("cells", total=self._total, numbers="")
-
-    def __enter__(self) -> GridProgress:
-        if self._bar is not None:
-            self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
 
     def began(self, ask: Ask) -> None:
         self._running[ask] = ""
@@ -164,7 +179,7 @@ class GridProgress:
         self._say(text)
 
     def done(self, ask: Ask, cells: tuple[Cell, ...], seconds: float) -> None:
-        # a cell that was read back, or that another one shares, says nothing of the time that the next will take
+        # a cell that was read back, or shared with another one, does not predict the time of the next
         if seconds > 0.5 * sum(cell.seconds for cell in cells):
             self._seconds.setdefault(ask.method, []).append(seconds)
         self._end(ask, ", ".join(f"{100 * cell.score:.1f}" for cell in cells) or "done")
@@ -186,7 +201,7 @@ class GridProgress:
         self._show()
 
     def _time_left(self) -> str:
-        """What the cells that are left will take: each as long as those of its method so far."""
+        """Estimates the time left: each cell takes as long as those of its method took so far."""
         known = [seconds for of in self._seconds.values() for seconds in of]
         if not known or not self._left.total():
             return ""
@@ -212,7 +227,7 @@ class GridProgress:
 
 
 def duration_text(seconds: float) -> str:
-    """A duration as people say it: "40 s", "12 min", "3 h 05 min"."""
+    """Formats a duration for people: "40 s", "12 min", "3 h 05 min"."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
@@ -220,7 +235,7 @@ def duration_text(seconds: float) -> str:
 
 
 def _bar(*, numbers: bool, time_left: bool = True) -> Progress:
-    """A bar with title, count and time left; one with numbers stays on the screen, one without goes when it is full."""
+    """Makes a bar with title, count and time left; it stays on the screen only with numbers."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

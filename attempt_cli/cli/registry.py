@@ -1,4 +1,4 @@
-"""`attempt registry`: what has been trained, where it came from, and keeping it in order."""
+"""`attempt registry`: finds, adds, removes and checks what was trained."""
 
 from __future__ import annotations
 
@@ -9,36 +9,38 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from attempt_cli.errors import AttemptError
-from attempt_registry.errors import RegistryError, nearest_names, unknown_name_text
+from attempt_cli.cli.output import confirm_removal
+from attempt_cli.placement import PLACEMENTS
+from attempt_registry.conversion import kind_of
+from attempt_registry.errors import RegistryError, did_you_mean
+from attempt_registry.records import SORTS, Composition, Run
+from attempt_registry.references import KINDS
 
 if TYPE_CHECKING:
     from attempt_cli.cli.main import Settings
-    from attempt_registry import Attention, Composition, Prompt, Registry, Run
+    from attempt_registry import Attention, Prompt, Registry
 
-KIND_OF = {"prompts": "prompt", "attentions": "attention", "compositions": "composition"}
+KIND_OF = {f"{kind}s": kind for kind in KINDS}
 COLUMNS = {
     "prompts": ("ref", "kind", "task", "method", "backbone", "length", "placement", "tags", "created"),
     "attentions": ("ref", "level", "rank", "backbone", "parents", "created"),
     "compositions": ("ref", "sources", "attention", "targets", "backbone", "created"),
     "runs": ("id", "command", "inputs", "artefacts", "seed", "duration", "created"),
 }
-# which filters make sense for which table
+# the filters that each table has
 FILTERS = {
     "prompts": {"kind", "task", "backbone", "tag", "method"},
     "attentions": {"backbone"},
     "compositions": {"task", "backbone"},
     "runs": set[str](),
 }
-SORTS = ("name", "created", "task", "kind", "method", "backbone", "length", "width", "seed")
 ROWS_ON_A_TERMINAL = 100
-LISTS = {"tags", "parents", "sources", "targets", "artefacts", "inputs"}
 
 what_option = click.option(
-    "--what", type=click.Choice(list(KIND_OF)), default="prompts", show_default=True, help="What NAME names."
+    "--what", type=click.Choice(list(KIND_OF)), default="prompts", show_default=True, help="What NAME refers to."
 )
 yes_option = click.option("--yes", "-y", is_flag=True, help="Do not ask.")
-dry_run_option = click.option("--dry-run", is_flag=True, help="Only say what would happen.")
+dry_run_option = click.option("--dry-run", is_flag=True, help="Only show what would happen.")
 
 
 @click.group()
@@ -58,13 +60,13 @@ def command() -> None:
 @command.command("list")
 @click.option("--what", type=click.Choice(list(COLUMNS)), default="prompts", show_default=True, help="What to list.")
 @click.option("--kind", type=click.Choice(["source", "target"]), help="Only source or target prompts.")
-@click.option("--task", help="Only of this task; compositions: with a target for it.")
-@click.option("--backbone", help="Only of this backbone, by name or fingerprint.")
+@click.option("--task", help="Only for this task; compositions: with a target for it.")
+@click.option("--backbone", help="Only for this backbone, by name or fingerprint.")
 @click.option("--tag", help="Only prompts with this tag.")
-@click.option("--method", help="Only trained this way: prompt-tuning, spot, attempt, imported.")
+@click.option("--method", help="Only from this training method, e.g. attempt or mpt; `imported`: from files.")
 @click.option("--sort", type=click.Choice(SORTS), help="Order of prompts.  [default: name]")
 @click.option("--reverse", is_flag=True, help="Last first.")
-@click.option("--limit", type=click.IntRange(1), help="At most so many rows.")
+@click.option("--limit", type=click.IntRange(1), help="At most this many rows.")
 @click.pass_obj
 def list_(
     settings: Settings, /, what: str, sort: str | None, reverse: bool, limit: int | None, **filters: str | None
@@ -99,7 +101,7 @@ def list_(
 
 
 def _note_unknown_value(settings: Settings, registry: Registry, what: str, name: str, value: str) -> None:
-    """A mistyped filter must not look like an empty registry."""
+    """Says when no record has a filter's value: a mistyped filter must not look like an empty registry."""
     if what == "compositions" and name == "task":
         what = "prompts"
     known: set[str] = set()
@@ -107,19 +109,17 @@ def _note_unknown_value(settings: Settings, registry: Registry, what: str, name:
         known.update(record.tags if name == "tag" else [getattr(record, name)])
         known.update([record.fingerprint] if name == "backbone" else [])
     if known and value not in known:
-        near = nearest_names(value, known)
-        did_you_mean = f" Did you mean {' or '.join(near)}?" if near else ""
-        settings.output.note(f"Nothing here has the {name} '{value}'.{did_you_mean}")
+        settings.output.note(f"Nothing here has the {name} '{value}'. {did_you_mean(value, known)}".strip())
 
 
 @command.command()
 @click.argument("name")
-@click.option("--what", type=click.Choice(list(COLUMNS)), help="What NAME names.  [default: whatever there is]")
+@click.option("--what", type=click.Choice(list(COLUMNS)), help="What NAME refers to.  [default: whatever has the name]")
 @click.pass_obj
 def show(settings: Settings, name: str, what: str | None) -> None:
     """Show everything about one prompt, attention, composition or run.
 
-    All metadata, where it came from, what grew from it, the runs that made or used it, the compositions it is part of.
+    All metadata, its ancestors and children, the runs that made or used it, and the compositions it is part of.
 
     \b
       attempt registry show rte
@@ -133,44 +133,29 @@ def show(settings: Settings, name: str, what: str | None) -> None:
             raise click.UsageError(f"A run has a number, not a name such as '{name}'.")
         settings.output.record("run", _row(registry.run(int(name))), name="id")
         return
-    if what is not None:
-        kind = KIND_OF[what]
+    if what is None:
+        record, *others = registry.find(name)
+        for other in map(kind_of, others):
+            article = "an" if other[0] in "aeiou" else "a"
+            settings.output.note(f"There is also {article} {other} '{name}': --what {other}s shows it.")
     else:
-        kind, *others = _kinds(registry, name)
-        for other in others:
-            settings.output.note(f"There is also {_a(other)} '{name}': --what {other}s shows it.")
-    settings.output.record(kind, _everything(settings, registry, name, kind), name="ref")
+        record = registry.named(name, KIND_OF[what])
+    settings.output.record(kind_of(record), _everything(settings, registry, record), name="ref")
 
 
-def _kinds(registry: Registry, name: str) -> list[str]:
-    """The kinds of record that have this name, at least one."""
-    kinds = registry.kinds_of(name)
-    if kinds:
-        return kinds
-    for kind in registry.kinds_of(name.partition("@")[0]):
-        registry.named(name, kind)  # tells which versions there are
-    known = {known for kind in KIND_OF.values() for known in registry.names(kind=kind)}
-    raise RegistryError(
-        *unknown_name_text("prompt, attention or composition", name.partition("@")[0], known, "attempt registry list")
-    )
-
-
-def _everything(settings: Settings, registry: Registry, name: str, kind: str) -> dict[str, Any]:
-    from attempt_registry import Composition
-
-    record = registry.named(name, kind)
-    lineage = registry.lineage(f"{kind}:{record.ref}", kind=kind)
+def _everything(settings: Settings, registry: Registry, record: Prompt | Attention | Composition) -> dict[str, Any]:
+    """Collects a record's fields and what the registry knows of its relatives, long fields last."""
+    lineage = registry.lineage(record.ref, kind=kind_of(record))
     row = _row(record)
-    row.pop("id")
+    del row["id"]
     if settings.output.format == "table":
         del row["name"], row["version"]
     if not isinstance(record, Composition):
         row["file"] = str(registry.tensor_path(record))
-    # dicts last: they take many lines
     long = {key: row.pop(key) for key in ("settings", "numbers") if key in row}
-    row["ancestors"] = list(lineage.parents)
-    row["removed_ancestors"] = list(lineage.removed)
-    row["children"] = list(lineage.children)
+    row["ancestors"] = lineage.parents
+    row["removed_ancestors"] = lineage.removed
+    row["children"] = lineage.children
     row["compositions"] = [composition.ref for composition in lineage.compositions]
     row["made_by_runs"] = _run_summaries(settings, lineage.made_by)
     row["used_by_runs"] = _run_summaries(settings, lineage.used_by)
@@ -178,21 +163,18 @@ def _everything(settings: Settings, registry: Registry, name: str, kind: str) ->
 
 
 def _run_summaries(settings: Settings, runs: Sequence[Run]) -> list[Any]:
-    """Runs for JSON each by itself, for the eye those of one command together: a grid has hundreds."""
+    """Lists every run in JSON, one line per command in a table: a grid has hundreds of runs."""
     if settings.output.format == "json":
         return [{"id": run.id, "command": run.command, "created": run.created} for run in runs]
-    together: dict[str, list[Run]] = {}
+    by_command: dict[str, list[Run]] = {}
     for run in runs:
-        together.setdefault(run.command, []).append(run)
-    summaries = []
-    for command, alike in together.items():
-        first, last = alike[0], alike[-1]
-        if first is last:
-            summaries.append(f"{first.id} ({command}, {first.created})")
-        else:
-            ids = f"{len(alike)} from {first.id} to {last.id}"
-            summaries.append(f"{ids} ({command}, {first.created} to {last.created})")
-    return summaries
+        by_command.setdefault(run.command, []).append(run)
+    return [
+        f"{of[0].id} ({command}, {of[0].created})"
+        if len(of) == 1
+        else f"{len(of)} from {of[0].id} to {of[-1].id} ({command}, {of[0].created} to {of[-1].created})"
+        for command, of in by_command.items()
+    ]
 
 
 @command.command()
@@ -207,7 +189,7 @@ def _run_summaries(settings: Settings, runs: Sequence[Run]) -> list[Any]:
     show_default=True,
     help="A source to mix from, or the prompt of a target task.",
 )
-@click.option("--tensor", help="Which tensor of a safetensors file with several.")
+@click.option("--tensor", help="The tensor to take from a safetensors file with several.")
 @click.option(
     "--scale",
     type=float,
@@ -217,32 +199,20 @@ def _run_summaries(settings: Settings, runs: Sequence[Run]) -> list[Any]:
 )
 @click.option(
     "--placement",
-    type=click.Choice(["before", "after"]),
+    type=click.Choice(PLACEMENTS),
     default="before",
     show_default=True,
-    help="Where it was trained to stand: before the input (the paper), or after it.",
+    help="Its place in training: before the input (the paper) or after it.",
 )
 @click.option("--note", default="", help="A remark to keep with it.")
-@click.option("--tag", "tags", multiple=True, help="A tag; may be given several times.")
+@click.option("--tag", "tags", multiple=True, help="A tag; may be repeated.")
 @click.pass_obj
-def add(
-    settings: Settings,
-    file: Path,
-    backbone: str,
-    task: str,
-    name: str | None,
-    kind: str,
-    tensor: str | None,
-    scale: float,
-    placement: str,
-    note: str,
-    tags: tuple[str, ...],
-) -> None:
+def add(settings: Settings, /, file: Path, **fields: Any) -> None:
     """Add a soft prompt from a .safetensors or .npy file.
 
-    FILE holds a matrix of one row per prompt token, as wide as the backbone's embeddings. 16 and 64-bit floats become
-    32-bit ones. Pickles (.pt, .bin) are refused, because opening one can run a program hidden in it; the error says how
-    to convert them.
+    FILE holds a matrix with one row per prompt token, as wide as the backbone's embeddings. 16-bit and 64-bit floats
+    are converted to 32-bit ones. Pickles (.pt, .bin) are refused, because opening one can run a program hidden in it;
+    the error says how to convert them.
 
     \b
       attempt registry add sst2.safetensors --backbone t5-base --task sst2
@@ -250,36 +220,7 @@ def add(
       attempt registry add prompt.npy --backbone smollm2-135m --task mine --name mine-v1 --tag trial --note "lr 0.1"
     """
     registry = settings.registry()
-    known = registry.backbone(backbone)
-
-    from attempt_registry.files import read_tensor
-
-    matrix = read_tensor(file, tensor)
-    if matrix.ndim == 2 and matrix.shape[1] != known.width:
-        turned = matrix.shape[0] == known.width
-        raise RegistryError(
-            f"{file} has width {matrix.shape[1]}, but the embeddings of {known.name} have width {known.width}",
-            "Its height fits: save the transposed matrix, one row per prompt token."
-            if turned
-            else "Name the backbone that it was trained for with --backbone.",
-        )
-    prompt = registry.add_prompt(
-        matrix,
-        name=name or task,
-        kind=kind,
-        method="imported",
-        backbone=known.name,
-        fingerprint=known.fingerprint,
-        task=task,
-        task_version=None,
-        embedding_scale=scale,
-        settings={"file": file.name, "tensor": tensor} if tensor else {"file": file.name},
-        numbers={},
-        seed=None,
-        placement=placement,
-        note=note,
-        tags=tags,
-    )
+    prompt = registry.import_prompt(file, **fields)
     row = _row(prompt) | {"file": str(registry.tensor_path(prompt))}
     if settings.output.format != "json":
         columns = (
@@ -293,14 +234,14 @@ def add(
 @command.command()
 @click.argument("name")
 @what_option
-@click.option("--force", is_flag=True, help="Also when a composition uses it; the composition then cannot be loaded.")
+@click.option("--force", is_flag=True, help="Even when a composition uses it, which then no longer loads.")
 @yes_option
 @dry_run_option
 @click.pass_obj
 def remove(settings: Settings, name: str, what: str, force: bool, yes: bool, dry_run: bool) -> None:
     """Remove one version of a prompt, attention or composition.
 
-    Without @VERSION it is the newest. The number of a removed version is not given again. Its file stays until
+    Without @VERSION it is the newest. The number of a removed version is never reused. Its file stays until
     `attempt registry gc`.
 
     \b
@@ -311,19 +252,17 @@ def remove(settings: Settings, name: str, what: str, force: bool, yes: bool, dry
     registry = settings.registry()
     plan = registry.remove(name, kind=KIND_OF[what], force=force, dry_run=True)
     if not dry_run:
-        notes = []
-        if plan.compositions:
-            notes.append(f"These compositions will not load any more: {', '.join(plan.compositions)}.")
-        if plan.children:
-            notes.append(f"Its children stay: {', '.join(plan.children)}.")
-        if plan.other_versions:
-            notes.append(f"Other versions stay: {', '.join(plan.other_versions)}.")
-        if not _agreed(settings, f"Remove {plan.kind} {plan.ref}?", notes, yes):
+        consequences = {
+            "These compositions will no longer load": plan.compositions,
+            "Its children stay": plan.children,
+            "Other versions stay": plan.other_versions,
+        }
+        notes = [f"{text}: {', '.join(refs)}." for text, refs in consequences.items() if refs]
+        if not yes and not confirm_removal(f"Remove {plan.kind} {plan.ref}?", notes):
             return
-        # the version that was shown, even if a newer one has come meanwhile
+        # the version that was shown, even if a newer one was added meanwhile
         plan = registry.remove(plan.ref, kind=plan.kind, force=force)
-    row = {key: list(value) if isinstance(value, tuple) else value for key, value in vars(plan).items()}
-    settings.output.record("removal", row, name="ref")
+    settings.output.record("removal", vars(plan), name="ref")
 
 
 @command.command()
@@ -338,36 +277,32 @@ def search(settings: Settings, text: tuple[str, ...]) -> None:
       attempt registry search sentiment
       attempt registry search t5-base trial
     """
-    from attempt_registry.rows import KIND_OF as KIND_OF_RECORD
-
-    rows = [
-        {"what": KIND_OF_RECORD[type(record)], **_row(record)} for record in settings.registry().search(" ".join(text))
-    ]
+    rows = [{"what": kind_of(record), **_row(record)} for record in settings.registry().search(" ".join(text))]
     settings.output.rows("matches", rows, ("what", "ref", "task", "backbone", "tags", "note"), name="ref")
 
 
 @command.command()
 @click.argument("name")
-@click.option("--add", "added", multiple=True, metavar="TAG", help="A tag to add; may be given several times.")
-@click.option("--remove", "removed", multiple=True, metavar="TAG", help="A tag to take away; likewise.")
+@click.option("--add", "added", multiple=True, metavar="TAG", help="A tag to add; may be repeated.")
+@click.option("--remove", "removed", multiple=True, metavar="TAG", help="A tag to remove; may be repeated.")
 @click.pass_obj
 def tag(settings: Settings, name: str, added: tuple[str, ...], removed: tuple[str, ...]) -> None:
-    """Add tags to a prompt, or take them away.
+    """Add tags to a prompt or remove them.
 
     \b
       attempt registry tag rte --add paper --add best
       attempt registry tag rte@1 --remove best
     """
     if not added and not removed:
-        raise click.UsageError("Say which tag with --add TAG or --remove TAG.")
+        raise click.UsageError("Name a tag with --add TAG or --remove TAG.")
     prompt = settings.registry().tag(name, add=added, remove=removed)
-    settings.output.record("prompt", {"ref": prompt.ref, "tags": list(prompt.tags)}, name="ref")
+    settings.output.record("prompt", {"ref": prompt.ref, "tags": prompt.tags}, name="ref")
 
 
 @command.command()
 @click.pass_obj
 def verify(settings: Settings) -> None:
-    """Check that every file is there and whole, and that every reference resolves.
+    """Check that every file is present and intact, and that every reference resolves.
 
     Exits with 1 when anything is wrong.
 
@@ -378,7 +313,7 @@ def verify(settings: Settings) -> None:
     settings.output.rows("problems", [vars(problem) for problem in problems], ("what", "problem", "file"), name="what")
     if problems:
         count = f"{len(problems)} problem" + ("s" if len(problems) > 1 else "")
-        raise RegistryError(f"{count} in the registry", "Put back copies of the files, or remove what is broken.")
+        raise RegistryError(f"{count} in the registry", "Restore copies of the files, or remove the broken records.")
 
 
 @command.command()
@@ -388,7 +323,7 @@ def verify(settings: Settings) -> None:
     default=3600,
     show_default=True,
     metavar="SECONDS",
-    help="Leave newer files alone: a training may be about to record them.",
+    help="Keep files newer than this: a training may be about to record them.",
 )
 @yes_option
 @dry_run_option
@@ -396,7 +331,7 @@ def verify(settings: Settings) -> None:
 def gc(settings: Settings, grace: int, yes: bool, dry_run: bool) -> None:
     """Remove the files that nothing in the registry refers to.
 
-    They stay behind after `remove`, or when a program was killed while it added something.
+    Such files remain after `remove`, or when a program is killed while it adds something.
 
     \b
       attempt registry gc --dry-run
@@ -406,7 +341,7 @@ def gc(settings: Settings, grace: int, yes: bool, dry_run: bool) -> None:
     found = registry.gc(dry_run=True, grace=grace)
     if found.files and not dry_run:
         count = f"{len(found.files)} file" + ("s" if len(found.files) > 1 else "")
-        if not _agreed(settings, f"Remove {count}, {found.bytes} bytes?", [], yes):
+        if not yes and not confirm_removal(f"Remove {count}, {found.bytes} bytes?"):
             return
         found = registry.gc(grace=grace)
     row: dict[str, Any] = {**vars(found), "removed": found.removed and bool(found.files)}
@@ -434,30 +369,4 @@ def path(settings: Settings) -> None:
 
 
 def _row(record: Prompt | Attention | Composition | Run) -> dict[str, Any]:
-    fields = vars(record)
-    row: dict[str, Any] = {"ref": record.ref, **fields} if "name" in fields else dict(fields)  # type: ignore[union-attr]
-    for key in LISTS & fields.keys():
-        row[key] = list(row[key])
-    return row
-
-
-def _a(noun: str) -> str:
-    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
-
-
-def _agreed(settings: Settings, question: str, notes: Sequence[str], yes: bool) -> bool:
-    """Asks on stderr, so that stdout holds only the result."""
-    if yes:
-        return True
-    for note in notes:
-        click.echo(note, err=True)
-    try:
-        if click.confirm(question, err=True):
-            return True
-    except click.Abort:
-        click.echo(err=True)
-        if sys.stdin.isatty():
-            raise
-        raise AttemptError("nothing was removed: the question got no answer", "--yes answers it.") from None
-    click.echo("Nothing was removed.", err=True)
-    return False
+    return dict(vars(record)) if isinstance(record, Run) else {"ref": record.ref, **vars(record)}

@@ -186,7 +186,7 @@ def _run(settings: Settings, experiment: Experiment, options: dict[str, Any]) ->
 
 def _checked(experiment: Experiment, options: dict[str, Any]) -> tuple[dict[str, Task], list[str], list[int]]:
     """Tasks, methods and numbers of rows; everything that is wrong with them and with the settings at once."""
-    from attempt_cli.data.task import load_task
+    from attempt_cli.data.catalogue import load_task
     from attempt_cli.experiments.methods import METHODS, unknown_names
     from attempt_cli.experiments.report import check_columns
     from attempt_cli.training.config import make_config

@@ -1,4 +1,4 @@
-"""`attempt tasks`: which tasks there are, what one looks like, and whether one of your own is in order."""
+"""`attempt tasks`: lists tasks, shows one, and checks one of your own."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ import click
 if TYPE_CHECKING:
     from attempt_cli.cli.main import Settings
     from attempt_cli.data.check import SplitCheck
-    from attempt_cli.data.task import Example, Task
+    from attempt_cli.data.example import Example
+    from attempt_cli.data.task import Task
 
 
-# how many bad rows a person wants to read at once
+# more bad rows than this are only counted
 SHOWN_PROBLEMS = 20
 
 
 @click.group()
 def command() -> None:
-    """The tasks that prompts are trained on.
+    """List, show and check the tasks that prompts are trained on.
 
     A task is a YAML file: where the rows are, how they become text, which words stand for the labels.
 
@@ -33,7 +34,7 @@ def command() -> None:
 @command.command("list")
 @click.pass_obj
 def list_tasks(settings: Settings) -> None:
-    """The tasks that come with the package.
+    """List the tasks that come with the package.
 
     \b
       attempt tasks list
@@ -47,12 +48,12 @@ def list_tasks(settings: Settings) -> None:
 
 @command.command()
 @click.argument("name", metavar="NAME|FILE.yaml")
-@click.option("--rows", default=2, show_default=True, type=click.IntRange(0), help="How many example rows to show.")
+@click.option("--rows", default=2, show_default=True, type=click.IntRange(0), help="Number of example rows to show.")
 @click.option("--text-format", default="words", show_default=True, help="words, or reference (the authors' code).")
 @click.option("--yaml", "as_yaml", is_flag=True, help="Print the task's YAML file, to start one of your own from.")
 @click.pass_obj
 def show(settings: Settings, name: str, rows: int, text_format: str, as_yaml: bool) -> None:
-    """A task's fields, and rows as the model sees them where rows are at hand.
+    """Show a task's fields, and rows as the model sees them if this machine has any.
 
     \b
       attempt tasks show rte
@@ -60,8 +61,8 @@ def show(settings: Settings, name: str, rows: int, text_format: str, as_yaml: bo
       attempt tasks show rte --text-format reference
       attempt tasks show sst2 --yaml > my-task.yaml
     """
+    from attempt_cli.data.catalogue import load_task, task_file
     from attempt_cli.data.check import sample_examples
-    from attempt_cli.data.task import load_task, task_file
 
     task = load_task(name).with_format(text_format)
     if as_yaml:
@@ -77,16 +78,16 @@ def show(settings: Settings, name: str, rows: int, text_format: str, as_yaml: bo
 @click.argument("name", metavar="FILE.yaml|NAME")
 @click.pass_obj
 def check(settings: Settings, name: str) -> None:
-    """Whether a task is in order: its fields, and every row of every split that is on this machine.
+    """Check a task: its fields, and every row of every split that is on this machine.
 
-    Exits with 1 when something is wrong, and says which rows.
+    Exits with 1 when something is wrong, and names the rows.
 
     \b
       attempt tasks check my-task.yaml
       attempt tasks check rte --data-dir rows
     """
+    from attempt_cli.data.catalogue import load_task
     from attempt_cli.data.check import check_rows
-    from attempt_cli.data.task import load_task
 
     task = load_task(name)
     checks = check_rows(task, settings.data_dir)
@@ -108,7 +109,7 @@ def check(settings: Settings, name: str) -> None:
 
 
 def _record(task: Task, place: str, examples: list[Example], *, as_json: bool) -> dict[str, Any]:
-    from attempt_cli.data.schema import task_fields
+    from attempt_cli.data.fields import task_fields
 
     record = task_fields(task)
     record["label_words"] = list(task.label_words)

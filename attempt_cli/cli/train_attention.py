@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from attempt_cli.cli.many import sampling_options, train_many_and_report
 from attempt_cli.cli.options import (
-    backbone_name,
-    backbone_options,
-    chosen_sources,
+    BackboneOptions,
+    CacheOptions,
+    RecordOptions,
+    SamplingOptions,
+    cache_options,
+    names_or_all,
     record_options,
+    sampling_options,
     split_names,
     training_options,
+    where_options,
 )
+from attempt_cli.cli.training import report, training_session
 
 if TYPE_CHECKING:
     from attempt_cli.cli.main import Settings
@@ -30,10 +36,21 @@ if TYPE_CHECKING:
 )
 @sampling_options
 @training_options
+@cache_options
 @record_options
-@backbone_options
+@where_options
 @click.pass_obj
-def command(settings: Settings, /, sources: str, tasks: str | None, **options: Any) -> None:
+def command(
+    settings: Settings,
+    /,
+    sources: str,
+    tasks: str | None,
+    sampling: SamplingOptions,
+    cache: CacheOptions,
+    record: RecordOptions,
+    where: BackboneOptions,
+    **training: Any,
+) -> None:
     """Pre-train the attention G on the source tasks (the paper's attention prior).
 
     Every source task gets a fresh target prompt, G is shared by all; G is kept under --name (`prior` without it), the
@@ -45,19 +62,16 @@ def command(settings: Settings, /, sources: str, tasks: str | None, **options: A
       attempt train-attention --sources all --steps 2000 --max-rows-per-task 10000
       attempt train-target rte --sources mnli,sst2,qqp,qnli --attention-from glue-prior
     """
-    from attempt_cli.data.task import load_task
+    from attempt_cli.api.training import train_attention
 
-    registry = settings.registry()
-    chosen = chosen_sources(registry, sources, backbone_name(options))
-    names = split_names(tasks) if tasks else list(dict.fromkeys(prompt.task for prompt in chosen))
-    train_many_and_report(
-        settings,
-        registry,
-        tuple(load_task(name) for name in names),
-        options,
-        name="prior",
-        keep="attention",
-        sources=chosen,
-        # fresh: from frequent words, not from the prompt of the task itself, which would leave nothing to mix
-        init_from=(),
-    )
+    name = record.name or "prior"
+    with training_session(settings, name, where, cache) as session:
+        outcome = train_attention(
+            names_or_all(sources) or (),
+            tasks=split_names(tasks) if tasks else None,
+            session=session,
+            **{**record.arguments(), "name": name},
+            **asdict(sampling),
+            **training,
+        )
+    report(settings, outcome)

@@ -6,8 +6,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from attempt_cli.cli.options import backbone_options, chosen_task, record_options, task_options, training_options
-from attempt_cli.cli.training import train_and_report
+from attempt_cli.cli.options import (
+    BackboneOptions,
+    CacheOptions,
+    RecordOptions,
+    RowOptions,
+    cache_options,
+    record_options,
+    row_options,
+    training_options,
+    where_options,
+)
+from attempt_cli.cli.training import report, training_session
 
 if TYPE_CHECKING:
     from attempt_cli.cli.main import Settings
@@ -15,17 +25,28 @@ if TYPE_CHECKING:
 
 @click.command("train-source")
 @click.argument("task", required=False)
-@task_options
+@row_options
 @click.option("--init-from", help="Start from this prompt of the registry. [default: frequent words]")
 @training_options
+@cache_options
 @record_options
-@backbone_options
+@where_options
 @click.pass_obj
-def command(settings: Settings, /, task: str | None, init_from: str | None, **options: Any) -> None:
+def command(
+    settings: Settings,
+    /,
+    task: str | None,
+    init_from: str | None,
+    rows: RowOptions,
+    cache: CacheOptions,
+    record: RecordOptions,
+    where: BackboneOptions,
+    **training: Any,
+) -> None:
     """Train the source prompt of TASK (prompt tuning, equation 1 of the paper).
 
     The backbone stays frozen; the prompt is kept in the registry under the task's name. The best evaluated step is
-    kept. Ctrl-C leaves a checkpoint from which the same command with --resume goes on.
+    kept. Ctrl-C leaves a checkpoint from which the same command with --resume continues.
 
     \b
       attempt train-source sst2
@@ -33,9 +54,9 @@ def command(settings: Settings, /, task: str | None, init_from: str | None, **op
       attempt train-source qqp --preset paper
       attempt train-source reviews --train-file reviews.csv --input "{text} sentiment:" --label stars
     """
-    chosen = chosen_task(task, options)
-    registry = settings.registry()
-    start = registry.prompt(init_from) if init_from else None
-    train_and_report(
-        settings, registry, chosen, options, kind="source", method="prompt-tuning", init_from=start, name=chosen.name
-    )
+    from attempt_cli.api.training import train_source
+
+    chosen = rows.task(task)
+    with training_session(settings, record.name or chosen.name, where, cache) as session:
+        outcome = train_source(chosen, init_from=init_from, session=session, **record.arguments(), **training)
+    report(settings, outcome)

@@ -1,1 +1,1 @@
-"""Tasks as data: where rows come from, how they become text, how they are split, sampled and scored."""
+"""Tasks as data: where rows come from, how they become text, and how they are split, sampled and scored."""

@@ -1,4 +1,4 @@
-"""Comparing a free-text answer with accepted ones, as SQuAD's official script does (Rajpurkar et al., 2016)."""
+"""Compares free-text answers with accepted ones as SQuAD's official script does (Rajpurkar et al., 2016)."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ _ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 
 def normalize_answer(text: str) -> str:
-    """Lower case, without punctuation, articles and extra white space: "The  Beatles!" is "beatles"."""
+    """Lower-cases and drops punctuation, articles and extra white space: "The  Beatles!" becomes "beatles"."""
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 
 def word_f1(prediction: str, answer: str) -> float:
-    """F1 of the words that both share, counted with repetition; 0.0 when they share none."""
-    said, true = normalize_answer(prediction).split(), normalize_answer(answer).split()
-    shared = sum((Counter(said) & Counter(true)).values())
-    return 2 * shared / (len(said) + len(true)) if shared else 0.0
+    """Computes F1 over the words of both, counted with repetition; 0.0 when they share none."""
+    predicted, true = normalize_answer(prediction).split(), normalize_answer(answer).split()
+    shared = sum((Counter(predicted) & Counter(true)).values())
+    return 2 * shared / (len(predicted) + len(true)) if shared else 0.0
 
 
 def best_f1(prediction: str, answers: Sequence[str]) -> float:
-    """The highest word F1 over the accepted answers."""
+    """Returns the highest word F1 over the accepted answers."""
     return max((word_f1(prediction, answer) for answer in answers), default=0.0)
 
 
 def best_exact_match(prediction: str, answers: Sequence[str]) -> float:
-    """1.0 when the normalised prediction is one of the normalised answers, else 0.0."""
-    said = normalize_answer(prediction)
-    return float(any(said == normalize_answer(answer) for answer in answers))
+    """Returns 1.0 when the normalised prediction is one of the normalised answers, else 0.0."""
+    predicted = normalize_answer(prediction)
+    return float(any(predicted == normalize_answer(answer) for answer in answers))

@@ -1,25 +1,25 @@
-"""Choosing k rows: seeded, balanced over the classes, the same on every machine."""
+"""Chooses k rows: by seed, balanced over the classes, the same on every machine."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
 
-from attempt_cli.data.task import Example
+from attempt_cli.data.example import Example
 from attempt_cli.errors import AttemptError
 
 
 def few_shot(examples: Sequence[Example], k: int, *, per_class: bool, label_count: int, seed: int) -> list[Example]:
-    """k rows, in the order in which they stand.
+    """Chooses k rows, in their order.
 
-    With one seed the rows for a smaller k are among those for a larger one (of the same `per_class`, and up to which
-    classes get the odd rows).
+    With the same seed and `per_class`, the rows for a smaller k are among those for a larger one, apart from the odd
+    rows where the classes do not share k evenly.
 
     Args:
         examples: the rows to choose from.
-        k: how many; in total, or of each class.
+        k: the number of rows, in total or of each class.
         per_class: whether k counts per class.
-        label_count: how many classes there are; 0 for free text, which is not balanced.
+        label_count: the number of classes; 0 for free text, which is not balanced.
         seed: chooses the rows.
 
     Raises:
@@ -55,7 +55,7 @@ def few_shot(examples: Sequence[Example], k: int, *, per_class: bool, label_coun
 
 
 def _even_shares(k: int, label_count: int, randomness: random.Random) -> list[int]:
-    """k over the classes as evenly as can be; which classes get one more is drawn."""
+    """Divides k among the classes as evenly as possible; the classes that get one more are drawn."""
     shares = [k // label_count] * label_count
     for label in randomness.sample(range(label_count), label_count)[: k % label_count]:
         shares[label] += 1

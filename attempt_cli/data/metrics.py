@@ -1,4 +1,4 @@
-"""The metrics of GLUE, SuperGLUE and MRQA; scikit-learn and scipy do the statistics, nothing is downloaded."""
+"""Computes the metrics of GLUE, SuperGLUE and MRQA with scikit-learn and scipy; nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -6,124 +6,126 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from attempt_cli.data.answers import best_exact_match, best_f1
-from attempt_cli.errors import AttemptError
-
-if TYPE_CHECKING:
-    from attempt_cli.data.task import Example, Task
+from attempt_cli.data.example import Example
 
 Predictions = Sequence[str]
-Examples = Sequence["Example"]
+Examples = Sequence[Example]
+Words = Sequence[str]
 UNREADABLE_SCORE = -1.0
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A function (predictions, examples, task) -> a number, and the targets that it is made for.
+    """A function (predictions, examples, label words) -> number, and the targets it is made for.
 
     Args:
         function: the metric.
         needs: "labels", "two labels" or "text".
-        per_row: its value for each row, where the metric is the mean of these.
+        per_row: the value of each row, if the metric is their mean.
     """
 
-    function: Callable[[Predictions, Examples, Task], float]
+    function: Callable[[Predictions, Examples, Words], float]
     needs: str
-    per_row: Callable[[Predictions, Examples, Task], list[float]] | None = None
+    per_row: Callable[[Predictions, Examples, Words], list[float]] | None = None
 
-    def __call__(self, predictions: Predictions, examples: Examples, task: Task) -> float:
-        return self.function(predictions, examples, task)
-
-
-def accuracy_rows(predictions: Predictions, examples: Examples, task: Task) -> list[float]:
-    """1 where the prediction is the target, word for word (spaces around it do not count), else 0."""
-    return [float(said.strip() == example.target) for said, example in zip(predictions, examples, strict=True)]
+    def __call__(self, predictions: Predictions, examples: Examples, words: Words) -> float:
+        return self.function(predictions, examples, words)
 
 
-def accuracy(predictions: Predictions, examples: Examples, task: Task) -> float:
-    """The share of rows whose prediction is the target."""
-    return _mean(accuracy_rows(predictions, examples, task))
+def accuracy_rows(predictions: Predictions, examples: Examples, words: Words) -> list[float]:
+    """Gives 1 for each row whose prediction equals the target (apart from spaces around it), else 0."""
+    return [
+        float(predicted.strip() == example.target) for predicted, example in zip(predictions, examples, strict=True)
+    ]
 
 
-def f1(predictions: Predictions, examples: Examples, task: Task) -> float:
-    """F1 of the second label (label 1 is the positive one, as in GLUE); 0.0 when nothing positive is found or said.
+def accuracy(predictions: Predictions, examples: Examples, words: Words) -> float:
+    """Computes the share of rows whose prediction is the target."""
+    return _mean(accuracy_rows(predictions, examples, words))
+
+
+def f1(predictions: Predictions, examples: Examples, words: Words) -> float:
+    """Computes F1 of the second label (label 1 is positive, as in GLUE); 0.0 without a true positive.
 
     A prediction that is none of the label words counts as the wrong label of the two.
     """
     from sklearn.metrics import f1_score
 
-    said, true = _label_indices(predictions, examples, task)
-    return float(f1_score(true, said, pos_label=1, average="binary", zero_division=0))
+    predicted, true = _label_indices(predictions, examples, words)
+    return float(f1_score(true, predicted, pos_label=1, average="binary", zero_division=0))
 
 
-def f1_macro(predictions: Predictions, examples: Examples, task: Task) -> float:
-    """The plain mean of every label's F1, as SuperGLUE wants for CommitmentBank; a label never seen or said counts 0.
+def f1_macro(predictions: Predictions, examples: Examples, words: Words) -> float:
+    """Averages every label's F1, as SuperGLUE does for CommitmentBank; a label never true or predicted counts 0.
 
     A prediction that is none of the label words is wrong for every label.
     """
     from sklearn.metrics import f1_score
 
-    said, true = _label_indices(predictions, examples, task)
-    labels = list(range(len(task.label_words)))
-    return float(f1_score(true, said, labels=labels, average="macro", zero_division=0))
+    predicted, true = _label_indices(predictions, examples, words)
+    labels = list(range(len(words)))
+    return float(f1_score(true, predicted, labels=labels, average="macro", zero_division=0))
 
 
-def matthews(predictions: Predictions, examples: Examples, task: Task) -> float:
-    """Matthews correlation in [-1, 1]; 0.0 when all predictions or all targets are the same.
+def matthews(predictions: Predictions, examples: Examples, words: Words) -> float:
+    """Computes the Matthews correlation in [-1, 1]; 0.0 when all predictions or all targets are the same.
 
-    A prediction that is none of the label words counts as the wrong label of two, and as a label of its own of more.
+    A prediction that is none of the label words counts as the wrong one of two labels, and as an extra label otherwise.
     """
     from sklearn.metrics import matthews_corrcoef
 
-    said, true = _label_indices(predictions, examples, task)
-    if len(set(said)) < 2 or len(set(true)) < 2:
+    predicted, true = _label_indices(predictions, examples, words)
+    if len(set(predicted)) < 2 or len(set(true)) < 2:
         return 0.0
-    return float(matthews_corrcoef(true, said))
+    return float(matthews_corrcoef(true, predicted))
 
 
-def pearson(predictions: Predictions, examples: Examples, task: Task) -> float:
-    """Pearson correlation of the numbers in [-1, 1]; 0.0 when one side is constant or there are fewer than two rows.
+def pearson(predictions: Predictions, examples: Examples, words: Words) -> float:
+    """Computes the Pearson correlation in [-1, 1]; 0.0 when one side is constant or there are fewer than two rows.
 
-    A prediction that is no number counts as -1.0, below every score of STS-B (as in T5's evaluation).
+    A prediction that is not a number counts as -1.0, below every score of STS-B (as in T5's evaluation).
     """
     from scipy.stats import pearsonr
 
     return _correlation(pearsonr, predictions, examples)
 
 
-def spearman(predictions: Predictions, examples: Examples, task: Task) -> float:
-    """Spearman rank correlation of the numbers in [-1, 1]; constant sides and unreadable numbers as in `pearson`."""
+def spearman(predictions: Predictions, examples: Examples, words: Words) -> float:
+    """Computes the Spearman rank correlation in [-1, 1]; constant sides and unreadable numbers as in `pearson`."""
     from scipy.stats import spearmanr
 
     return _correlation(spearmanr, predictions, examples)
 
 
-def squad_f1_rows(predictions: Predictions, examples: Examples, task: Task) -> list[float]:
-    """For each row the word F1 with the accepted answer that suits it best, after SQuAD's normalisation."""
-    return [best_f1(said, example.references) for said, example in zip(predictions, examples, strict=True)]
+def squad_f1_rows(predictions: Predictions, examples: Examples, words: Words) -> list[float]:
+    """Gives each row the highest word F1 over its accepted answers, after SQuAD's normalisation."""
+    return [best_f1(predicted, example.references) for predicted, example in zip(predictions, examples, strict=True)]
 
 
-def squad_f1(predictions: Predictions, examples: Examples, task: Task) -> float:
-    """The mean of `squad_f1_rows`; also ReCoRD's F1, whose official script does the same."""
-    return _mean(squad_f1_rows(predictions, examples, task))
+def squad_f1(predictions: Predictions, examples: Examples, words: Words) -> float:
+    """Averages `squad_f1_rows`; also ReCoRD's F1, whose official script does the same."""
+    return _mean(squad_f1_rows(predictions, examples, words))
 
 
-def squad_em_rows(predictions: Predictions, examples: Examples, task: Task) -> list[float]:
-    """1 for each row whose prediction equals an accepted answer after SQuAD's normalisation, else 0."""
-    return [best_exact_match(said, example.references) for said, example in zip(predictions, examples, strict=True)]
+def squad_em_rows(predictions: Predictions, examples: Examples, words: Words) -> list[float]:
+    """Gives 1 for each row whose prediction equals an accepted answer after SQuAD's normalisation, else 0."""
+    return [
+        best_exact_match(predicted, example.references)
+        for predicted, example in zip(predictions, examples, strict=True)
+    ]
 
 
-def squad_em(predictions: Predictions, examples: Examples, task: Task) -> float:
-    """The mean of `squad_em_rows`; also ReCoRD's exact match."""
-    return _mean(squad_em_rows(predictions, examples, task))
+def squad_em(predictions: Predictions, examples: Examples, words: Words) -> float:
+    """Averages `squad_em_rows`; also ReCoRD's exact match."""
+    return _mean(squad_em_rows(predictions, examples, words))
 
 
-def multirc_em(predictions: Predictions, examples: Examples, task: Task) -> float:
-    """The share of MultiRC's questions all of whose answers are judged rightly (rows of one group are one question)."""
+def multirc_em(predictions: Predictions, examples: Examples, words: Words) -> float:
+    """Computes the share of questions all of whose answers are judged correctly (rows of a group are one question)."""
     groups: dict[str | None, list[float]] = defaultdict(list)
-    for right, example in zip(accuracy_rows(predictions, examples, task), examples, strict=True):
+    for right, example in zip(accuracy_rows(predictions, examples, words), examples, strict=True):
         groups[example.group].append(right)
     return _mean([min(rights) for rights in groups.values()])
 
@@ -144,32 +146,8 @@ METRICS: dict[str, Metric] = {
 }
 
 
-def score(task: Task, predictions: Predictions, examples: Examples) -> dict[str, float]:
-    """Every metric of the task, in the task's order.
-
-    Args:
-        task: names its metrics.
-        predictions: what the model said, one text a row.
-        examples: the rows, in the same order.
-
-    Raises:
-        AttemptError: no rows, or not one prediction a row.
-    """
-    if not examples:
-        raise AttemptError(f"no rows to score task '{task.name}' on", "Choose another split or a larger --limit.")
-    if len(predictions) != len(examples):
-        raise AttemptError(f"{len(predictions)} predictions for {len(examples)} rows of task '{task.name}'")
-    return {name: METRICS[name](predictions, examples, task) for name in task.metrics}
-
-
-def row_scores(task: Task, predictions: Predictions, examples: Examples) -> list[float] | None:
-    """The first metric's value for each row, for intervals and paired comparisons; None where it is no mean."""
-    per_row = METRICS[task.metrics[0]].per_row
-    return per_row(predictions, examples, task) if per_row else None
-
-
 def read_number(text: str) -> float:
-    """The number that a text says, -1.0 when it says none (also for "nan" and "inf")."""
+    """Reads a text as a number; -1.0 when it is none (also for "nan" and "inf")."""
     try:
         number = float(text.strip())
     except ValueError:
@@ -177,21 +155,21 @@ def read_number(text: str) -> float:
     return number if math.isfinite(number) else UNREADABLE_SCORE
 
 
-def _label_indices(predictions: Predictions, examples: Examples, task: Task) -> tuple[list[int], list[int]]:
-    index = {word: number for number, word in enumerate(task.label_words)}
+def _label_indices(predictions: Predictions, examples: Examples, words: Words) -> tuple[list[int], list[int]]:
+    index = {word: number for number, word in enumerate(words)}
     true = [index[example.target] for example in examples]
-    said = [index.get(text.strip(), -1) for text in predictions]
+    predicted = [index.get(text.strip(), -1) for text in predictions]
     if len(index) == 2:
-        said = [1 - truth if guess == -1 else guess for guess, truth in zip(said, true, strict=True)]
-    return said, true
+        predicted = [1 - truth if guess == -1 else guess for guess, truth in zip(predicted, true, strict=True)]
+    return predicted, true
 
 
 def _correlation(function: Callable[..., object], predictions: Predictions, examples: Examples) -> float:
-    said = [read_number(text) for text in predictions]
+    predicted = [read_number(text) for text in predictions]
     true = [read_number(example.target) for example in examples]
-    if len(set(said)) < 2 or len(set(true)) < 2:
+    if len(set(predicted)) < 2 or len(set(true)) < 2:
         return 0.0
-    return _number_or_zero(float(function(said, true)[0]))  # type: ignore[index]
+    return _number_or_zero(float(function(predicted, true)[0]))  # type: ignore[index]
 
 
 def _number_or_zero(number: float) -> float:

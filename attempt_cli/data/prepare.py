@@ -1,4 +1,4 @@
-"""Derived columns: the few tasks whose rows need more than a template, each by a small named function.
+"""Derives columns for the few tasks whose rows need more than a template, each by a small named function.
 
 A task's YAML names one with `prepare: wsc`; the function gets the row and returns the columns that it adds or replaces.
 The ideas follow the preprocessors of T5 (Raffel et al., 2020), which this literature uses.
@@ -17,7 +17,7 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Preparation:
-    """One named function, the columns it reads and the columns it makes."""
+    """A function, the columns it reads and the columns it makes."""
 
     function: Callable[[Row], dict[str, Any]]
     reads: tuple[str, ...]
@@ -25,7 +25,7 @@ class Preparation:
 
 
 def stsb_score(row: Row) -> dict[str, Any]:
-    """The similarity as text, rounded to the nearest 0.2 as in T5: 3.8 is "3.8", 4.75 is "4.8"."""
+    """Writes the similarity as text, rounded to the nearest 0.2 as in T5: 3.8 becomes "3.8", 4.75 becomes "4.8"."""
     label = row["label"]
     if label is None:
         return {"score": None}
@@ -35,7 +35,7 @@ def stsb_score(row: Row) -> dict[str, Any]:
 
 
 def wsc_marks(row: Row) -> dict[str, Any]:
-    """The text with the noun between asterisks and the pronoun between hashes: "* Mark * told Pete # He # ..."."""
+    """Puts the noun between asterisks and the pronoun between hashes: "* Mark * told Pete # He # ..."."""
     spans = sorted(
         [(row["span1_index"], row["span1_text"], "*"), (row["span2_index"], row["span2_text"], "#")],
         key=lambda span: span[0],
@@ -50,7 +50,7 @@ def wsc_marks(row: Row) -> dict[str, Any]:
 
 
 def _word_start(text: str, number: int) -> int:
-    """Where the word of this number (from 0) begins; words are parted by white space."""
+    """Finds the position at which a word (counted from 0) begins; white space separates words."""
     for position, found in enumerate(re.finditer(r"\S+", text)):
         if position == number:
             return found.start()
@@ -58,20 +58,20 @@ def _word_start(text: str, number: int) -> int:
 
 
 def record_passage(row: Row) -> dict[str, Any]:
-    """ReCoRD's passage without its "@highlight" lines: they become sentences of the passage, as in T5."""
+    """Turns the "@highlight" lines of ReCoRD's passage into sentences of the passage, as in T5."""
     passage = re.sub(r"([.?!\"'])\n@highlight\n", r"\1 ", row["passage"])
     return {"passage": re.sub(r"\n@highlight\n", ". ", passage)}
 
 
 def multirc_markup(row: Row) -> dict[str, Any]:
-    """MultiRC's texts without the HTML line breaks and bold marks."""
+    """Removes HTML line breaks and bold marks from MultiRC's texts."""
     return {
         column: re.sub(r"</?b>", "", row[column].replace("<br>", " ")) for column in ("paragraph", "question", "answer")
     }
 
 
 def squeezed_context(row: Row) -> dict[str, Any]:
-    """The context with every run of white space as one space: news pages come with dozens of line breaks."""
+    """Makes every run of white space in the context one space: news pages come with dozens of line breaks."""
     return {"context": " ".join(row["context"].split())}
 
 

@@ -1,4 +1,4 @@
-"""Reading rows from CSV, TSV, JSON lines, JSON and parquet files, with errors that name the line."""
+"""Reads rows from CSV, TSV, JSON lines, JSON and parquet files, with errors that name the line."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ ENDINGS = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 
 @dataclass(frozen=True)
 class FileRows:
-    """What a file holds.
+    """The content of a file.
 
     Args:
-        rows: column -> value, one dict a row.
+        rows: column -> value, one dict for each row.
         columns: the names of all columns, in order.
-        lines: the line (from 1) on which each row begins; empty where a file has no lines to speak of.
+        lines: the line (from 1) on which each row begins; empty for files without lines.
     """
 
     rows: list[Row]
@@ -38,7 +38,7 @@ class FileRows:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a CSV, TSV, JSON lines, JSON or parquet file.
+    """Reads the rows of a CSV, TSV, JSON lines, JSON or parquet file.
 
     Raises:
         AttemptError: a missing or empty file, an unknown ending, text that is not UTF-8, or a bad row (with its line).
@@ -47,7 +47,7 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def read_file(path: Path) -> FileRows:
-    """The rows of a file with its columns and lines; errors as in `read_rows`."""
+    """Reads the rows of a file with their columns and lines; errors as in `read_rows`."""
     path = Path(path)
     ending = path.suffix.lower()
     if path.is_dir() or not path.exists():
@@ -72,7 +72,7 @@ def read_file(path: Path) -> FileRows:
 def read_parquet_table(
     paths: Sequence[Path], needed: Iterable[str] | None = None
 ) -> tuple[tuple[str, ...], pyarrow.Table]:
-    """The names of all columns, and the needed columns (all without `needed`) as one table.
+    """Reads parquet files: the names of all columns, and the needed columns (all without `needed`) as one table.
 
     Raises:
         AttemptError: a file that is no parquet file or is damaged.
@@ -83,7 +83,7 @@ def read_parquet_table(
     try:
         columns = tuple(parquet.read_schema(paths[0]).names)
         wanted = None if needed is None else [column for column in columns if column in set(needed)]
-        # partitioning is off: folders of the hub's layout are no columns
+        # without partitioning: the folders of the hub's layout are not columns
         tables = [parquet.read_table(path, columns=wanted, partitioning=None) for path in paths]
         return columns, pyarrow.concat_tables(tables) if len(tables) > 1 else tables[0]
     except (pyarrow.ArrowException, OSError) as error:
@@ -93,7 +93,7 @@ def read_parquet_table(
 
 
 def check_columns(task: Task, columns: Sequence[str], place: str) -> None:
-    """Refuses rows that lack a column of the task, naming those there are."""
+    """Refuses rows that lack a column of the task, and names the columns there are."""
     missing = [name for name in task.columns() if name not in columns and name.split(".")[0] not in columns]
     if missing:
         near = nearest_names(missing[0], columns)

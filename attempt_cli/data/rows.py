@@ -1,4 +1,4 @@
-"""A task's rows as examples: found in a data folder, in files or on the hub, split by the rule, then rendered."""
+"""Loads the rows of a task's splits as examples: from a data folder, files or the hub, split by the rule, rendered."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from attempt_cli.data.example import Example
+from attempt_cli.data.hub_rows import load_hub_table
 from attempt_cli.data.readers import check_columns, read_file, read_parquet_table
 from attempt_cli.data.splits import SPLITS, official_split, split_part
-from attempt_cli.data.task import Example, HubRows, Task
+from attempt_cli.data.task import HubDataset, Task
 from attempt_cli.errors import AttemptError, unknown_name
 
 if TYPE_CHECKING:
     import pyarrow
 
-TAKEN_AT_ONCE = 1000
+ROWS_AT_ONCE = 1000
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Rows:
     Args:
         examples: the rows as text pairs.
         origin: the place, the split rule and the limit in words, for people and for records.
-        sha256: of the examples (input, target, references, group), whatever file they came from.
+        sha256: of the examples (input, target, references, group), whichever file they came from.
     """
 
     examples: list[Example]
@@ -40,43 +42,43 @@ class Rows:
 def load_examples(
     task: Task, split: str, *, data_dir: Path | None = None, limit: int | None = None, seed: int = 0
 ) -> Rows:
-    """The rows of a split.
+    """Loads the rows of a split.
 
     Args:
         task: says where the rows are and how they are split.
         split: train | validation | test.
         data_dir: a folder in the hub's layout, `<hub path>/<config>/<split>.parquet`; what is not there comes from the
             Hugging Face hub.
-        limit: take a random sample of so many rows, in their order; the split rule is applied before. Where rows belong
-            together (MultiRC's answers of a question), whole groups, up to just over the limit.
+        limit: take a random sample of at most this many rows, in their order, after the split rule. Where rows belong
+            together (MultiRC's answers to a question), take whole groups until the limit is reached.
         seed: chooses the sample.
 
     Raises:
-        AttemptError: an unknown split, rows that are nowhere, an empty split, or a row that cannot be rendered.
+        AttemptError: an unknown split, rows that cannot be found, an empty split, or a row that cannot be rendered.
     """
     if split not in SPLITS:
         raise unknown_name("split", split, SPLITS, f"attempt tasks show {task.name}")
     if limit is not None and limit < 1:
         raise AttemptError(f"a limit of {limit} rows", "Choose a limit of at least 1, or none.")
     official = official_split(task.split_rule, task.splits, split)
-    source = find_source(task, official, data_dir)
-    part = split_part(task.split_rule, split, len(source.numbers))
+    found = find_split(task, official, data_dir)
+    part = split_part(task.split_rule, split, len(found.numbers))
     grouped = task.group is not None and limit is not None  # a question with half its answers would be scored wrongly
     chosen = part.numbers if grouped else _sample(part.numbers, limit, seed)
     if not chosen:
         raise AttemptError(
-            f"no rows for '{split}' of task '{task.name}': {source.place} has {len(source.numbers)} rows",
+            f"no rows for '{split}' of task '{task.name}': {found.place} has {len(found.numbers)} rows",
             "Give more rows, or a file of its own for this split.",
         )
-    examples = list(source.render(task, chosen))
+    examples = list(found.render(task, chosen))
     if grouped:
         examples = _whole_groups(examples, limit or 0, seed)
     sampled = "" if len(examples) == len(part.numbers) else f", {len(examples):,} of these by seed {seed}"
-    return Rows(examples, f"{source.place}: {part.words}{sampled}", examples_sha256(examples))
+    return Rows(examples, f"{found.place}: {part.words}{sampled}", examples_sha256(examples))
 
 
 def _whole_groups(examples: list[Example], limit: int, seed: int) -> list[Example]:
-    """Random groups, whole, until there are `limit` rows or just over it; in the rows' order."""
+    """Draws whole groups at random until they hold `limit` rows or more; returns their rows in order."""
     groups = list(dict.fromkeys(example.group for example in examples))
     random.Random(seed).shuffle(groups)
     sizes = Counter(example.group for example in examples)
@@ -91,7 +93,7 @@ def _whole_groups(examples: list[Example], limit: int, seed: int) -> list[Exampl
 
 
 def examples_sha256(examples: Iterable[Example]) -> str:
-    """A digest of what the model gets to see and to write: the same text pairs have the same one."""
+    """Hashes what the model reads and writes: equal text pairs have equal digests."""
     digest = hashlib.sha256()
     for example in examples:
         pair = [example.input, example.target, list(example.references), example.group]
@@ -100,13 +102,13 @@ def examples_sha256(examples: Iterable[Example]) -> str:
 
 
 @dataclass(frozen=True)
-class Source:
-    """The rows of one official split, wherever they are.
+class SplitRows:
+    """The rows of one official split, wherever they come from.
 
     Args:
         place: the file or the hub's data set, for messages.
         columns: the names of all columns.
-        numbers: the numbers of the rows that belong to the task (all, or those that `hub.where` keeps).
+        numbers: the numbers of the rows that belong to the task: all, or those that `hub.where` keeps.
         table: the columns that the task needs, all rows; None for rows that are already Python values.
         rows: the rows as Python values, where there is no table.
         lines: the line of each row in its text file, where there are lines.
@@ -125,10 +127,10 @@ class Source:
             yield task.render(row, number, place=self.place_of(number))
 
     def values(self, positions: Sequence[int]) -> Iterable[tuple[int, dict[str, Any]]]:
-        """The number and the columns of the rows at these positions of `numbers`."""
+        """Yields the number and the columns of each row at these positions of `numbers`."""
         numbers = [self.numbers[position] for position in positions]
-        for start in range(0, len(numbers), TAKEN_AT_ONCE):
-            taken = numbers[start : start + TAKEN_AT_ONCE]
+        for start in range(0, len(numbers), ROWS_AT_ONCE):
+            taken = numbers[start : start + ROWS_AT_ONCE]
             rows = (
                 self.table.take(taken).to_pylist()
                 if self.table is not None
@@ -137,13 +139,13 @@ class Source:
             yield from zip(taken, rows, strict=True)
 
     def place_of(self, number: int) -> str:
-        """The place of a row, with its line where that is not the row's number."""
+        """Returns the place of a row, with its line where that differs from the row's number."""
         line = self.lines[number] if self.lines else None
         return self.place if line is None or line == number + 1 else f"{self.place}, line {line}"
 
 
-def find_source(task: Task, official: str, data_dir: Path | None) -> Source:
-    """The rows of an official split: the task's own file, else the data folder, else the hub.
+def find_split(task: Task, official: str, data_dir: Path | None) -> SplitRows:
+    """Finds the rows of an official split: in the task's own file, else in the data folder, else on the hub.
 
     Args:
         task: whose rows.
@@ -151,36 +153,36 @@ def find_source(task: Task, official: str, data_dir: Path | None) -> Source:
         data_dir: a folder in the hub's layout.
 
     Raises:
-        AttemptError: says where was sought and what the ways out are.
+        AttemptError: says where it looked and what else to try.
     """
-    source = local_source(task, official, data_dir)
-    if source is not None and source.numbers:
-        return source
+    found = local_split(task, official, data_dir)
+    if found is not None and found.numbers:
+        return found
     if task.hub is not None:
-        return _hub_source(task, task.hub, official, _not_here(task.hub, official, data_dir, source))
-    if source is not None:
-        return source
+        return _hub_split(task, task.hub, official, _not_here(task.hub, official, data_dir, found))
+    if found is not None:
+        return found
     raise AttemptError(
         f"task '{task.name}' has no file for '{official}' (it has: {', '.join(task.files) or 'none'})",
         f"Give --{official}-file, or name it in the task's YAML under files.",
     )
 
 
-def local_source(task: Task, official: str, data_dir: Path | None) -> Source | None:
-    """The rows of an official split as far as they are on this machine: in the task's own file or the data folder.
+def local_split(task: Task, official: str, data_dir: Path | None) -> SplitRows | None:
+    """Finds the rows of an official split on this machine: in the task's own file or the data folder.
 
     Raises:
         AttemptError: a file that is named but missing or unreadable, or that lacks a column of the task.
     """
     if task.hub is None:
         path = task.files.get(official)
-        return _own_source(task, path) if path else None
+        return _own_split(task, path) if path else None
     paths = local_paths(task.hub, official, data_dir)
-    return _parquet_source(task, task.hub, paths) if paths else None
+    return _parquet_split(task, task.hub, paths) if paths else None
 
 
-def local_paths(hub: HubRows, official: str, data_dir: Path | None) -> list[Path]:
-    """The parquet files of an official split in a data folder: one, or shards named as on the hub; or none."""
+def local_paths(hub: HubDataset, official: str, data_dir: Path | None) -> list[Path]:
+    """Lists the parquet files of an official split in a data folder: one file, shards named as on the hub, or none."""
     if data_dir is None:
         return []
     folder = data_dir / hub.path / (hub.config or "default")
@@ -188,40 +190,38 @@ def local_paths(hub: HubRows, official: str, data_dir: Path | None) -> list[Path
     return [whole] if whole.is_file() else sorted(folder.glob(f"{official}-*-of-*.parquet"))
 
 
-def _own_source(task: Task, path: Path) -> Source:
+def _own_split(task: Task, path: Path) -> SplitRows:
     content = read_file(path)
     check_columns(task, content.columns, str(path))
-    return Source(str(path), content.columns, range(len(content.rows)), None, content.rows, content.lines)
+    return SplitRows(str(path), content.columns, range(len(content.rows)), None, content.rows, content.lines)
 
 
-def _parquet_source(task: Task, hub: HubRows, paths: list[Path]) -> Source:
+def _parquet_split(task: Task, hub: HubDataset, paths: list[Path]) -> SplitRows:
     place = str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
     needed = [column.split(".")[0] for column in task.columns()] + [*task.columns(), *hub.where]
     columns, table = read_parquet_table(paths, needed)
     check_columns(task, columns, place)
-    return Source(place, columns, _kept(table, hub, columns, place), table)
+    return SplitRows(place, columns, _kept(table, hub, columns, place), table)
 
 
-def _not_here(hub: HubRows, official: str, data_dir: Path | None, local: Source | None) -> str:
-    """What the data folder lacks, for messages: "no file '…', and "."""
+def _not_here(hub: HubDataset, official: str, data_dir: Path | None, local: SplitRows | None) -> str:
+    """Says what the data folder lacks, for messages: "no file '…', and "."""
     if local:
         wanted = " and ".join(f"{column} '{value}'" for column, value in hub.where.items())
         return f"no rows with {wanted or 'anything'} in '{local.place}', and "
     return f"no file '{data_dir / hub.path / (hub.config or 'default') / official}.parquet', and " if data_dir else ""
 
 
-def _hub_source(task: Task, hub: HubRows, official: str, sought: str) -> Source:
-    from attempt_cli.data.hub import load_hub_table
-
-    table = load_hub_table(task.name, hub, official, sought)
+def _hub_split(task: Task, hub: HubDataset, official: str, looked_in: str) -> SplitRows:
+    table = load_hub_table(task.name, hub, official, looked_in)
     place = f"hub {hub.path}{f' ({hub.config})' if hub.config else ''}, {official}"
     columns = tuple(table.column_names)
     check_columns(task, columns, place)
-    return Source(place, columns, _kept(table, hub, columns, place), table)
+    return SplitRows(place, columns, _kept(table, hub, columns, place), table)
 
 
-def _kept(table: pyarrow.Table, hub: HubRows, columns: tuple[str, ...], place: str) -> Sequence[int]:
-    """The numbers of the rows that `where` keeps."""
+def _kept(table: pyarrow.Table, hub: HubDataset, columns: tuple[str, ...], place: str) -> Sequence[int]:
+    """Returns the numbers of the rows that `where` keeps."""
     if not hub.where:
         return range(table.num_rows)
     import pyarrow.compute as compute

@@ -1,4 +1,4 @@
-"""Which rows are train, validation and test: the rules of this literature (Karimi Mahabadi et al., 2021), exactly.
+"""Cuts splits into train, validation and test rows by the rules of this literature (Karimi Mahabadi et al., 2021).
 
 Test labels of GLUE and SuperGLUE are not public, so the papers cut their splits from what is public, by the
 permutation that torch makes from seed 42:
@@ -22,14 +22,14 @@ FEWEST_FOR_HELD_OUT = 2000
 
 @dataclass(frozen=True)
 class Part:
-    """Some rows of a file: their numbers in order, and in words which these are."""
+    """Some rows of a file: their numbers in order, and a description."""
 
     numbers: Sequence[int]
     words: str
 
 
 def official_split(split_rule: str, splits: Mapping[str, str], split: str) -> str:
-    """The official split that the rows of a split are cut from.
+    """Returns the official split that a split's rows are cut from.
 
     Args:
         split_rule: halved | held-out | own.
@@ -45,12 +45,12 @@ def official_split(split_rule: str, splits: Mapping[str, str], split: str) -> st
 
 
 def split_part(split_rule: str, split: str, count: int) -> Part:
-    """The rows of an official split that belong to a split.
+    """Returns the rows of an official split that belong to a split.
 
     Args:
         split_rule: halved | held-out | own.
         split: train | validation | test.
-        count: how many rows the official split has.
+        count: the number of rows in the official split.
     """
     if split_rule == "halved" and split != "train":
         half, order = count // 2, permutation(count)
@@ -70,7 +70,7 @@ def split_part(split_rule: str, split: str, count: int) -> Part:
 
 
 def permutation(count: int) -> list[int]:
-    """torch's permutation of 0..count-1 from seed 42, as the papers use it."""
+    """Returns torch's permutation of 0..count-1 from seed 42, which the papers use."""
     import torch
 
     order: list[int] = torch.randperm(count, generator=torch.Generator().manual_seed(SPLIT_SEED)).tolist()

@@ -1,149 +1,219 @@
-"""A task: the data that turns a row into a text pair (input, target), and a prediction into a score."""
+"""A task: everything that turns a row into a text pair (input, target), as its YAML file describes it."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, get_args
 
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetPydanticSchema,
+    PlainSerializer,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticKnownError, core_schema
+
+from attempt_cli.data.example import Example, RowError
+from attempt_cli.data.metrics import METRICS
 from attempt_cli.data.prepare import PREPARATIONS
+from attempt_cli.data.splits import SPLITS
 from attempt_cli.data.template import (
     MissingColumnError,
     MissingValueError,
-    behind_longest,
+    after_longest,
     fill,
     lookup,
     template_columns,
+    template_problems,
     text_value,
 )
 from attempt_cli.errors import AttemptError, unknown_name
+from attempt_registry.errors import nearest_names
 
-TASKS_FOLDER = Path(__file__).parent / "tasks"
-FORMATS = ("words", "reference")
+Format = Literal["words", "reference"]
+RENDERING_ERRORS = (AttributeError, KeyError, TypeError, ValueError)  # of templates and preparations
 
 
-@dataclass(frozen=True)
-class Example:
-    """One row as a text pair.
+def _as_texts(labels: Mapping[Any, Any]) -> dict[str, str]:
+    """Turns the values and words of a YAML (no, 1, 1.0) into the texts that rows are compared with."""
+    texts = {text_value(value, "labels"): text_value(word, "labels") for value, word in labels.items()}
+    if len(texts) < len(labels):
+        raise ValueError("two values are the same text")
+    return texts
 
-    Args:
-        input: what the model reads, ending in a cue such as "sentiment:" (no space after it).
-        target: what it should write next (no space before it).
-        label: the index into the task's label words; None for free text.
-        references: every accepted answer of free text; empty for classification.
-        group: what belongs together in a metric (the question of a MultiRC answer), else None.
-        row: the row's number in its file, from 0.
-        tail: the end of the input, behind its longest column; a too long input is cut before it.
+
+def _in_folder(path: Any, info: ValidationInfo) -> Path:
+    """Resolves a path of a YAML file against that file's folder; a path of Python is left alone."""
+    if isinstance(path, Path):
+        return path
+    if not isinstance(path, str):
+        raise PydanticKnownError("string_type")
+    folder: Path = (info.context or {}).get("folder", Path())
+    return (folder / path).resolve()
+
+
+def _read_as(kind: Any, convert: Callable[[Any], Any]) -> GetPydanticSchema:
+    """Validates a field as another type, the one that a YAML file has, and converts it."""
+    return GetPydanticSchema(lambda _, schema: core_schema.no_info_after_validator_function(convert, schema(kind)))
+
+
+Scalar = str | int | float | bool
+Template = Annotated[str, Field(min_length=1), AfterValidator(str.strip)]
+Split = Annotated[str, GetPydanticSchema(lambda *_: core_schema.literal_schema(list(SPLITS)))]
+Labels = Annotated[dict[str, str], _read_as(dict[Scalar, Scalar], _as_texts)]
+Metrics = Annotated[
+    tuple[str, ...],
+    _read_as(Annotated[list[str], Field(strict=False, min_length=1)], tuple),
+    PlainSerializer(list),
+]
+
+
+class _Fields(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class HubDataset(_Fields):
+    """A data set on the Hugging Face hub, or in a data folder of the same layout."""
+
+    path: str = Field(description='The data set\'s id, "nyu-mll/glue".')
+    config: str | None = Field(default=None, description='Its configuration, "rte".')
+    where: dict[str, str] = Field(
+        default_factory=dict, description='Keep only the rows whose columns hold these values, {"subset": "NewsQA"}.'
+    )
+
+
+class ReferenceFormat(_Fields):
+    """The text format "reference", that of the authors' code, where the target is the class index as a digit."""
+
+    input: Template = Field(description="The template of the input.")
+
+
+class Task(_Fields):
+    """A task. Build one with `load_task`, `task_from_files` or `task_from_fields`.
+
+    Raises:
+        pydantic.ValidationError: naming every problem of the fields.
     """
 
-    input: str
-    target: str
-    label: int | None = None
-    references: tuple[str, ...] = ()
-    group: str | None = None
-    row: int = 0
-    tail: str = ""
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="The name that commands and records use for the task."
+    )
+    version: int = Field(default=1, ge=1, description="Rises when a change of the task changes its examples.")
+    description: Annotated[str, AfterValidator(lambda text: " ".join(text.split()))] = Field(
+        default="", description="A sentence for people, with the paper that the task comes from."
+    )
+    hub: HubDataset | None = Field(default=None, description="Where the rows are on the hub; None for files.")
+    files: dict[Split, Annotated[Path, BeforeValidator(_in_folder)]] = Field(
+        default_factory=dict, description="train | validation | test -> a file, for rows of one's own."
+    )
+    split_rule: Literal["halved", "held-out", "own"] = Field(
+        default="own", description="How train, validation and test are cut from the official splits; see `splits.py`."
+    )
+    splits: dict[Split, str] = Field(
+        default_factory=dict, description="train | validation | test -> the official split's name, where it differs."
+    )
+    prepare: str | None = Field(default=None, description="A name in `prepare.PREPARATIONS`.")
+    input: Template = Field(description="The template of the input.")
+    label: str = Field(default="label", description="The column of the label.")
+    labels: Labels | None = Field(default=None, description="Raw value as text -> label word, in label order.")
+    answers: str | None = Field(
+        default=None, description="The column with the accepted answers of free text; the first is the target."
+    )
+    target: Template | None = Field(default=None, description="The template of the target of free text.")
+    group: str | None = Field(default=None, description="The template of the example's group, for some metrics.")
+    metrics: Metrics = Field(description="Names in `metrics.METRICS`; the first is the one that chooses checkpoints.")
+    max_length: int = Field(default=256, ge=8, description="The longest input in tokens.")
+    reference: ReferenceFormat | None = Field(default=None, description='The text format "reference".')
+    format: Format = Field(
+        default="words", exclude=True, description="The text format in use; commands choose it, files do not."
+    )
 
+    @field_validator("format", mode="before")
+    @classmethod
+    def _not_in_a_file(cls, name: Any, info: ValidationInfo) -> Any:
+        if info.context is not None:
+            raise PydanticKnownError("extra_forbidden")
+        return name
 
-class RowError(AttemptError):
-    """A row that cannot be rendered; `row` counts from 0, the message as people count."""
+    @model_validator(mode="after")
+    def _fields_fit_together(self) -> Task:
+        """Refuses what a single field cannot show: bad templates, unknown functions, fields that exclude each other."""
+        templates = {"input": self.input, "target": self.target, "group": self.group}
+        templates["reference.input"] = self.reference.input if self.reference else None
+        problems = [f"{name}: {found}" for name, text in templates.items() for found in template_problems(text or "")]
+        targets = [name for name in ("labels", "answers", "target") if getattr(self, name) is not None]
+        if len(targets) != 1:
+            found = " and ".join(targets) or "none of them"
+            problems.append(f"labels, answers, target: exactly one says what the model should write; there is {found}")
+        if (self.hub is None) == (not self.files):
+            problems.append("hub, files: exactly one says where the rows are")
+        if self.labels is not None:
+            problems += _label_problems(list(self.labels.values()))
+        if self.prepare is not None and self.prepare not in PREPARATIONS:
+            problems.append(f"prepare: no function '{self.prepare}' (there are {', '.join(PREPARATIONS)})")
+        problems += [problem for name in self.metrics for problem in self._metric_problems(name)]
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
 
-    def __init__(self, problem: str, row: int, place: str, hint: str | None = None) -> None:
-        super().__init__(f"{place}, row {row + 1}: {problem}", hint)
-        self.problem = problem
-        self.row = row
+    def _metric_problems(self, name: str) -> list[str]:
+        if name not in METRICS:
+            near = nearest_names(name, METRICS)
+            did_you_mean = f"did you mean {' or '.join(near)}? " if near else ""
+            return [f"metrics: no metric '{name}' ({did_you_mean}there are {', '.join(METRICS)})"]
+        needs = METRICS[name].needs
+        if needs in ("labels", "two labels") and self.labels is None:
+            return [f"metrics: {name} needs labels"]
+        if needs == "two labels" and self.labels is not None and len(self.labels) != 2:
+            return [f"metrics: {name} needs exactly two labels, there are {len(self.labels)}"]
+        if needs == "text" and self.labels is not None:
+            return [f"metrics: {name} is for free text, this task has labels"]
+        if name.startswith("multirc") and self.group is None:
+            return [f"metrics: {name} needs group"]
+        return []
 
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Task:
+        """Returns a copy with other fields, checked like any task: pydantic's own takes every name and value.
 
-@dataclass(frozen=True)
-class HubRows:
-    """Where rows lie on the Hugging Face hub, and in a data folder of the same layout.
-
-    Args:
-        path: the data set's id, "nyu-mll/glue".
-        config: its configuration, "rte".
-        where: keep only the rows whose columns hold these values, {"subset": "NewsQA"}.
-    """
-
-    path: str
-    config: str | None = None
-    where: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Task:
-    """What a task's YAML says. Build one with `load_task` or `task_from_files`.
-
-    Exactly one of `labels` (classification), `answers` (free text with accepted answers in a column) and `target`
-    (free text from a template) is set.
-
-    Args:
-        name: how commands and records name the task.
-        version: rises when a change of the task changes its examples.
-        input: the template of the input.
-        metrics: names in `metrics.METRICS`; the first is the one that chooses checkpoints.
-        label: the column of the label.
-        labels: raw value as text -> label word, in label order.
-        answers: the column with the accepted answers; the first is the target.
-        target: the template of the target.
-        group: the template of the example's group.
-        prepare: a name in `prepare.PREPARATIONS`.
-        max_length: the longest input in tokens.
-        split_rule: "halved", "held-out" or "own"; see `splits`.
-        splits: train | validation | test -> the official split's name, where it differs.
-        hub: where the rows are on the hub; None for files.
-        files: train | validation | test -> a file, for rows of one's own.
-        reference: the input template of the format "reference", where the target is the class index as a digit.
-        format: "words" or "reference".
-    """
-
-    name: str
-    version: int
-    description: str
-    input: str
-    metrics: tuple[str, ...]
-    label: str = "label"
-    labels: Mapping[str, str] | None = None
-    answers: str | None = None
-    target: str | None = None
-    group: str | None = None
-    prepare: str | None = None
-    max_length: int = 256
-    split_rule: str = "own"
-    splits: Mapping[str, str] = field(default_factory=dict)
-    hub: HubRows | None = None
-    files: Mapping[str, Path] = field(default_factory=dict)
-    reference: str | None = None
-    format: str = "words"
+        Raises:
+            pydantic.ValidationError: as for a new task.
+        """
+        return Task.model_validate({**dict(self), **(update or {})})
 
     @property
     def is_classification(self) -> bool:
-        """Whether the target is one of the label words."""
+        """Says whether the target is one of the label words."""
         return self.labels is not None
 
     @property
     def label_words(self) -> tuple[str, ...]:
-        """The label words in label order (digits under the format "reference"); empty for free text."""
+        """Returns the label words in label order (digits under the format "reference"); empty for free text."""
         words = tuple(self.labels.values()) if self.labels else ()
         return tuple(str(index) for index in range(len(words))) if self.format == "reference" else words
 
     def with_format(self, name: str) -> Task:
-        """The same task under another text format: "words" (natural label words) or "reference" (the authors' code).
+        """Returns the task under another text format: "words" (natural label words) or "reference" (the authors' code).
 
         Raises:
             AttemptError: for an unknown format, and for "reference" of a task that has none.
         """
-        if name not in FORMATS:
-            raise unknown_name("text format", name, FORMATS, "attempt tasks show NAME")
+        if name not in get_args(Format):
+            raise unknown_name("text format", name, get_args(Format), "attempt tasks show NAME")
         if name == "reference" and self.reference is None:
             raise AttemptError(
                 f"task '{self.name}' has no text format 'reference'", "Use the format 'words', which every task has."
             )
-        return dataclasses.replace(self, format=name)
+        return self.model_copy(update={"format": name})
 
     def columns(self) -> tuple[str, ...]:
-        """The columns of the row that rendering reads (a dotted name stands for its first part)."""
+        """Lists the columns that rendering reads; a dotted name is one field of a column."""
         templates = [self._template, self.target, self.group]
         made = PREPARATIONS[self.prepare].makes if self.prepare else ()
         named = [column for template in templates if template for column in template_columns(template)]
@@ -154,10 +224,10 @@ class Task:
 
     @property
     def _template(self) -> str:
-        return self.reference if self.format == "reference" and self.reference is not None else self.input
+        return self.reference.input if self.format == "reference" and self.reference is not None else self.input
 
     def input_columns(self) -> tuple[str, ...]:
-        """The columns that the input alone is made of: what a row to be predicted must have."""
+        """Lists the columns that the input alone is made of: those that a row to be predicted must have."""
         made = PREPARATIONS[self.prepare].makes if self.prepare else ()
         named = [column for column in template_columns(self._template) if column not in made]
         # a preparation may also read the answer (STS-B's score); only what it makes of the input counts
@@ -165,14 +235,16 @@ class Task:
         return tuple(dict.fromkeys([*named, *(PREPARATIONS[self.prepare].reads if self.prepare and used else ())]))
 
     def render_input(self, row: Mapping[str, Any], number: int = 0, *, place: str | None = None) -> Example:
-        """A row to be predicted as an example without an answer; errors as in `render`."""
-        unanswered = dataclasses.replace(self, labels=None, answers=None, target="", group=None)
-        if self.prepare and set(self.input_columns()).isdisjoint(PREPARATIONS[self.prepare].reads):
-            unanswered = dataclasses.replace(unanswered, prepare=None)
-        return unanswered.render(row, number, place=place)
+        """Renders a row to be predicted, as an example without an answer; errors as in `render`."""
+        prepared = not set(self.input_columns()).isdisjoint(PREPARATIONS[self.prepare].reads) if self.prepare else False
+        try:
+            values = self._prepared(row) if prepared else row
+            return Example(fill(self._template, values), "", row=number, tail=after_longest(self._template, values))
+        except RENDERING_ERRORS as error:
+            raise _row_error(error, row, number, place or f"task '{self.name}'") from None
 
     def render(self, row: Mapping[str, Any], number: int = 0, *, place: str | None = None) -> Example:
-        """The row as a text pair.
+        """Renders a row as a text pair.
 
         Args:
             row: column -> value.
@@ -184,26 +256,19 @@ class Task:
         """
         place = place or f"task '{self.name}'"
         try:
-            values = {**row, **PREPARATIONS[self.prepare].function(row)} if self.prepare else row
-            text, tail = fill(self._template, values), behind_longest(self._template, values)
+            values = self._prepared(row)
+            text, tail = fill(self._template, values), after_longest(self._template, values)
             group = fill(self.group, values) if self.group else None
             if self.labels is not None:
                 label = self._label_index(values, number, place)
                 return Example(text, self.label_words[label], label, (), group, number, tail)
-            if self.answers is not None:
-                references = self._references(values)
-                return Example(text, references[0], None, references, group, number, tail)
-            target = fill(self.target or "", values)
-            return Example(text, target, None, (target,), group, number, tail)
-        except MissingValueError as error:
-            raise RowError(
-                f"nothing in column '{error.column}'", number, place, "Fill it in or leave the row out."
-            ) from None
-        except KeyError as error:
-            column = error.column if isinstance(error, MissingColumnError) else error.args[0]
-            raise RowError(f"no column '{column}'", number, place, _columns_hint(row)) from None
-        except (AttributeError, TypeError, ValueError) as error:
-            raise RowError(f"a value that does not fit ({error})", number, place, _columns_hint(row)) from None
+            references = self._references(values) if self.answers is not None else (fill(self.target or "", values),)
+            return Example(text, references[0], None, references, group, number, tail)
+        except RENDERING_ERRORS as error:
+            raise _row_error(error, row, number, place) from None
+
+    def _prepared(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
+        return {**row, **PREPARATIONS[self.prepare].function(row)} if self.prepare else row
 
     def _label_index(self, values: Mapping[str, Any], number: int, place: str) -> int:
         assert self.labels is not None
@@ -228,34 +293,27 @@ class Task:
         return references
 
 
+def _row_error(error: Exception, row: Mapping[str, Any], number: int, place: str) -> RowError:
+    """Turns an error of rendering into one that names the row and its columns."""
+    if isinstance(error, MissingValueError):
+        return RowError(f"nothing in column '{error.column}'", number, place, "Fill it in or leave the row out.")
+    if isinstance(error, KeyError):
+        column = error.column if isinstance(error, MissingColumnError) else error.args[0]
+        return RowError(f"no column '{column}'", number, place, _columns_hint(row))
+    return RowError(f"a value that does not fit ({error})", number, place, _columns_hint(row))
+
+
 def _columns_hint(row: Mapping[str, Any]) -> str:
     return f"The columns there are: {', '.join(row) or 'none'}."
 
 
-def task_names() -> list[str]:
-    """The names of the tasks that come with the package, sorted."""
-    return sorted(path.name[: -len(".yaml")] for path in TASKS_FOLDER.glob("*.yaml"))
-
-
-def load_task(name: str | Path) -> Task:
-    """A task by its name, or from a YAML file of one's own.
-
-    Args:
-        name: a name in `task_names()`, or the path of a file that ends in .yaml or .yml.
-
-    Raises:
-        AttemptError: an unknown name (with the nearest), a missing file, or a file that does not fit the schema.
-    """
-    from attempt_cli.data.schema import read_task_file
-
-    return read_task_file(task_file(name))
-
-
-def task_file(name: str | Path) -> Path:
-    """The YAML file that a task's name or a path stands for; errors as in `load_task`."""
-    text = str(name)
-    if text.endswith((".yaml", ".yml")):
-        return Path(name)
-    if text not in task_names():
-        raise unknown_name("task", text, task_names(), "attempt tasks list")
-    return TASKS_FOLDER / f"{text}.yaml"
+def _label_problems(words: list[str]) -> list[str]:
+    problems = []
+    if len(words) < 2:
+        problems.append("labels: a task needs at least two")
+    if any(not word for word in words):
+        problems.append("labels: a label word is empty")
+    twice = sorted({word for word in words if words.count(word) > 1})
+    if twice:
+        problems.append(f"labels: two values have the word {', '.join(repr(word) for word in twice)}")
+    return problems

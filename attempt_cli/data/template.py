@@ -1,4 +1,4 @@
-"""Templates such as "review: {text}": only `{column}` is replaced, and text from a row is never read as a template."""
+"""Fills templates such as "review: {text}": only `{column}` is replaced, and text from a row is never a template."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ class MissingValueError(ValueError):
 
 
 def template_columns(template: str) -> tuple[str, ...]:
-    """The columns that a template names, in order, each once."""
+    """Lists the columns that a template names, in order, each once."""
     return tuple(dict.fromkeys(found.group(1) for found in _PIECE.finditer(template) if found.group(1)))
 
 
 def template_problems(template: str) -> list[str]:
-    """What is wrong with a template's braces; empty when all is well."""
+    """Lists what is wrong with a template's braces."""
     problems = [f"'{found.group(0)}' names no column" for found in _PIECE.finditer(template) if found.group(1) == ""]
     if re.search(r"[{}]", _PIECE.sub("", template)):
         problems.append("a brace has no partner (write {{ or }} for a brace that is text)")
@@ -40,9 +40,9 @@ def template_problems(template: str) -> list[str]:
 
 
 def fill(template: str, row: Mapping[str, Any]) -> str:
-    """The template with every `{column}` replaced by the row's text, without spaces around it.
+    """Replaces every `{column}` of a template by the row's text, without spaces around it.
 
-    The text of the row is inserted as it is: braces in it stay braces. `{{` and `}}` in the template are single braces.
+    Braces in the row's text stay braces. `{{` and `}}` in the template are single braces.
 
     Raises:
         MissingColumnError, MissingValueError: naming the column.
@@ -55,23 +55,23 @@ def fill(template: str, row: Mapping[str, Any]) -> str:
     return _PIECE.sub(text_of, template)
 
 
-def behind_longest(template: str, row: Mapping[str, Any]) -> str:
-    """The text that stands behind the longest column's value: what a too long input must not lose (question, cue).
+def after_longest(template: str, row: Mapping[str, Any]) -> str:
+    """Returns the text after the longest column's value: what an input that is too long must not lose (question, cue).
 
     Raises:
         MissingColumnError, MissingValueError: naming the column.
     """
-    longest, behind = -1, ""
+    longest, after = -1, ""
     for found in _PIECE.finditer(template):
         if found.group(1):
             length = len(text_value(lookup(row, found.group(1)), found.group(1)))
             if length > longest:
-                longest, behind = length, template[found.end() :]
-    return fill(behind, row)
+                longest, after = length, template[found.end() :]
+    return fill(after, row)
 
 
 def lookup(row: Mapping[str, Any], path: str) -> Any:
-    """The value of a column, or with dots of a field inside it: "idx.question" is row["idx"]["question"].
+    """Looks up a column, or with dots a field inside it: "idx.question" is row["idx"]["question"].
 
     Raises:
         MissingColumnError: naming the whole path.
@@ -87,7 +87,7 @@ def lookup(row: Mapping[str, Any], path: str) -> Any:
 
 
 def text_value(value: Any, column: str) -> str:
-    """A cell as text: 1.0 and 1 are "1", true is "true", a list is joined by commas; nothing at all is an error.
+    """Turns a cell into text: 1.0 and 1 become "1", true "true", a list its items joined by commas.
 
     Raises:
         MissingValueError: for None and not-a-number.

@@ -1,4 +1,4 @@
-"""Reading YAML as people mean it: fast, safe, and with `no` as the word "no"."""
+"""Reads YAML: fast, safe, and with `no` as the word "no"."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from attempt_cli.errors import AttemptError
 
 
 class _TaskLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """YAML where only true and false are truth values (`labels: {0: no}` means the word), and no key stands twice."""
+    """YAML in which only true and false are truth values (`labels: {0: no}` means the word), and keys are unique."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
             if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"'{key.value}' stands twice", key.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"'{key.value}' appears twice", key.start_mark)
             seen.add(str(key.value))
         mapping: dict[Any, Any] = super().construct_mapping(node, deep)
         return mapping
@@ -30,7 +30,7 @@ _TaskLoader.yaml_implicit_resolvers = {
 
 
 def read_yaml(path: Path) -> Any:
-    """The content of a YAML file, as plain Python values.
+    """Reads a YAML file into plain Python values.
 
     Raises:
         AttemptError: the file is missing, is not text, or is not YAML (with the line).
@@ -49,6 +49,6 @@ def read_yaml(path: Path) -> Any:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         raise AttemptError(
-            f"{path}{where}: not in order ({getattr(error, 'problem', None) or error})",
+            f"{path}{where}: not valid YAML ({getattr(error, 'problem', None) or error})",
             "Put quotes around a text that has a colon or a brace in it.",
         ) from None

@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from attempt_cli.backbones.prompted import PromptedModel
-from attempt_cli.data.metrics import row_scores, score
-from attempt_cli.data.task import Example, Task
+from attempt_cli.data.example import Example
+from attempt_cli.data.scoring import row_scores, score
+from attempt_cli.data.task import Task
 from attempt_cli.evaluation.prediction import MAX_TOKENS, Predictions, PromptedTask, predict_many
 from attempt_cli.evaluation.statistics import bootstrap_interval, proportion_interval
+from attempt_cli.prompted import PromptedModel
 
 
 @dataclass(frozen=True)

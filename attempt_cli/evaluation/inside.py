@@ -11,9 +11,10 @@ from torch import Tensor
 
 from attempt_cli.backbones.base import FrozenBackbone
 from attempt_cli.backbones.batches import by_length
-from attempt_cli.backbones.prompted import PromptedModel
-from attempt_cli.data.task import Example, Task
+from attempt_cli.data.example import Example
+from attempt_cli.data.task import Task
 from attempt_cli.evaluation.prediction import MAX_TOKENS, encode_examples
+from attempt_cli.prompted import PromptedModel
 
 VOCABULARY_AT_ONCE = 8192
 

@@ -140,7 +140,7 @@ def attended_tasks(model: Model, task: str | None) -> list[Task]:
         ArgumentsError: the model mixes sources for any task, and none is named.
         AttemptError: no task has that name, or the model has several target prompts and none is the task's.
     """
-    from attempt_cli.data.task import load_task
+    from attempt_cli.data.catalogue import load_task
 
     if not model.targets and task is None:
         raise ArgumentsError(

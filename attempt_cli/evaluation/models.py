@@ -215,41 +215,6 @@ def _age(record: Prompt | Composition) -> tuple[str, bool, int]:
     return record.created, isinstance(record, Composition), record.id
 
 
-def source_prompts(
-    registry: Registry, names: str | Sequence[str], backbone: str | None, *, targets: Sequence[str] = ()
-) -> tuple[Prompt, ...]:
-    """Finds source prompts by their names, or the newest version of every source prompt of a backbone.
-
-    Args:
-        registry: the registry.
-        names: their names, or "all".
-        backbone: the backbone's name; with None, "all" requires that the sources are of one backbone.
-        targets: the tasks that the sources are to help: "all" leaves out source prompts of these tasks, because they
-            have seen the tasks' training rows.
-
-    Raises:
-        AttemptError: "all" finds none, or sources of several backbones.
-        RegistryError: a name is unknown.
-    """
-    if names != "all":
-        return tuple(registry.prompt(name) for name in ([names] if isinstance(names, str) else names))
-    newest: dict[str, Prompt] = {}
-    for prompt in registry.prompts(kind="source", backbone=backbone):
-        if prompt.task in targets:
-            continue
-        if prompt.name not in newest or newest[prompt.name].version < prompt.version:
-            newest[prompt.name] = prompt
-    sources = tuple(newest[name] for name in sorted(newest))
-    if not sources:
-        where = f" of {backbone}" if backbone else ""
-        other = f" of another task than {', '.join(targets)}" if targets else ""
-        raise AttemptError(f"there is no source prompt{where}{other} yet", "Train one: `attempt train-source sst2`.")
-    if len({prompt.fingerprint for prompt in sources}) > 1:
-        found = ", ".join(sorted({prompt.backbone for prompt in sources}))
-        raise AttemptError(f"the source prompts belong to several backbones: {found}", "Choose one with --backbone.")
-    return sources
-
-
 def records_of(models: Sequence[Model]) -> list[Prompt | Composition]:
     """Returns the models' records, for `Session.load_backbone`.
 
@@ -288,8 +253,8 @@ def trained_task(settings: Mapping[str, Any] | None, name: str) -> Task:
     Raises:
         AttemptError: the record does not hold its task (a prompt from outside) and no task has its name.
     """
-    from attempt_cli.data.schema import task_from_fields
-    from attempt_cli.data.task import load_task
+    from attempt_cli.data.catalogue import load_task
+    from attempt_cli.data.fields import task_from_fields
 
     fields = (settings or {}).get("task")
     if not isinstance(fields, dict):
@@ -304,7 +269,7 @@ def load_tasks(given: Sequence[str | Path | Task]) -> list[Task]:
     Raises:
         AttemptError: an unknown name, or a file that is missing or wrong.
     """
-    from attempt_cli.data.task import load_task
+    from attempt_cli.data.catalogue import load_task
 
     return [load_task(one) if isinstance(one, (str, Path)) else one for one in given]
 
@@ -342,7 +307,7 @@ def as_trained(
         text_format: the format that the user chose instead.
         note: is told where the task differs from the prompt's own.
     """
-    from attempt_cli.data.schema import task_fields
+    from attempt_cli.data.fields import task_fields
 
     if prompt is None:
         return (task.with_format(text_format) if text_format else task), None

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from attempt_cli.data.example import Example
 from attempt_cli.data.metrics import METRICS
-from attempt_cli.data.task import Example, Task
+from attempt_cli.data.task import Task
 from attempt_cli.errors import unknown_name
 from attempt_cli.evaluation.statistics import PairedTest, mcnemar, paired_bootstrap
 
@@ -45,7 +46,7 @@ def per_row(task: Task, texts: Sequence[str], examples: Sequence[Example]) -> Pe
         examples: the rows, in the same order.
     """
     metrics = {name: METRICS[name].per_row for name in task.metrics}
-    scores = {name: rows(texts, examples, task) for name, rows in metrics.items() if rows is not None}
+    scores = {name: rows(texts, examples, task.label_words) for name, rows in metrics.items() if rows is not None}
     if len(scores) == len(metrics):
         return PerRow(scores)
     groups = [example.group for example in examples]
@@ -126,7 +127,7 @@ def _by_texts(task: Task, metric: str, first: PerRow, second: PerRow) -> Compari
 
     def score(texts: Sequence[str], drawn: Sequence[int]) -> float:
         rows = [row for unit in drawn for row in units[unit]]
-        return METRICS[metric]([texts[row] for row in rows], [examples[row] for row in rows], task)
+        return METRICS[metric]([texts[row] for row in rows], [examples[row] for row in rows], task.label_words)
 
     everything = range(len(units))
     different = sum(a != b for a, b in zip(first.texts, second.texts, strict=True))

@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from attempt_cli.backbones.base import EncodedRow
 from attempt_cli.backbones.batches import by_length
-from attempt_cli.backbones.prompted import PromptedModel, score_many
-from attempt_cli.data.task import Example, Task
+from attempt_cli.backbones.rows import EncodedRow
+from attempt_cli.data.example import Example
+from attempt_cli.data.task import Task
+from attempt_cli.prompted import PromptedModel, score_many
 
 if TYPE_CHECKING:
     from torch import Tensor

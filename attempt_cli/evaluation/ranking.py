@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from attempt_cli.changes import Changes
 from attempt_cli.errors import AttemptError
-from attempt_cli.evaluation.models import Model, source_prompts
+from attempt_cli.evaluation.models import Model
 from attempt_cli.evaluation.record import rows_record
 from attempt_cli.evaluation.scoring import ScoringJob, Split, load_jobs, score_jobs, scoring_jobs
 from attempt_cli.evaluation.statistics import PairedTest
+from attempt_cli.sources import source_prompts
 from attempt_registry.errors import RegistryError
 
 if TYPE_CHECKING:

@@ -149,7 +149,7 @@ def record_evaluation(
         RegistryError: the registry cannot be written.
     """
     from attempt_cli.artefacts import versions
-    from attempt_cli.data.schema import task_fields
+    from attempt_cli.data.fields import task_fields
 
     run = registry.add_run(
         command=command,

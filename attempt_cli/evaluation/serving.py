@@ -11,7 +11,8 @@ from attempt_cli.evaluation.models import Model, find_model, note_lone_targets, 
 
 if TYPE_CHECKING:
     from attempt_cli.changes import Changes
-    from attempt_cli.data.task import Example, Task
+    from attempt_cli.data.example import Example
+    from attempt_cli.data.task import Task
     from attempt_cli.evaluation.prediction import RowPrediction
     from attempt_cli.session import Session
 

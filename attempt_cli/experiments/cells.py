@@ -12,17 +12,18 @@ from typing import Any
 
 from attempt_cli.artefacts import bare, load_prompt, versions
 from attempt_cli.backbones.base import FrozenBackbone
-from attempt_cli.backbones.prompted import PromptedModel
+from attempt_cli.data.example import Example
 from attempt_cli.data.fewshot import few_shot
+from attempt_cli.data.fields import task_fields
 from attempt_cli.data.rows import Rows, examples_sha256
-from attempt_cli.data.schema import task_fields
-from attempt_cli.data.task import Example, Task
+from attempt_cli.data.task import Task
 from attempt_cli.evaluation.evaluate import Evaluation, evaluate
 from attempt_cli.evaluation.pairing import per_row
 from attempt_cli.evaluation.prediction import encode_examples, predict
 from attempt_cli.evaluation.record import rows_record
 from attempt_cli.experiments.methods import METHODS, PREPARED
 from attempt_cli.experiments.subjects import Parts, Subject, Workshop, as_it_stands
+from attempt_cli.prompted import PromptedModel
 from attempt_cli.training.config import PLACED_BEFORE, TrainingConfig
 from attempt_cli.training.loop import Listener, TrainingStoppedError
 from attempt_registry import Attention, Prompt, Registry, Run
@@ -167,7 +168,7 @@ class Bench:
         cache = self.backbone.input_cache
         if cache is not None and self.backbone.cache_bytes_per_token:
             plain, limit = PromptedModel(self.backbone), self.config.max_length
-            cache.stand(
+            cache.pin(
                 f"{self.test.sha256} {limit}",
                 lambda: encode_examples(plain, self.task, self.test.examples, limit),
                 self.backbone.cache_bytes_per_token,

@@ -13,14 +13,15 @@ from attempt_cli.artefacts import remember_backbone, versions
 from attempt_cli.backbones.base import FrozenBackbone
 from attempt_cli.backbones.input_cache import InputCache
 from attempt_cli.backbones.load import load_backbone
-from attempt_cli.backbones.prompted import PromptedModel
+from attempt_cli.data.catalogue import load_task
+from attempt_cli.data.fields import task_fields
 from attempt_cli.data.rows import Rows, load_examples
-from attempt_cli.data.schema import task_fields
-from attempt_cli.data.task import Task, load_task
+from attempt_cli.data.task import Task
 from attempt_cli.errors import AttemptError
 from attempt_cli.experiments.cells import Bench, Cell, drawn_rows, finished_cells
 from attempt_cli.experiments.methods import METHODS, PREPARED
 from attempt_cli.experiments.subjects import Workshop
+from attempt_cli.prompted import PromptedModel
 from attempt_cli.training.config import make_config
 from attempt_cli.training.loop import Listener
 from attempt_cli.training.presets import settings_for, train_limit
@@ -287,7 +288,7 @@ class Runner:
             try:
                 loaded = load_backbone(name, device=self.plan.device, dtype=self.plan.dtype)
                 if self.plan.input_cache:
-                    loaded.input_cache = InputCache(self.plan.input_cache, pin=loaded.device.type == "cuda")
+                    loaded.input_cache = InputCache(self.plan.input_cache, pin_memory=loaded.device.type == "cuda")
                 remember_backbone(self.registry, loaded)
                 self._backbones[name] = loaded
             except AttemptError as error:

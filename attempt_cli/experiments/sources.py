@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from attempt_cli.data.task import load_task
+from attempt_cli.data.catalogue import load_task
 from attempt_cli.errors import AttemptError
 from attempt_cli.experiments.grid import Ask, Plan
 from attempt_cli.experiments.workers import Filled

@@ -9,9 +9,9 @@ from typing import Any
 
 from attempt_cli.artefacts import Loaded
 from attempt_cli.backbones.base import FrozenBackbone
-from attempt_cli.backbones.prompted import PromptedModel
 from attempt_cli.data.rows import Rows
 from attempt_cli.data.task import Task
+from attempt_cli.prompted import PromptedModel
 from attempt_cli.training.config import WEIGHT_METHODS, TrainingConfig
 from attempt_cli.training.loop import Listener
 from attempt_cli.training.many import ManyOutcome, ManyRequest, train_many

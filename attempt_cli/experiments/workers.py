@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol
 
-from attempt_cli.errors import AttemptError
+from attempt_cli.errors import AttemptError, first_line
 from attempt_cli.experiments.cells import Cell
 from attempt_cli.experiments.grid import Ask, Plan, Result, Runner
 from attempt_cli.training.loop import Listener, TrainingStoppedError
@@ -243,12 +243,6 @@ def stopped() -> TrainingStoppedError:
     return TrainingStoppedError(
         "stopped; what was finished is in the registry", "Go on with the same command and --resume."
     )
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of what an error says, with its type where it is not one of ours."""
-    text = str(error).strip().split("\n", 1)[0]
-    return text if isinstance(error, AttemptError) else f"{type(error).__name__}: {text}".removesuffix(": ")
 
 
 class _Forwarder:

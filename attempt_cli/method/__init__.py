@@ -1,8 +1,9 @@
-"""Soft prompts and nothing else: ATTEMPT as its paper states it, in all its variants, and two rival parametrisations.
+"""Soft prompts and nothing else: ATTEMPT as in its paper, with all variants, and two other parametrisations.
 
 `PromptMixture` is prompt tuning and ATTEMPT (equations 1 to 5), `SharedPrompt` is multitask prompt tuning,
-`DecomposedPrompt` is decomposed prompt tuning. A `PromptModule` is any of them: `length`, `target_prompts`, `attention`
-(None where nothing reads the input), `speed_groups()`, and task ids and pooled inputs to prompts and weights.
+`DecomposedPrompt` is decomposed prompt tuning. A `PromptModule` is any of them: it has `length`, `target_prompts`,
+`attention` (None if nothing reads the input) and `param_groups()`, and maps task ids and pooled inputs to prompts and
+weights.
 """
 
 from attempt_cli.method.attention import PromptAttention, paper_temperature, rms_temperature

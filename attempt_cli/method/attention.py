@@ -9,21 +9,21 @@ from torch import Tensor, nn
 
 
 def paper_temperature(width: int) -> float:
-    """T = d·e, the paper's temperature, for prompts and embeddings in the units of T5's embedding table."""
+    """Returns T = d·e, the paper's temperature, for prompts and embeddings in the units of T5's embedding table."""
     return width * math.e
 
 
 def rms_temperature(width: int) -> float:
-    """T = √d·e, for prompts and embeddings in units of the embedding table's root mean square.
+    """Returns T = √d·e, for prompts and embeddings in units of the embedding table's root mean square.
 
-    There a dot product of two pooled vectors is of order √d, not d: with T = d·e the softmax would stay flat whatever
-    G learns.
+    In these units a dot product of two pooled vectors is of order √d, not d: with T = d·e the softmax would stay flat
+    whatever G learns.
     """
     return math.sqrt(width) * math.e
 
 
 class PromptAttention(nn.Module):
-    """G: reads a pooled input, says how much of each prompt the mixture takes.
+    """G: reads a pooled input and weighs the prompts of the mixture.
 
     h = LayerNorm(W_up · SiLU(W_down · x̂)), a_j = softmax_j(p̂_j · h / T) over the sources and the target.
     W_down: d → r and W_up: r → d have no biases; the LayerNorm's weight and bias are trained: 2rd + 2d parameters.
@@ -32,8 +32,8 @@ class PromptAttention(nn.Module):
         width: d, the width of the backbone's embeddings.
         rank: r, the bottleneck's width; r < d.
         temperature: T.
-        learned_temperature: T is trained too, from that value; the parameter is log T, so T stays positive. Only then
-            does the state have an entry `log_temperature`.
+        learned_temperature: trains T too, from that value; the parameter is log T, so T stays positive. Only then does
+            the state have an entry `log_temperature`.
         generator: draws W_down and W_up from N(0, 0.01²); the global generator without one.
 
     Raises:
@@ -68,7 +68,7 @@ class PromptAttention(nn.Module):
 
     @property
     def temperature(self) -> float:
-        """T, as it is now; reading a learned one waits for the device."""
+        """The current T; reading a learned one waits for the device."""
         return self._temperature if self.log_temperature is None else math.exp(self.log_temperature.item())
 
     @temperature.setter
@@ -79,12 +79,12 @@ class PromptAttention(nn.Module):
             nn.init.constant_(self.log_temperature, math.log(value))
 
     def query(self, pooled_input: Tensor) -> Tensor:
-        """h, [b, d], of x̂, [b, d]."""
+        """Returns h, [b, d], of x̂, [b, d]."""
         h: Tensor = self.norm(self.up(nn.functional.silu(self.down(pooled_input))))
         return h
 
     def forward(self, pooled_input: Tensor, source_keys: Tensor, target_keys: Tensor | None) -> Tensor:
-        """The weights of the mixture: of whole prompts (equation 3) or of their m rows, each for itself (equation 5).
+        """Returns the weights of whole prompts (equation 3) or of each of their m rows (equation 5) in the mixture.
 
         Args:
             pooled_input: x̂, [b, d].
@@ -109,7 +109,7 @@ class PromptAttention(nn.Module):
 
 
 def _own_scores(query: Tensor, keys: Tensor) -> Tensor:
-    """The dot product of each row's query, [b, d], with its own key, [b, d], or its own keys, [b, m, d]."""
+    """Returns the dot product of each row's query, [b, d], with its own key, [b, d], or its own keys, [b, m, d]."""
     if keys.dim() == 2:
         return (query * keys).sum(dim=-1)  # [b]
     return (keys @ query.unsqueeze(2)).squeeze(2)  # [b, m]; a product of size [b, m, d] is not made

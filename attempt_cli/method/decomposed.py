@@ -7,18 +7,18 @@ import math
 import torch
 from torch import Tensor, nn
 
-from attempt_cli.method.speeds import trained_groups
+from attempt_cli.method.param_groups import trained_param_groups
 
 
 class DecomposedPrompt(nn.Module):
-    """Gives every row its task's short prompt and what is added to its input: [P_k ; X + A_k B_k].
+    """Gives every row its task's short prompt and the offsets of its input: [P_k ; X + A_k B_k].
 
-    A is drawn and B is nought, so training starts from the input as it is. A from N(0, 1/r) makes the first step of B
-    move an offset by about the learning rate, whatever the rank.
+    A is random and B is zero, so training starts from the unchanged input. With A from N(0, 1/r) the first step of B
+    moves an offset by about the learning rate, whatever the rank.
 
     Args:
-        target_prompts: initial short prompts, one a task, [n, m', d]; trained.
-        positions: s, how many input tokens have an offset, counted from the first.
+        target_prompts: initial short prompts, one per task, [n, m', d]; trained.
+        positions: s, the number of input tokens with an offset, counted from the first.
         rank: r of the offsets.
         generator: draws A; the global generator without one.
 
@@ -27,7 +27,7 @@ class DecomposedPrompt(nn.Module):
             min(s, d).
     """
 
-    attention = None  # the face of a mixture: no input is read
+    attention = None  # part of a mixture's interface: no input is read
 
     def __init__(
         self, target_prompts: Tensor, positions: int, rank: int, *, generator: torch.Generator | None = None
@@ -50,16 +50,16 @@ class DecomposedPrompt(nn.Module):
         """m', the number of prompt tokens."""
         return self.target_prompts.shape[1]
 
-    def speed_groups(self) -> dict[str, list[nn.Parameter]]:
-        """The trained tensors by learning rate: short prompts under `prompts`, A and B under `attention`."""
-        return trained_groups([self.target_prompts], [self.left_factors, self.right_factors])
+    def param_groups(self) -> dict[str, list[nn.Parameter]]:
+        """Returns the trained tensors by learning rate: short prompts under `prompts`, A and B under `attention`."""
+        return trained_param_groups([self.target_prompts], [self.left_factors, self.right_factors])
 
     def forward(self, task_ids: Tensor, pooled_input: Tensor | None = None) -> tuple[Tensor, None]:
-        """The short prompts of a batch whose rows may be of several tasks.
+        """Returns the short prompts of a batch whose rows may belong to several tasks.
 
         Args:
-            task_ids: which task each row is of, [b].
-            pooled_input: not read; here because a mixture has it.
+            task_ids: the task of each row, [b].
+            pooled_input: ignored; part of a mixture's interface.
 
         Returns:
             [b, m', d], and None: nothing is mixed.
@@ -67,30 +67,30 @@ class DecomposedPrompt(nn.Module):
         return self.target_prompts[task_ids], None
 
     def offsets(self, task_ids: Tensor, length: int) -> Tensor:
-        """What is added to the rows' input embeddings, in the unit of the prompts.
+        """Returns the offsets of the rows' input embeddings, in the unit of the prompts.
 
         Args:
-            task_ids: which task each row is of, [b].
+            task_ids: the task of each row, [b].
             length: l, the batch's input length.
 
         Returns:
-            [b, l, d]; noughts beyond the first s positions.
+            [b, l, d]; zeros beyond the first s positions.
         """
         offsets = self.left_factors[task_ids, :length] @ self.right_factors[task_ids]  # [b, min(l, s), d]
         return nn.functional.pad(offsets, (0, 0, 0, length - offsets.shape[1]))
 
 
 def decomposed_shape(width: int, length: int, positions: int, *, short_length: int | None = None) -> tuple[int, int]:
-    """How DePT spends the budget of a plain prompt: m'·d + (s + d)·r ≤ m·d, with the largest such r.
+    """Spends the parameters of a plain prompt on DePT: the largest r with m'·d + (s + d)·r ≤ m·d.
 
     Args:
         width: d.
         length: m of the plain prompt whose m·d parameters are the budget.
         positions: s.
-        short_length: m'; two fifths of m unless given (the paper's 40 of 100).
+        short_length: m'; by default two fifths of m (the paper's 40 of 100).
 
     Returns:
-        m' and r. (d = 768, m = 100, s = 256: 40 and 45, which spend it to the last parameter.)
+        m' and r. (d = 768, m = 100, s = 256: 40 and 45, which use every parameter of the budget.)
 
     Raises:
         ValueError: the budget leaves no rank for the offsets.

@@ -1,4 +1,4 @@
-"""The mixture of source prompts and target prompt that stands before an input (equations 1, 2, 4 and 5)."""
+"""The mixture of source prompts and target prompt that an input is read with (equations 1, 2, 4 and 5)."""
 
 from __future__ import annotations
 
@@ -8,46 +8,46 @@ import torch
 from torch import Tensor, nn
 
 from attempt_cli.method.attention import PromptAttention
+from attempt_cli.method.param_groups import trained_param_groups
 from attempt_cli.method.pooling import pool_prompts
-from attempt_cli.method.speeds import trained_groups
 
 Level = Literal["instance", "token"]
 
 
 def constant_weights(sources: int) -> Tensor:
-    """The paper's "no attention": 1/t for each of t sources and 0 for the target, [t + 1].
+    """Returns the weights of the paper's "no attention": 1/t for each of t sources and 0 for the target, [t + 1].
 
     Raises:
         ValueError: there is no source.
     """
     if sources < 1:
-        raise ValueError("constant weights are shared by at least one source")
+        raise ValueError("constant weights need at least one source")
     return torch.tensor([1 / sources] * sources + [0.0])
 
 
 class PromptMixture(nn.Module):
-    """Gives every row its prompt; holds all that is trained.
+    """Gives every row its prompt, which is placed before the input or after it; holds all trained tensors.
 
-    Without sources it is prompt tuning (equation 1): the row's target prompt as it stands. With sources it is ATTEMPT
+    Without sources it is prompt tuning (equation 1): the row's target prompt itself. With sources it is ATTEMPT
     (equation 4): P_instance = P_target + Σ_{j=1..t+1} a_j P_j, where the target is one of the t + 1 and is added once
-    more. Everything is in one unit: prompts, sources and pooled inputs alike.
+    more. Prompts, sources and pooled inputs are all in the same unit.
 
-    The paper's variants are settings of it: `level="token"` weighs each of the m rows for itself (equation 5);
-    `with_target=False` is Σ_{j≤t} a_j P_j, a softmax over the sources alone ("no target"), where the target prompts
-    are neither used nor trained; `fixed_weights` puts given numbers in the place of a ("no attention", with
-    `constant_weights`; or what a user forces); `attention` may have a learned temperature; one source is t = 1.
+    Its settings are the paper's variants: `level="token"` weighs each of the m rows separately (equation 5);
+    `with_target=False` is Σ_{j≤t} a_j P_j, a softmax over the sources alone ("no target"), and the target prompts are
+    neither used nor trained; `fixed_weights` replaces a by given numbers ("no attention" with `constant_weights`, or
+    weights that a user forces); `attention` may have a learned temperature; one source is t = 1.
 
     Args:
-        target_prompts: initial values, one a task, [n, m, d]; trained.
+        target_prompts: initial values, one per task, [n, m, d]; trained.
         source_prompts: [t, m, d]; frozen.
-        attention: G; trained. Sources come with it or with fixed weights.
-        level: what has a weight of its own: a prompt ("instance") or each row of it ("token").
+        attention: G; trained. Sources need it or fixed weights.
+        level: the unit that has a weight: a prompt ("instance") or each row of a prompt ("token").
         with_target: whether the target prompt takes part.
         fixed_weights: a, the same for every row of every batch, [t + 1], the target's last.
 
     Raises:
-        ValueError: shapes do not agree, sources have no weights or weights no sources, or a setting says nothing
-            here (a level without attention, a weight for a target that takes no part, nothing left to mix).
+        ValueError: shapes do not agree, sources have no weights or weights no sources, or a setting has no effect (a
+            level without attention, a weight for a target that takes no part, nothing left to mix).
     """
 
     source_prompts: Tensor | None
@@ -69,7 +69,7 @@ class PromptMixture(nn.Module):
         _check_settings(source_prompts, attention, level, with_target, fixed_weights)
         self.level = level
         self.with_target = with_target
-        # prompts and G stay in fp32; the mixture is cast once, where it meets X
+        # prompts and G stay in fp32; the mixture is cast once, when it is joined to X
         self.target_prompts = nn.Parameter(target_prompts.detach().clone().float(), requires_grad=with_target)
         self.attention = attention
         frozen = None if source_prompts is None else source_prompts.detach().clone().float()
@@ -84,30 +84,31 @@ class PromptMixture(nn.Module):
         """m, the number of prompt tokens."""
         return self.target_prompts.shape[1]
 
-    def speed_groups(self) -> dict[str, list[nn.Parameter]]:
-        """The trained tensors by learning rate: target prompts under `prompts`, all of G under `attention`."""
-        return trained_groups([self.target_prompts], [] if self.attention is None else self.attention.parameters())
+    def param_groups(self) -> dict[str, list[nn.Parameter]]:
+        """Returns the trained tensors by learning rate: target prompts under `prompts`, all of G under `attention`."""
+        attention = [] if self.attention is None else self.attention.parameters()
+        return trained_param_groups([self.target_prompts], attention)
 
     def forward(self, task_ids: Tensor, pooled_input: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """The prompts of a batch whose rows may be of several tasks.
+        """Returns the prompts of a batch whose rows may belong to several tasks.
 
         Args:
-            task_ids: which target prompt each row has, [b].
-            pooled_input: x̂, [b, d]; needed with an attention module.
+            task_ids: the target prompt of each row, [b].
+            pooled_input: x̂, [b, d]; an attention module needs it.
 
         Returns:
-            P_instance, [b, m, d], and the weights a, [b, t + 1] (None without sources). At the token level these are
-            the means over the m rows.
+            P_instance, [b, m, d], and the weights a, [b, t + 1] (None without sources). At the token level they are
+            means over the m rows.
 
         Raises:
-            ValueError: there is an attention module and no pooled input.
+            ValueError: there is an attention module but no pooled input.
         """
         if self.source_prompts is None:
             return self.target_prompts[task_ids], None
         targets = self.target_prompts[task_ids] if self.with_target else None  # [b, m, d]
         weights = self._weights(task_ids, targets, pooled_input)  # [b, t + 1], at the token level [b, t + 1, m]
-        # Σ_j a_j P_j over the sources is one matrix product (one for each of the m rows at the token level);
-        # a [b, t, m, d] tensor is never made
+        # Σ_j a_j P_j over the sources is one matrix product (at the token level one for each of the m rows);
+        # no [b, t, m, d] tensor is made
         equation = "bt,tmd->bmd" if weights.dim() == 2 else "btm,tmd->bmd"
         prompts = torch.einsum(equation, weights[:, :-1], self.source_prompts)
         if targets is not None:
@@ -115,7 +116,7 @@ class PromptMixture(nn.Module):
         return prompts, weights if weights.dim() == 2 else weights.mean(dim=2)
 
     def _weights(self, task_ids: Tensor, targets: Tensor | None, pooled_input: Tensor | None) -> Tensor:
-        """The weights that are mixed with, [b, t + 1] or [b, t + 1, m]."""
+        """Returns the weights of the mixture, [b, t + 1] or [b, t + 1, m]."""
         if self.fixed_weights is not None:
             return self.fixed_weights.expand(len(task_ids), -1)
         if pooled_input is None or self.attention is None or self.source_prompts is None:
@@ -140,7 +141,7 @@ def _check_shapes(
     attention: PromptAttention | None,
     fixed_weights: Tensor | None,
 ) -> None:
-    """Raises ValueError where tensors do not fit each other."""
+    """Raises ValueError if tensors do not fit each other."""
     if target_prompts.dim() != 3:
         raise ValueError(f"target prompts are [n, m, d], not {list(target_prompts.shape)}")
     if source_prompts is not None and source_prompts.shape[1:] != target_prompts.shape[1:]:
@@ -158,7 +159,7 @@ def _check_shapes(
         needed = len(source_prompts) + 1
         if fixed_weights.shape != (needed,) or not fixed_weights.isfinite().all():
             raise ValueError(
-                f"fixed weights are {needed} finite numbers, one a source and the target's last, "
+                f"fixed weights are {needed} finite numbers, one per source and the target's last, "
                 f"not {fixed_weights.tolist()}"
             )
 
@@ -170,7 +171,7 @@ def _check_settings(
     with_target: bool,
     fixed_weights: Tensor | None,
 ) -> None:
-    """Raises ValueError for settings that cannot be meant together."""
+    """Raises ValueError if settings contradict each other."""
     if attention is not None and fixed_weights is not None:
         raise ValueError("weights are fixed or come from the attention module, not both")
     if (source_prompts is None) != (attention is None and fixed_weights is None):

@@ -8,8 +8,8 @@ from torch import Tensor
 def pool_input(embeddings: Tensor, mask: Tensor) -> Tensor:
     """Pools an input to x̂: the maximum of each dimension over the row's real tokens.
 
-    Padding takes no part: a pad's embedding would otherwise change x̂, and with it the mixture, by how long the
-    row's batch-mates happen to be.
+    Padding takes no part: otherwise x̂, and with it the mixture, would depend on the lengths of the other rows in the
+    batch.
 
     Args:
         embeddings: X, [b, l, d].

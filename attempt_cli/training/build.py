@@ -1,10 +1,13 @@
-"""What each method trains, before its first step."""
+"""Builds what each method trains, before its first step."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from attempt_cli.artefacts import load_attention, prompt_in_units
 from attempt_cli.backbones.base import FrozenBackbone
 from attempt_cli.data.task import Task
 from attempt_cli.errors import AttemptError
@@ -12,64 +15,110 @@ from attempt_cli.method import (
     DecomposedPrompt,
     PromptAttention,
     PromptMixture,
-    PromptModule,
     SharedPrompt,
     constant_weights,
     decomposed_shape,
     paper_temperature,
     rms_temperature,
 )
+from attempt_cli.prompted import PromptedModel
 from attempt_cli.training.config import TrainingConfig
+from attempt_cli.training.initial import vocabulary_prompt
+from attempt_cli.training.request import Request
+from attempt_registry import Registry
 
 
-def prompt_module(
-    config: TrainingConfig,
-    initial: Tensor,
-    sources: Tensor | None,
-    *,
-    generator: torch.Generator,
-    positions: int,
-    attention: PromptAttention | None = None,
-) -> PromptModule:
-    """The prompts of a method and all that is trained with them.
+@dataclass(frozen=True)
+class BuildInputs:
+    """What a method's prompts are made from.
 
     Args:
         config: the method and its settings.
         initial: where prompts start, in their unit, one a task, [n, m, d].
-        sources: [t, m, d]. ATTEMPT mixes them; MPT's shared prompt starts from their mean; others look at none.
-        generator: draws what starts from numbers.
+        sources: the source prompts, [t, m, d]; None where there are none.
+        generator: draws what starts from random numbers.
         positions: s, the longest input in tokens (DePT).
-        attention: ATTEMPT's G where it is there already; a fresh one without it.
-
-    Raises:
-        AttemptError: DePT's budget leaves nothing for its offsets.
+        attention: a trained G to start from; None makes a fresh one.
     """
-    tasks, length, width = initial.shape
-    if config.method == "mpt":
-        return SharedPrompt(sources.mean(dim=0) if sources is not None else initial[0], tasks, generator=generator)
-    if config.method == "dept":
-        short, rank = offsets_shape(width, length, positions)
-        return DecomposedPrompt(initial[:, :short], positions, rank, generator=generator)
-    if config.method != "attempt" or sources is None:
-        return PromptMixture(initial)
+
+    config: TrainingConfig
+    initial: Tensor
+    sources: Tensor | None
+    generator: torch.Generator
+    positions: int
+    attention: PromptAttention | None = None
+
+
+def build_model(registry: Registry, backbone: FrozenBackbone, request: Request) -> PromptedModel:
+    """Builds the model before the first step: initial prompts, frozen sources, G; or weights in the backbone."""
+    config, given = request.config, request.attention_from
+    build = config.row.builder()
+    if config.row.trains_weights:
+        return PromptedModel(backbone, tuned=build(backbone, config.seed))
+    scale = backbone.embedding_rms if config.units == "rms" else 1.0
+    if given is not None:  # G reads inputs and prompts in the units that it was trained in
+        scale = float(given.settings.get("embedding_scale", scale))
+    generator = torch.Generator().manual_seed(config.seed)
+    initial = []
+    for start in request.starts[: 1 if request.one_prompt else None]:
+        if start is not None:
+            initial.append(prompt_in_units(registry, backbone, start, scale))
+        else:
+            initial.append(vocabulary_prompt(backbone, config.prompt_length, generator).float() / scale)
+    sources = attention = None
+    if request.sources:
+        sources = torch.stack([prompt_in_units(registry, backbone, prompt, scale) for prompt in request.sources])
+    if given is not None:
+        # with `onto` the other targets' mixtures stay what they are
+        attention = load_attention(registry, given).requires_grad_(request.onto is None)
+        config = config.model_copy(update={"level": given.level})
+    positions = max(offset_positions(backbone, rows.task, config) for rows in request.tasks)
+    mixture = build(BuildInputs(config, torch.stack(initial), sources, generator, positions, attention))
+    placement = backbone.check_placement(config.placement)
+    return PromptedModel(backbone, mixture.to(backbone.device), scale, placement)
+
+
+def prompt_tuning(inputs: BuildInputs) -> PromptMixture:
+    """Builds one prompt a task, and nothing beside it (equation 1)."""
+    return PromptMixture(inputs.initial)
+
+
+def attempt(inputs: BuildInputs) -> PromptMixture:
+    """Builds ATTEMPT's mixture of sources and target prompts (equations 2 to 5 and its variants)."""
+    config, initial, sources, attention = inputs.config, inputs.initial, inputs.sources, inputs.attention
+    assert sources is not None
     if config.balanced_start:
         initial = balanced(initial, sources, 0 if config.constant_attention else 1 / (len(sources) + 1))
     if config.constant_attention:
         fixed = constant_weights(len(sources))
         return PromptMixture(initial, sources, with_target=config.with_target, fixed_weights=fixed)
     if attention is None:
+        width = initial.shape[-1]
         attention = PromptAttention(
             width,
             config.attention_rank or min(100, width // 2),
             temperature(config, width),
             learned_temperature=config.learned_temperature,
-            generator=generator,
+            generator=inputs.generator,
         )
     return PromptMixture(initial, sources, attention, level=config.level, with_target=config.with_target)
 
 
+def mpt(inputs: BuildInputs) -> SharedPrompt:
+    """Builds MPT's shared prompt, which starts from the sources' mean, and each task's factors."""
+    shared = inputs.sources.mean(dim=0) if inputs.sources is not None else inputs.initial[0]
+    return SharedPrompt(shared, len(inputs.initial), generator=inputs.generator)
+
+
+def dept(inputs: BuildInputs) -> DecomposedPrompt:
+    """Builds DePT's short prompts and offsets, with the budget of a prompt of m tokens."""
+    _, length, width = inputs.initial.shape
+    short, rank = offsets_shape(width, length, inputs.positions)
+    return DecomposedPrompt(inputs.initial[:, :short], inputs.positions, rank, generator=inputs.generator)
+
+
 def balanced(prompts: Tensor, sources: Tensor, target_weight: float) -> Tensor:
-    """Target prompts under which the mixture (equation 4) is the given prompts while attention is flat.
+    """Returns target prompts under which the mixture (equation 4) is the given prompts while attention is flat.
 
     Args:
         prompts: what the mixtures should be, [n, m, d].
@@ -83,20 +132,27 @@ def balanced(prompts: Tensor, sources: Tensor, target_weight: float) -> Tensor:
 
 
 def temperature(config: TrainingConfig, width: int) -> float:
-    """T as it was given, else the one that belongs to the units."""
+    """Returns T as it was given, else the one that belongs to the units."""
     if config.temperature is not None:
         return config.temperature
     return rms_temperature(width) if config.units == "rms" else paper_temperature(width)
 
 
+def check_offsets(backbone: FrozenBackbone, request: Request) -> None:
+    """Refuses a budget that leaves nothing for DePT's offsets; see `offsets_shape`."""
+    for rows in request.tasks:
+        positions = offset_positions(backbone, rows.task, request.config)
+        offsets_shape(backbone.width, request.config.prompt_length, positions)
+
+
 def offset_positions(backbone: FrozenBackbone, task: Task, config: TrainingConfig) -> int:
-    """s of DePT: the most input tokens that a row can have."""
+    """Returns s of DePT: the most input tokens that a row can have."""
     longest = config.max_length or task.max_length
     return min(longest, backbone.max_positions) if backbone.max_positions is not None else longest
 
 
 def offsets_shape(width: int, length: int, positions: int) -> tuple[int, int]:
-    """m' and r of DePT with the budget of a prompt of m tokens.
+    """Returns m' and r of DePT with the budget of a prompt of m tokens.
 
     Raises:
         AttemptError: it leaves no rank for the offsets.
@@ -106,5 +162,5 @@ def offsets_shape(width: int, length: int, positions: int) -> tuple[int, int]:
     except ValueError as error:
         raise AttemptError(
             f"DePT cannot have the budget of a prompt of {length} tokens: {error}",
-            "Give a longer --prompt-length, or a shorter --max-length: offsets are for so many positions.",
+            "Give a longer --prompt-length, or a shorter --max-length: every input position costs parameters.",
         ) from error

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from attempt_cli.backbones.base import EncodedRow
 from attempt_cli.backbones.machine import machine_name, recall, remember, wait
-from attempt_cli.backbones.prompted import PromptedModel
+from attempt_cli.backbones.rows import EncodedRow
 from attempt_cli.errors import AttemptError
+from attempt_cli.prompted import PromptedModel
 from attempt_cli.training.config import TrainingConfig
 from attempt_cli.training.gradient import gradient_step, trained_tensors
 from attempt_cli.training.processes import Processes
@@ -27,8 +27,70 @@ KIND = "compiled-layers"
 Batches = Sequence[Sequence[EncodedRow]]
 
 
+class CompileTrial:
+    """Decides whether a training's layers are compiled, or whether that is to be measured.
+
+    Args:
+        model: the backbone and what is trained.
+        config: the settings; `compile` decides beforehand.
+        processes: several processes are not compiled unasked: each would decide for itself.
+        note: is told what is done.
+    """
+
+    def __init__(
+        self, model: PromptedModel, config: TrainingConfig, processes: Processes, note: Callable[[str], None]
+    ) -> None:
+        self._model, self._config, self._note = model, config, note
+        # where layers are changed or computed twice a measurement says nothing
+        plain = model.tuned is None and not config.gradient_checkpointing
+        self._possible = plain and processes.count == 1 and model.backbone.can_compile
+        self._spent: list[float] = []  # seconds of steps, while it is open whether layers are compiled
+
+    def settle(self, compiled: bool | None, batches: Batches) -> bool | None:
+        """Compiles the layers where that is decided.
+
+        Args:
+            compiled: what the checkpoint says.
+            batches: the next step's rows; none where no step is left.
+
+        Returns:
+            Whether they are compiled; None while that is open.
+
+        Raises:
+            AttemptError: --compile asks for it and it cannot be done.
+        """
+        if self._config.compile is not None:
+            compiled = self._config.compile
+        elif not self._possible:
+            compiled = False
+        if compiled and batches:
+            self._note("Compiling the layers; this takes a minute or two.")
+            try:
+                compile_now(self._model, batches, self._config)
+            except AttemptError as error:
+                if self._config.compile:
+                    raise
+                self._note(f"{error.message}; the training continues without.")
+                compiled = False
+        return compiled
+
+    def worth_trying(self, started: float, steps_left: int) -> bool | None:
+        """Counts a step; says whether a trial is worth its time, once enough steps were measured.
+
+        Args:
+            started: when the step began, on the monotonic clock.
+            steps_left: of the training.
+        """
+        wait(self._model.backbone.device)
+        self._spent.append(time.monotonic() - started)
+        if len(self._spent) < MEASURED_STEPS:
+            return None
+        measured = self._spent[1:]
+        return worth_trying(steps_left, sum(measured) / len(measured))
+
+
 def worth_trying(steps_left: int, step_seconds: float) -> bool:
-    """Whether so much of a training is left that the trial is a small part of it."""
+    """Says whether the trial is a small part of the training that is left."""
     return steps_left >= LONG_STEPS and steps_left * step_seconds >= LONG_SECONDS
 
 
@@ -55,10 +117,10 @@ def compile_now(model: PromptedModel, batches: Batches, config: TrainingConfig) 
 def compiling_pays(
     model: PromptedModel, batches: Batches, config: TrainingConfig, steps_left: int, note: Callable[[str], None]
 ) -> bool:
-    """Whether the rest of a training goes on with compiled layers; they are compiled then.
+    """Decides whether the rest of a training runs with compiled layers, and compiles them then.
 
-    How much faster they are is measured on the batches, both ways in turns, once a machine for a kind of training
-    (`_kind`), and kept. Whatever goes wrong in it, the training goes on uncompiled.
+    How much faster they are is measured on the batches, both ways alternately, once a machine for a kind of training
+    (`_kind`), and kept. Whatever goes wrong in it, the training continues uncompiled.
 
     Args:
         batches: some that were trained on just now: all that is set up at a length's first sight is.
@@ -68,7 +130,7 @@ def compiling_pays(
     try:
         found = _compared(model, batches, config, steps_left, note)
     except Exception as error:
-        note(f"{str(error).splitlines()[0] if str(error) else type(error).__name__}; the training goes on without.")
+        note(f"{str(error).splitlines()[0] if str(error) else type(error).__name__}; the training continues without.")
         found = False
     if model.backbone.compiled != found:
         model.backbone.compile_layers(found)
@@ -97,13 +159,13 @@ def _compared(
     faster = speed >= LEAST_SPEED
     note(
         f"Compiled layers take {1 / speed:.2f} times as long ({seconds:.0f} s to compile): "
-        f"the training goes on {'with' if faster else 'without'} them."
+        f"the training continues {'with' if faster else 'without'} them."
     )
     return faster
 
 
 def _measured(model: PromptedModel, batches: Batches, config: TrainingConfig) -> tuple[float, float]:
-    """How many times as fast compiled layers are, and how long they took to compile."""
+    """Measures how many times as fast compiled layers are, and how long they took to compile."""
     began = time.perf_counter()
     compile_now(model, batches, config)
     first = time.perf_counter() - began
@@ -116,7 +178,7 @@ def _measured(model: PromptedModel, batches: Batches, config: TrainingConfig) ->
 
 
 def _seconds(model: PromptedModel, batches: Batches, config: TrainingConfig) -> float:
-    """What the gradients of batches take; they are thrown away."""
+    """Times the gradients of batches; they are thrown away."""
     began = time.perf_counter()
     for batch in batches:
         try:
@@ -129,7 +191,7 @@ def _seconds(model: PromptedModel, batches: Batches, config: TrainingConfig) -> 
 
 
 def _kind(model: PromptedModel, batches: Batches, config: TrainingConfig) -> str:
-    """What the speed of a training hangs on."""
+    """Names all that the speed of a training depends on."""
     backbone = model.backbone
     rows = [row for batch in batches for row in batch]
 

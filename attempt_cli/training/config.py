@@ -10,31 +10,13 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from attempt_cli.errors import AttemptError, unknown_name
+from attempt_cli.placement import Placement
+from attempt_cli.training.methods import READERS, Method, check_settings, find_method
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
-
-Method = Literal[
-    "prompt-tuning",
-    "spot",
-    "attempt",
-    "mpt",
-    "dept",
-    "fine-tuning",
-    "bitfit",
-    "adapter",
-    "adapterdrop",
-    "lora",
-    "ia3",
-]
-Placement = Literal["before", "after"]
-
-# they train weights of the backbone, or weights put into it, and no prompt
-WEIGHT_METHODS = ("fine-tuning", "bitfit", "adapter", "adapterdrop", "lora", "ia3")
-# they need the input to be read anew in every step: no prompt can stand after it
-PLACED_BEFORE = (*WEIGHT_METHODS, "dept")
 
 
 class TrainingConfig(BaseModel):
@@ -46,7 +28,8 @@ class TrainingConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    method: Method = "prompt-tuning"
+    method: str = "prompt-tuning"  # a name in `methods.METHODS`
+    method_settings: dict[str, int | float] | None = None  # numbers that this method alone has
     prompt_length: int = Field(20, ge=1, le=2000)  # m
     placement: Placement | None = None  # of the prompt, before or after the input; None: the backbone's default
     steps: int | None = Field(None, ge=1)
@@ -54,7 +37,7 @@ class TrainingConfig(BaseModel):
     batch_size: int = Field(16, ge=1)  # rows of a micro-step, per process
     accumulate: int = Field(1, ge=1)  # micro-steps of an optimiser step
     learning_rate: float = Field(0.03, gt=0)  # of prompts, in their units
-    attention_learning_rate: float = Field(0.01, gt=0)  # of G, of MPT's factors, of DePT's offsets
+    attention_learning_rate: float = Field(0.01, gt=0)  # of G, or of the factors and offsets in its place
     weight_learning_rate: float = Field(3e-4, gt=0)  # of weights: the paper's for fine-tuning, BitFit and Adapter
     weight_decay: float = Field(1e-5, ge=0)
     warmup_steps: int | None = Field(None, ge=0)  # None: a tenth of the steps, at most the paper's 500
@@ -84,53 +67,73 @@ class TrainingConfig(BaseModel):
             raise ValueError("give --steps or --epochs, not both")
         return self
 
+    @model_validator(mode="before")
+    @classmethod
+    def _method_settings(cls, values: Any) -> Any:
+        name = values.get("method", cls.model_fields["method"].default)
+        try:
+            settings = check_settings(name, values.get("method_settings") or {})
+        except AttemptError as error:
+            raise ValueError(error.message) from None
+        return {**values, "method_settings": settings or None}
+
     @model_validator(mode="after")
     def _no_conflict(self) -> TrainingConfig:
         if conflicts := self.conflicts():
             raise ValueError("; ".join(conflicts))
         return self
 
+    @property
+    def row(self) -> Method:
+        """The method's row in the table of methods."""
+        return find_method(self.method)
+
     def conflicts(self) -> list[str]:
-        """What settings cannot be meant together (a copy with an update is not validated, and may have such)."""
-        given = {
-            "--level token": self.level == "token",
-            "--constant-attention": self.constant_attention,
-            "--no-target": not self.with_target,
-            "--learned-temperature": self.learned_temperature,
-            "--balanced-start": self.balanced_start,
+        """Lists settings that contradict each other (a copy with an update is not validated, and may hold such)."""
+        # a setting that is switched on for a method that does not read it; rates and lengths have defaults for all
+        switches = {
+            "--level token": ("level", self.level == "token"),
+            "--constant-attention": ("constant_attention", self.constant_attention),
+            "--no-target": ("with_target", not self.with_target),
+            "--learned-temperature": ("learned_temperature", self.learned_temperature),
+            "--balanced-start": ("balanced_start", self.balanced_start),
         }
-        chosen = [option for option, on in given.items() if on]
-        if chosen and self.method != "attempt":
-            return [f"{option} only goes with --method attempt, not with {self.method}" for option in chosen]
+        unread = [
+            f"{option} only goes with --method {' or '.join(READERS[field])}, not with {self.method}"
+            for option, (field, on) in switches.items()
+            if on and self.method not in READERS[field]
+        ]
+        if unread:
+            return unread
         found = []
         if self.balanced_start and not self.with_target:
             found.append("--balanced-start is the target prompt's, and --no-target has none")
         if self.constant_attention:
-            without = [option for option in ("--level token", "--learned-temperature") if given[option]]
+            without = [option for option in ("--level token", "--learned-temperature") if switches[option][1]]
             found += [f"{option} is the attention's, and --constant-attention has none" for option in without]
             if not self.with_target:
                 found.append("--constant-attention with --no-target leaves nothing to train")
-        if self.placement == "after" and self.method in PLACED_BEFORE:
-            found.append(f"{self.method} changes how the input is read: --placement after is not for it")
-        if self.compile and self.method in WEIGHT_METHODS:
+        if self.placement is not None and self.placement not in self.row.placements:
+            found.append(f"{self.method} changes how the input is read: --placement {self.placement} is not for it")
+        if self.compile and self.row.trains_weights:
             found.append(f"--compile does not go with {self.method}: the layers are other ones after the training")
         if self.compile and self.gradient_checkpointing:
             found.append("--compile does not go with --gradient-checkpointing: compiled layers are not computed twice")
         return found
 
     def total_steps(self, rows: int, processes: int = 1) -> int:
-        """Optimiser steps of the whole training."""
+        """Counts the optimiser steps of the whole training."""
         if self.epochs is not None:
             batches = math.ceil(rows / self.rows_per_step(processes))  # the last of an epoch may be ragged
             return max(1, math.ceil(self.epochs * batches))
         return self.steps or DEFAULT_STEPS
 
     def rows_per_step(self, processes: int = 1) -> int:
-        """Rows of one optimiser step over all processes."""
+        """Counts the rows of one optimiser step over all processes."""
         return self.batch_size * self.accumulate * processes
 
     def learning_rate_factor(self, step: int, total: int) -> float:
-        """Linear warm-up, then linear decay to nothing; `step` counts from 0."""
+        """Returns the factor of linear warm-up, then linear decay to zero; `step` counts from 0."""
         warmup = self.warmup_steps if self.warmup_steps is not None else min(500, total // 10)
         if step < warmup:
             return (step + 1) / warmup
@@ -141,7 +144,7 @@ DEFAULT_STEPS = 500
 
 
 def make_config(preset: str | None, **given: Any) -> TrainingConfig:
-    """A preset's settings, overridden by those given (None means: not given).
+    """Returns a preset's settings, overridden by those given (None means: not given).
 
     Raises:
         AttemptError: unknown preset; or settings out of bounds, all of them at once.
@@ -164,12 +167,12 @@ def make_config(preset: str | None, **given: Any) -> TrainingConfig:
 
 
 def preset_names() -> list[str]:
-    """The presets that come with the package."""
+    """Lists the presets that come with the package."""
     return sorted(path.stem for path in (Path(__file__).parent / "presets").glob("*.toml"))
 
 
 def read_preset(name: str) -> dict[str, Any]:
-    """The settings of a preset."""
+    """Reads the settings of a preset."""
     if name not in preset_names():
         raise unknown_name("preset", name, preset_names(), "attempt train-target --help")
     text = (Path(__file__).parent / "presets" / f"{name}.toml").read_text("utf-8")

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attempt_cli.backbones.base import EncodedRow
 from attempt_cli.backbones.batches import by_length
-from attempt_cli.backbones.prompted import PromptedModel
+from attempt_cli.backbones.rows import EncodedRow
+from attempt_cli.prompted import PromptedModel
 from attempt_cli.training.config import TrainingConfig
 from attempt_cli.training.processes import Processes
 

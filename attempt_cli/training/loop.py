@@ -3,57 +3,44 @@
 from __future__ import annotations
 
 import math
-import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from attempt_cli.backbones.base import EncodedRow
-from attempt_cli.backbones.machine import wait
-from attempt_cli.backbones.prompted import PromptedModel
+from attempt_cli.backbones.rows import EncodedRow
 from attempt_cli.backbones.tuned import TunedWeights
 from attempt_cli.errors import AttemptError
+from attempt_cli.listener import Listener
 from attempt_cli.method import PromptModule
+from attempt_cli.prompted import PromptedModel
 from attempt_cli.training.checkpoint import TrainingState, load_checkpoint, save_checkpoint
-from attempt_cli.training.compiling import MEASURED_STEPS, compile_now, compiling_pays, worth_trying
+from attempt_cli.training.compiling import CompileTrial, compiling_pays
 from attempt_cli.training.config import TrainingConfig
+from attempt_cli.training.diagnosis import first_and_last, samples, warnings_of
 from attempt_cli.training.gradient import Positions, gradient_step, trained_tensors
 from attempt_cli.training.memory import PeakMemory
+from attempt_cli.training.methods import RATES
 from attempt_cli.training.order import BatchOrder
 from attempt_cli.training.processes import Processes
+from attempt_cli.training.signals import caught_signals
 
 SECONDS_BETWEEN_CHECKPOINTS = 15.0
 # of the time, at the most, that goes into writing them between evaluations: all weights of a model take long
 CHECKPOINT_SHARE = 0.05
 # a GPU computes ahead of us; it is waited for only so often, to look at its losses
 STEPS_BETWEEN_LOOKS = 16
-# of a tensor, to see whether a training moves it
-SAMPLED_ENTRIES = 65_536
 
 # Evaluates the model as it is: the metrics by name, the one that chooses first, and the log-likelihood per row.
 Evaluate = Callable[[PromptedModel], tuple[dict[str, float], float]]
 
 
-class Listener(Protocol):
-    """Is told how a training goes."""
-
-    def start(self, step: int, total: int) -> None: ...
-
-    def note(self, text: str) -> None: ...
-
-    def step(self, step: int, loss: float, rows_per_second: float) -> None: ...
-
-    def evaluation(self, step: int, metrics: dict[str, float], best: bool) -> None: ...
-
-
 class TrainingStoppedError(AttemptError):
-    """A training that was stopped from outside, with a checkpoint to go on from."""
+    """A training that was stopped from outside, with a checkpoint to continue from."""
 
     exit_code = 130
 
@@ -79,11 +66,11 @@ class Trained:
     @property
     def numbers(self) -> dict[str, Any]:
         """What a record keeps."""
-        losses = self.state.losses
+        first, last = first_and_last(self.state.losses)
         numbers: dict[str, Any] = {
             "steps": self.state.step,
-            "first_loss": round(_mean(losses[: _tenth(losses)]), 4),
-            "last_loss": round(_mean(losses[-_tenth(losses) :]), 4),
+            "first_loss": round(first, 4),
+            "last_loss": round(last, 4),
             "seconds": round(self.state.seconds, 1),
             "peak_memory": self.state.peak_memory,
         }
@@ -100,17 +87,15 @@ class Trained:
 
 
 def make_optimizer(module: PromptModule | TunedWeights, config: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW with a speed of its own for target prompts, for all of G, and for weights."""
-    peaks = {
-        "prompts": config.learning_rate,
-        "attention": config.attention_learning_rate,
-        "weights": config.weight_learning_rate,
-    }
-    groups = [{"name": name, "params": tensors, "peak": peaks[name]} for name, tensors in module.speed_groups().items()]
+    """Makes AdamW with a learning rate of its own for prompts, for all of G, and for weights."""
+    groups = [
+        {"name": name, "params": tensors, "peak": getattr(config, RATES[name])}
+        for name, tensors in module.param_groups().items()
+    ]
     return torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=config.weight_decay)
 
 
-def train(
+def train_model(
     model: PromptedModel,
     rows: Sequence[EncodedRow],
     config: TrainingConfig,
@@ -132,236 +117,178 @@ def train(
         model: the backbone and what is to be trained.
         rows: the training rows with their targets.
         config: the settings.
-        evaluate: looks at validation rows; None keeps the last step.
+        evaluate: scores validation rows; None keeps the last step.
         checkpoint: the file of the training's state.
         key: names this training; a checkpoint of another key is refused.
-        resume: go on from the checkpoint, where there is one.
-        listener: is told every step and evaluation.
+        resume: continue from the checkpoint, where there is one.
+        listener: is told every step and evaluation, and can stop the training.
         processes: this process's place among those that share the work.
         mix: each row's task, and how many rows of each task an epoch holds; without it an epoch is all rows.
 
     Raises:
-        TrainingStoppedError: stopped by a signal; the checkpoint is written.
+        TrainingStoppedError: stopped by a signal or by the listener; the checkpoint is written.
         NotFiniteError: the loss or its gradient is no longer a number; the last checkpoint before is kept.
     """
-    module = model.trained
-    optimizer = make_optimizer(module, config)
-    initial = _samples(module)
-    state = TrainingState()
-    if resume and checkpoint.exists():
-        state = load_checkpoint(checkpoint, key, module, optimizer)
-    elif resume:
-        listener.note("There is no checkpoint of this very training (command, rows, sources): it starts at step 0.")
-    elif checkpoint.exists():
-        listener.note("An unfinished training of the same command is there and is replaced; --resume would go on.")
-    lengths = [len(row.input_ids) + len(row.target_ids) for row in rows]
-    order = BatchOrder(lengths, config.rows_per_step(processes.count), config.seed, *(mix or ()))
-    total = config.total_steps(len(rows), processes.count)
-    eval_every = config.eval_every if config.eval_every is not None else max(1, total // 10)
-    began = time.monotonic() - state.seconds
-    saved_at = time.monotonic()
-    saving = 0.0
+    loop = _Loop(model, rows, config, evaluate, checkpoint, key, listener, processes, mix)
+    loop.begin(resume)
+    with caught_signals() as signals:
+        loop.run(signals)
+    return loop.end()
 
-    def save() -> None:
-        nonlocal saving, saved_at
-        started = time.monotonic()
-        state.seconds = started - began
-        state.positions = (positions.computed, positions.real)
-        if state.step > first:  # a run of no step says nothing of what steps take
-            state.peak_memory = max(state.peak_memory, memory.bytes())
-        if processes.is_main:
-            save_checkpoint(checkpoint, key, state, module, optimizer)
-        saved_at = time.monotonic()
-        saving = saved_at - started
 
-    def look() -> None:
-        if evaluate is None:
+class _Loop:
+    """One training on its way; see `train_model` for the arguments."""
+
+    def __init__(
+        self,
+        model: PromptedModel,
+        rows: Sequence[EncodedRow],
+        config: TrainingConfig,
+        evaluate: Evaluate | None,
+        checkpoint: Path,
+        key: str,
+        listener: Listener,
+        processes: Processes,
+        mix: tuple[Sequence[int], Sequence[int]] | None,
+    ) -> None:
+        self.model, self.rows, self.config, self.evaluate = model, rows, config, evaluate
+        self.checkpoint, self.key, self.listener, self.processes = checkpoint, key, listener, processes
+        self.module = model.trained
+        self.optimizer = make_optimizer(self.module, config)
+        self.before = samples(self.module)
+        self.state = TrainingState()
+        lengths = [len(row.input_ids) + len(row.target_ids) for row in rows]
+        self.order = BatchOrder(lengths, config.rows_per_step(processes.count), config.seed, *(mix or ()))
+        self.total = config.total_steps(sum(mix[1]) if mix else len(rows), processes.count)
+        self.eval_every = config.eval_every if config.eval_every is not None else max(1, self.total // 10)
+        self.look_every = STEPS_BETWEEN_LOOKS if model.backbone.device.type == "cuda" else 1
+        self.pending: list[Tensor] = []  # loss and gradient norm of steps whose numbers nobody has looked at yet
+
+    def begin(self, resume: bool) -> None:
+        """Loads the checkpoint where it is wanted, and compiles the layers where that is settled."""
+        if resume and self.checkpoint.exists():
+            self.state = load_checkpoint(self.checkpoint, self.key, self.module, self.optimizer)
+        elif resume:
+            self.listener.note(
+                "No checkpoint of this very training (command, rows, sources) is there: it starts at step 0."
+            )
+        elif self.checkpoint.exists():
+            self.listener.note("An unfinished training of the same command is replaced; --resume would continue it.")
+        self.first, self.positions = self.state.step, Positions(*self.state.positions)
+        self.saved_at = time.monotonic()
+        self.began = self.saved_at - self.state.seconds
+        self.saving = 0.0
+        self.memory = PeakMemory(self.model.backbone.device)
+        self.listener.start(self.state.step, self.total)
+        self.trial = CompileTrial(self.model, self.config, self.processes, self.listener.note)
+        next_rows = [self.batch(self.state.step)] if self.state.step < self.total else []
+        self.state.compiled = self.trial.settle(self.state.compiled, next_rows)
+
+    def run(self, signals: list[int]) -> None:
+        """Takes the steps that are left."""
+        state, config = self.state, self.config
+        if state.step == 0 and self.eval_every and not state.history:
+            self.score()
+        while state.step < self.total:
+            # on a GPU two processes may score a hair apart: they leave together or not at all
+            if config.patience is not None and self.processes.any(state.stale >= config.patience):
+                break
+            if self.processes.any(bool(signals) or self.listener.stopped):
+                self.save()
+                raise TrainingStoppedError(
+                    f"stopped at step {state.step} of {self.total}; nothing is lost",
+                    "Continue with the same command and --resume.",
+                )
+            started = time.monotonic()
+            rows = self.batch(state.step)
+            factor = config.learning_rate_factor(state.step, self.total)
+            for group in self.optimizer.param_groups:
+                group["lr"] = group["peak"] * factor
+            loss = gradient_step(self.model, rows, config, self.processes, self.positions)
+            norm = torch.nn.utils.clip_grad_norm_(trained_tensors(self.module), config.clip_norm)
+            self.pending.append(torch.stack([loss, norm.to(loss.device)]))
+            if len(self.pending) >= self.look_every:
+                self.read_pending()
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+            state.step += 1
+            if not self.pending:
+                rate = self.look_every * len(rows) / (time.monotonic() - started)
+                self.listener.step(state.step, state.losses[-1], rate)
+            left = self.total - state.step
+            if state.compiled is None and (worth := self.trial.worth_trying(started, left)) is not None:
+                state.compiled = False
+                if worth:
+                    self.save()  # whoever stops it in the minutes that follow loses nothing
+                    seen = [self.batch(step) for step in (state.step - 2, state.step - 1)]
+                    state.compiled = compiling_pays(self.model, seen, config, left, self.listener.note)
+            self.after_step()
+
+    def after_step(self) -> None:
+        """Scores and saves when it is time to."""
+        if self.eval_every and (self.state.step % self.eval_every == 0 or self.state.step == self.total):
+            self.read_pending()
+            self.score()
+            self.save()
+        elif time.monotonic() - self.saved_at > max(SECONDS_BETWEEN_CHECKPOINTS, self.saving / CHECKPOINT_SHARE):
+            self.save()
+
+    def end(self) -> Trained:
+        """Saves, puts the best state back, and says how it went."""
+        self.save()
+        warnings = warnings_of(self.state, self.before, self.module, self.config)
+        if self.state.best:
+            self.module.load_state_dict(self.state.best)
+        return Trained(self.state, self.total, warnings)
+
+    def batch(self, step: int) -> list[EncodedRow]:
+        """Returns the rows of a step."""
+        return [self.rows[i] for i in self.order.batch(step)]
+
+    def score(self) -> None:
+        """Scores the validation rows, and keeps the state if it is the best so far."""
+        if self.evaluate is None:
             return
-        with model.backbone.as_loaded():  # it is scored as it will be when it is used
-            metrics, log_likelihood = evaluate(model)
-        # what is not a number would win over nothing, and then lose to nothing
+        state = self.state
+        with self.model.backbone.as_loaded():  # it is scored as it will be when it is used
+            metrics, log_likelihood = self.evaluate(self.model)
+        # NaN compares false with everything: as a first score it would never be beaten
         first, second = (-math.inf if math.isnan(x) else x for x in (next(iter(metrics.values())), log_likelihood))
-        score = (first, second)
-        better = state.best_score is None or score > state.best_score
+        better = state.best_score is None or (first, second) > state.best_score
         if better:
-            state.best_step, state.best_score, state.stale = state.step, score, 0
-            state.best = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+            state.best_step, state.best_score, state.stale = state.step, (first, second), 0
+            state.best = {name: tensor.detach().clone() for name, tensor in self.module.state_dict().items()}
         else:
             state.stale += 1
         state.history.append({"step": state.step, "metrics": metrics})
-        listener.evaluation(state.step, metrics, better)
+        self.listener.evaluation(state.step, metrics, better)
 
-    pending: list[Tensor] = []  # loss and gradient norm of steps whose numbers nobody has looked at yet
-    look_every = STEPS_BETWEEN_LOOKS if model.backbone.device.type == "cuda" else 1
-
-    def read_pending() -> None:
-        """Takes the losses over; what is not a number is found before anything is kept of it."""
-        for loss, norm in torch.stack(pending).tolist() if pending else []:
+    def read_pending(self) -> None:
+        """Takes the losses over; one that is not a number is found before anything is kept of it."""
+        for loss, norm in torch.stack(self.pending).tolist() if self.pending else []:
             # a finite loss may have a gradient that is not: the prompt would be lost, and the checkpoint after it
             if not (math.isfinite(loss) and math.isfinite(norm)):
-                raise _not_finite(len(state.losses) + 1, checkpoint, config)
-            state.losses.append(loss)
-        pending.clear()
+                raise self.not_finite(len(self.state.losses) + 1)
+            self.state.losses.append(loss)
+        self.pending.clear()
 
-    first, positions = state.step, Positions(*state.positions)
-    memory = PeakMemory(model.backbone.device)
-    listener.start(state.step, total)
-    if config.compile is not None:
-        state.compiled = config.compile
-    elif not _may_compile(model, config, processes):
-        state.compiled = False
-    spent: list[float] = []  # seconds of steps, while it is open whether layers are compiled
+    def save(self) -> None:
+        """Writes a checkpoint of the state as it is."""
+        self.read_pending()
+        state, started = self.state, time.monotonic()
+        state.seconds = started - self.began
+        state.positions = (self.positions.computed, self.positions.real)
+        if state.step > self.first:  # a run of no step says nothing of what steps take
+            state.peak_memory = max(state.peak_memory, self.memory.bytes())
+        if self.processes.is_main:
+            save_checkpoint(self.checkpoint, self.key, state, self.module, self.optimizer)
+        self.saved_at = time.monotonic()
+        self.saving = self.saved_at - started
 
-    def batch(step: int) -> list[EncodedRow]:
-        return [rows[i] for i in order.batch(step)]
-
-    if state.compiled and state.step < total:
-        listener.note("Compiling the layers; this takes a minute or two.")
-        try:
-            compile_now(model, [batch(state.step)], config)
-        except AttemptError as error:
-            if config.compile:
-                raise
-            listener.note(f"{error.message}; the training goes on without.")
-            state.compiled = False
-    with caught_signals() as stop:
-        if state.step == 0 and eval_every and not state.history:
-            look()
-        while state.step < total:
-            # on a GPU two processes may score a hair apart: they leave together or not at all
-            if config.patience is not None and processes.any(state.stale >= config.patience):
-                break
-            if processes.any(bool(stop)):
-                read_pending()
-                save()
-                raise TrainingStoppedError(
-                    f"stopped at step {state.step} of {total}; nothing is lost",
-                    "Go on with the same command and --resume.",
-                )
-            started = time.monotonic()
-            step_rows = batch(state.step)
-            factor = config.learning_rate_factor(state.step, total)
-            for group in optimizer.param_groups:
-                group["lr"] = group["peak"] * factor
-            loss = gradient_step(model, step_rows, config, processes, positions)
-            norm = torch.nn.utils.clip_grad_norm_(trained_tensors(module), config.clip_norm)
-            pending.append(torch.stack([loss, norm.to(loss.device)]))
-            if len(pending) >= look_every:
-                read_pending()
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            state.step += 1
-            if not pending:
-                listener.step(state.step, state.losses[-1], look_every * len(step_rows) / (time.monotonic() - started))
-            if state.compiled is None:
-                wait(model.backbone.device)
-                spent.append(time.monotonic() - started)
-                if len(spent) == MEASURED_STEPS:
-                    state.compiled = False
-                    left = total - state.step
-                    if worth_trying(left, _mean(spent[1:])):
-                        read_pending()
-                        save()  # whoever stops it in the minutes that follow loses nothing
-                        seen = [batch(step) for step in (state.step - 2, state.step - 1)]
-                        state.compiled = compiling_pays(model, seen, config, left, listener.note)
-            if eval_every and (state.step % eval_every == 0 or state.step == total):
-                read_pending()
-                look()
-                save()
-            elif time.monotonic() - saved_at > max(SECONDS_BETWEEN_CHECKPOINTS, saving / CHECKPOINT_SHARE):
-                read_pending()
-                save()
-    read_pending()
-    save()
-    warnings = _warnings(state, initial, module, config)
-    if state.best:
-        module.load_state_dict(state.best)
-    return Trained(state, total, warnings)
-
-
-@contextmanager
-def caught_signals() -> Iterator[list[int]]:
-    """Notes SIGINT and SIGTERM in a list instead of dying; the second of them ends the process as ever."""
-    seen: list[int] = []
-
-    def note(number: int, _frame: object) -> None:
-        seen.append(number)
-        signal.signal(number, previous[number])
-
-    try:
-        previous = {int(number): signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # signals belong to the main thread
-        yield seen
-        return
-    try:
-        yield seen
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
-def _may_compile(model: PromptedModel, config: TrainingConfig, processes: Processes) -> bool:
-    """Whether a measurement may decide: not where layers are changed or computed twice, nor for several processes.
-
-    Each of these would decide for itself.
-    """
-    plain = model.tuned is None and not config.gradient_checkpointing
-    return plain and processes.count == 1 and model.backbone.can_compile
-
-
-def _samples(module: PromptModule | TunedWeights) -> dict[str, list[Tensor]]:
-    """The trained tensors by speed, of large ones a sample: enough to see whether they move."""
-    return {
-        name: [tensor.detach().flatten()[:: max(1, tensor.numel() // SAMPLED_ENTRIES)].clone() for tensor in tensors]
-        for name, tensors in module.speed_groups().items()
-    }
-
-
-def _not_finite(step: int, checkpoint: Path, config: TrainingConfig) -> NotFiniteError:
-    kept = f"; the checkpoint before it is kept at {checkpoint}" if checkpoint.exists() else ""
-    return NotFiniteError(
-        f"the loss is not a number at step {step}{kept}",
-        f"Train with a lower --learning-rate than {config.learning_rate:g}"
-        f" (G: --attention-learning-rate, now {config.attention_learning_rate:g}), or with --dtype float32.",
-    )
-
-
-def _warnings(
-    state: TrainingState,
-    initial: dict[str, list[Tensor]],
-    module: PromptModule | TunedWeights,
-    config: TrainingConfig,
-) -> list[str]:
-    """Says when nothing was learned (PEFT's users find that out much later)."""
-    warnings = []
-    name, before = next(iter(initial.items()))  # prompts where there are any
-    now = torch.cat(_samples(module)[name])
-    moved = float((now - torch.cat(before)).norm() / torch.cat(before).norm().clamp_min(1e-12))
-    if moved < 1e-3:
-        what, option, rate = {
-            "prompts": ("the prompt", "--learning-rate", config.learning_rate),
-            "attention": ("G", "--attention-learning-rate", config.attention_learning_rate),
-            "weights": ("the weights", "--weight-learning-rate", config.weight_learning_rate),
-        }[name]
-        warnings.append(f"{what} hardly moved (by {moved:.2g} of the norm): raise {option} (now {rate:g})")
-    losses = state.losses
-    first, last = _mean(losses[: _tenth(losses)]), _mean(losses[-_tenth(losses) :])
-    if len(losses) >= 20 and last > 0.98 * first:
-        warnings.append(
-            f"the loss did not fall ({first:.3f} at the start, {last:.3f} at the end): "
-            "try another --learning-rate, more --steps or another --init-from"
+    def not_finite(self, step: int) -> NotFiniteError:
+        kept = f"; the checkpoint before it is kept at {self.checkpoint}" if self.checkpoint.exists() else ""
+        return NotFiniteError(
+            f"the loss is not a number at step {step}{kept}",
+            f"Train with a lower --learning-rate than {self.config.learning_rate:g}"
+            f" (G: --attention-learning-rate, now {self.config.attention_learning_rate:g}), or with --dtype float32.",
         )
-    scores = [next(iter(entry["metrics"].values())) for entry in state.history]
-    if len(scores) > 2 and len(set(scores)) == 1:
-        warnings.append("the validation metric never changed")
-    if state.best_step == 0 and state.step > 0:
-        warnings.append("no evaluated step was better than the start: the initial prompt is kept")
-    return warnings
-
-
-def _tenth(values: Sequence[float]) -> int:
-    return max(1, len(values) // 10)
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else math.nan

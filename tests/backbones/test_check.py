@@ -11,8 +11,9 @@ import torch
 import transformers
 from torch import Tensor
 
-from attempt_cli.backbones.base import EncodedRow, FrozenBackbone
+from attempt_cli.backbones.base import FrozenBackbone
 from attempt_cli.backbones.load import check_projection, load_backbone
+from attempt_cli.backbones.rows import EncodedRow
 from attempt_cli.errors import AttemptError
 from tests.models import byte_level_tokenizer, save
 

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from attempt_cli.backbones.base import FrozenBackbone
 from attempt_cli.backbones.load import load_backbone
-from attempt_cli.backbones.prompted import PromptedModel
 from attempt_cli.errors import AttemptError
+from attempt_cli.prompted import PromptedModel
 from tests.backbones.test_placement import LABELS, prompted, rows_of
 from tests.models import save_gpt2, save_llama, save_t5
 

@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from attempt_cli.backbones.base import EncodedRow, FrozenBackbone
+from attempt_cli.backbones.base import FrozenBackbone
 from attempt_cli.backbones.load import load_backbone
+from attempt_cli.backbones.rows import EncodedRow
 from tests.backbones.plain import fresh_model, greedy, plain_greedy
 
 INPUTS = [

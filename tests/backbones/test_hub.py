@@ -119,7 +119,7 @@ def test_a_folder_is_loaded_without_asking_the_hub(loader: Loader, folders: dict
 def test_a_repository_that_is_not_there(loader: Loader) -> None:
     answer = loader("someone/lama")
     assert answer["error"].startswith(
-        "the backbone 'someone/lama' is not on this machine and could not be had from the hub"
+        "the backbone 'someone/lama' is not on this machine and could not be loaded from the hub"
     )
     assert "not a valid model identifier" in answer["error"]
     assert answer["seconds"] < 10
@@ -127,7 +127,7 @@ def test_a_repository_that_is_not_there(loader: Loader) -> None:
 
 def test_a_repository_without_weights(loader: Loader) -> None:
     answer = loader("someone/bare")
-    assert "could not be had from the hub (someone/bare)" in answer["error"]
+    assert "could not be loaded from the hub (someone/bare)" in answer["error"]
     assert "model.safetensors" in answer["error"]
 
 
@@ -148,7 +148,7 @@ def test_no_network(loader: Loader) -> None:
 
     answer = loader("t5-large")
     assert answer["error"] == (
-        "the backbone 't5-large' is not on this machine and could not be had from the hub (google-t5/t5-large): "
+        "the backbone 't5-large' is not on this machine and could not be loaded from the hub (google-t5/t5-large): "
         f"no answer from {endpoint} ([Errno 111] Connection refused)"
     )
     assert answer["hint"] == (
@@ -164,7 +164,7 @@ def test_no_network(loader: Loader) -> None:
     assert cached["seconds"] < 15
     # and a cache that holds only a part says so at once
     part = loader("someone/bare")
-    assert "could not be had from the hub (someone/bare)" in part["error"]
+    assert "could not be loaded from the hub (someone/bare)" in part["error"]
     assert part["seconds"] < 10
 
 

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from attempt_cli.backbones.base import EncodedRow, FrozenBackbone
-from attempt_cli.backbones.input_cache import GROUP_ROWS, InputCache, parse_size, size_text
+from attempt_cli.backbones.base import FrozenBackbone
+from attempt_cli.backbones.input_cache import GROUP_ROWS, InputCache
+from attempt_cli.backbones.rows import EncodedRow
+from attempt_cli.byte_sizes import parse_size, size_text
 from attempt_cli.errors import AttemptError
 
 
@@ -137,7 +139,9 @@ def test_a_full_disk_or_memory_ends_the_keeping_not_the_reading(llama: FrozenBac
 
 
 def test_a_budget_below_one_row_is_refused(llama: FrozenBackbone) -> None:
-    with pytest.raises(AttemptError, match=r"the input cache of 100 B is below one row \(.* for 2 tokens\)") as failure:
+    with pytest.raises(
+        AttemptError, match=r"the input cache of 100 B does not hold one row \(.* for 2 tokens\)"
+    ) as failure:
         use(llama, InputCache(100), [EncodedRow([5, 6], [7])])
     assert "--input-cache" in (failure.value.hint or "")
 

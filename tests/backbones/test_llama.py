@@ -13,12 +13,11 @@ from attempt_cli.backbones.base import FrozenBackbone
 from attempt_cli.backbones.decoder_only import DecoderOnlyBackbone
 from attempt_cli.backbones.llama import LlamaLayers
 from attempt_cli.backbones.load import load_backbone
-from attempt_cli.backbones.prompted import PromptedModel
-from attempt_cli.backbones.tuned import tune
 from attempt_cli.method import PromptMixture
+from attempt_cli.prompted import PromptedModel
 from tests.backbones.plain import fresh_model
 from tests.backbones.test_scores import rows_of
-from tests.models import save_gpt2, save_llama
+from tests.models import save_gpt2, save_llama, tune
 
 # an error of a few roundings: of fp32, and of bf16's 8 bits through two layers
 TOLERANCE = {"float32": (1e-5, 1e-4), "bfloat16": (0.03, 0.15)}

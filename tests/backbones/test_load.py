@@ -6,6 +6,8 @@ import errno
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -184,6 +186,13 @@ def test_a_gguf_file_is_converted_once(gguf: Path, tmp_path: Path, monkeypatch: 
     assert len(list((tmp_path / "cache" / "gguf").iterdir())) == 2
 
 
+def test_loading_writes_no_bar_to_a_log(gguf: Path) -> None:
+    code = "import sys; from attempt_cli.backbones.load import load_backbone; load_backbone(sys.argv[1], device='cpu')"
+    for _ in ("converted", "from its copy"):
+        done = subprocess.run([sys.executable, "-c", code, str(gguf)], capture_output=True, text=True, timeout=120)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 def test_a_conversion_that_breaks_off_leaves_nothing(
     gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -229,7 +238,7 @@ def test_a_damaged_gguf_file(content: bytes, tmp_path: Path, monkeypatch: pytest
 
 @pytest.mark.parametrize("device", ["quantum", "cpu:x", "", "cuda:99", "meta"])
 def test_a_device_that_is_not_there(device: str, folders: dict[str, Path]) -> None:
-    with pytest.raises(AttemptError, match=f"the device '{device}' is not there") as caught:
+    with pytest.raises(AttemptError, match=f"the device '{device}' is not available") as caught:
         load_backbone(str(folders["llama"]), device=device)
     assert caught.value.hint == "Use --device cuda, mps or cpu, or leave it out."
 

@@ -70,7 +70,7 @@ def test_a_gguf_file_and_a_folder_of_one(tmp_path: Path) -> None:
     assert find_backbone(str(file)) == place
     assert find_backbone(str(file.parent)) == place
     (file.parent / "Other.gguf").touch()
-    with pytest.raises(AttemptError, match=r"holds no config\.json"):
+    with pytest.raises(AttemptError, match=r"has no config\.json"):
         find_backbone(str(file.parent))
 
 
@@ -82,7 +82,7 @@ def test_a_path_that_is_not_there(name: str) -> None:
 
 
 def test_a_folder_that_is_no_model(tmp_path: Path) -> None:
-    with pytest.raises(AttemptError, match=r"holds no config\.json") as caught:
+    with pytest.raises(AttemptError, match=r"has no config\.json") as caught:
         find_backbone(str(tmp_path))
     assert str(tmp_path) in caught.value.message
     assert caught.value.hint

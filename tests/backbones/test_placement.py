@@ -8,13 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from attempt_cli.backbones.attention import Past, Shape, causal_mask, choose_kernel
-from attempt_cli.backbones.base import EncodedRow, FrozenBackbone
+from attempt_cli.backbones.attention import Past, causal_mask
+from attempt_cli.backbones.base import FrozenBackbone
 from attempt_cli.backbones.input_cache import InputCache
+from attempt_cli.backbones.kernels import Shape, choose_kernel
 from attempt_cli.backbones.load import load_backbone
-from attempt_cli.backbones.prompted import PromptedModel, score_many
+from attempt_cli.backbones.rows import EncodedRow
 from attempt_cli.errors import AttemptError
 from attempt_cli.method import PromptAttention, PromptMixture
+from attempt_cli.prompted import PromptedModel, score_many
 from attempt_cli.training.memory import activation_bytes
 from tests.backbones.plain import greedy, plain_model
 from tests.backbones.test_scores import close, rows_of
@@ -97,18 +99,18 @@ def test_label_words_score_as_targets_do(backbone: FrozenBackbone) -> None:
 
 
 def spied_passes(backbone: FrozenBackbone, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many tails an input had in each scoring behind inputs from now on."""
-    tails: list[int] = []
+    """Returns a list that gets the number of suffixes of each later scoring behind inputs."""
+    suffixes: list[int] = []
     own = backbone.label_log_likelihoods
 
     def noted(*arguments: object) -> Tensor:
         past = arguments[4] if len(arguments) > 4 else None
         if isinstance(past, Past):
-            tails.append(past.tails)
+            suffixes.append(past.suffixes)
         return own(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(backbone, "label_log_likelihoods", noted)
-    return tails
+    return suffixes
 
 
 @pytest.mark.parametrize("kernel", ["plain", "sdpa"])
@@ -189,32 +191,32 @@ def test_both_kernels_agree(backbone: FrozenBackbone, monkeypatch: pytest.Monkey
 
 
 def test_the_kernel_is_measured_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from attempt_cli.backbones import attention
+    from attempt_cli.backbones import kernels
 
     monkeypatch.setenv("ATTEMPT_CACHE", str(tmp_path))
     measured = []
-    monkeypatch.setattr(attention, "_measured_kernel", lambda shape: measured.append(shape.keys) or "sdpa")
-    attention._kept_kernel.cache_clear()
+    monkeypatch.setattr(kernels, "_measured_kernel", lambda shape: measured.append(shape.keys) or "sdpa")
+    kernels._kept_kernel.cache_clear()
 
     def chosen(keys: int, backward: bool = True) -> str:
         return choose_kernel(Shape(torch.device("cpu"), torch.float32, 4, 2, 6, keys, backward))
 
     assert chosen(64) == "plain"  # too short to be worth a measurement
     assert [chosen(keys) for keys in (65, 100, 128)] == ["sdpa"] * 3
-    attention._kept_kernel.cache_clear()  # another process
+    kernels._kept_kernel.cache_clear()  # another process
     assert chosen(128) == "sdpa"
     assert measured == [128]
     assert chosen(128, backward=False) == "sdpa"  # scoring is measured for itself
     assert measured == [128, 128]
     (tmp_path / "attention-kernels.json").write_text("{damaged")
-    attention._kept_kernel.cache_clear()
+    kernels._kept_kernel.cache_clear()
     assert chosen(128) == "sdpa"
     assert measured == [128, 128, 128]
-    attention._kept_kernel.cache_clear()
+    kernels._kept_kernel.cache_clear()
 
 
 def test_a_real_measurement_names_a_kernel() -> None:
-    from attempt_cli.backbones.attention import _measured_kernel
+    from attempt_cli.backbones.kernels import _measured_kernel
 
     for backward in (True, False):
         shape = Shape(torch.device("cpu"), torch.float32, 4, 2, 6, 16, backward)
@@ -237,7 +239,7 @@ def test_layers_with_a_window_are_not_asked_to_look_beyond_it(tmp_path: Path) ->
     short = EncodedRow(backbone.encode(["it is"], None, 64)[0].input_ids[:3], backbone.target_tokens("yes", end=False))
     close(model.log_likelihood([short])[0], plain(folder, short, model.mixture.target_prompts[0] * 0.7))  # type: ignore[union-attr]
     long = EncodedRow(short.input_ids * 9, short.target_ids)
-    with pytest.raises(AttemptError, match=r"longer than what the layers of .* compute alike"):
+    with pytest.raises(AttemptError, match=r"longer than the .* can read in two parts"):
         model.log_likelihood([long])
 
 
@@ -249,7 +251,7 @@ def test_an_architecture_that_our_attention_does_not_fit_keeps_its_own(
     def wrong(*arguments: object, **others: object) -> Tensor:
         return attention._sdpa(*arguments) * 1.5  # type: ignore[arg-type]
 
-    monkeypatch.setattr(attention, "_plain", wrong)
+    monkeypatch.setitem(attention.KERNELS, "plain", wrong)
     backbone = load_backbone(str(save_llama(tmp_path / "llama")), device="cpu", dtype="float32")
     assert backbone.placements == ("before",)
     assert backbone.model.config._attn_implementation == "sdpa"

@@ -9,10 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attempt_cli.backbones.base import EncodedRow, FrozenBackbone
+from attempt_cli.backbones.base import FrozenBackbone
 from attempt_cli.backbones.batches import TIGHT, by_length
-from attempt_cli.backbones.prompted import PromptedModel
+from attempt_cli.backbones.rows import EncodedRow
 from attempt_cli.method import PromptAttention, PromptMixture, rms_temperature
+from attempt_cli.prompted import PromptedModel
 from tests.method import reference
 
 INPUTS = ["it was good: label", "the text: one two three four five, bad was the text it is label", "is", "two of 2:"]

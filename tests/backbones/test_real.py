@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
+import sys
 
 import pytest
 import torch
 import transformers
 
-from attempt_cli.backbones.base import EncodedRow, FrozenBackbone
+from attempt_cli.backbones.base import FrozenBackbone
 from attempt_cli.backbones.load import load_backbone
 from attempt_cli.backbones.names import find_backbone
+from attempt_cli.backbones.rows import EncodedRow
 
 pytestmark = [
     pytest.mark.real,
@@ -46,6 +49,12 @@ def test_it_loads(smollm2: FrozenBackbone) -> None:
     assert smollm2.dtype == torch.bfloat16
     assert smollm2.embedding_rms == pytest.approx(0.1, rel=0.5)  # "entries near 0.1"
     assert smollm2.max_positions == 8192
+
+
+def test_loading_writes_no_bar_to_a_log() -> None:
+    code = "from attempt_cli.backbones.load import load_backbone; load_backbone('smollm2-135m', device='cpu')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_the_second_load_does_not_convert_again(smollm2: FrozenBackbone, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,8 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from attempt_cli.backbones.base import EncodedRow, FrozenBackbone
+from attempt_cli.backbones.base import FrozenBackbone
 from attempt_cli.backbones.load import load_backbone
+from attempt_cli.backbones.rows import EncodedRow
 from tests.backbones.plain import plain_log_likelihood
 
 INPUTS = [

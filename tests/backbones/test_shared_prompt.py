@@ -9,14 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from attempt_cli.backbones.base import EncodedRow, FrozenBackbone
+from attempt_cli.backbones.base import FrozenBackbone
 from attempt_cli.backbones.decoder_only import DecoderOnlyBackbone
 from attempt_cli.backbones.load import load_backbone
-from attempt_cli.backbones.prompted import PromptedModel
-from attempt_cli.data.task import Example, Task
+from attempt_cli.backbones.rows import EncodedRow
+from attempt_cli.data.example import Example
+from attempt_cli.data.task import Task
 from attempt_cli.errors import AttemptError
 from attempt_cli.evaluation.prediction import MAX_NEW_TOKENS, predict
 from attempt_cli.method import DecomposedPrompt, PromptMixture, constant_weights
+from attempt_cli.prompted import PromptedModel
 from attempt_cli.training import memory
 from attempt_cli.training.config import make_config
 from attempt_cli.training.gradient import Positions, gradient_step
@@ -188,7 +190,7 @@ def test_where_long_rows_are_computed_otherwise_each_has_its_own_prompt(
         theirs = [plain_log_likelihood(folder, row.input_ids, row.target_ids, prompt) for row in rows]
         close(scores, torch.stack(theirs))
     after = PromptedModel(backbone, model.mixture, SCALE, "after")
-    with pytest.raises(AttemptError, match="compute alike"):
+    with pytest.raises(AttemptError, match="can read in two parts"):
         after.log_likelihood(rows)
 
 
@@ -198,8 +200,9 @@ def test_the_prompt_is_no_row_s_in_the_budget_of_scores_and_every_row_s_in_that_
     backbone = backbones["llama"]
     model = prompted(backbone, length=20)
     labels = {"0": "no", "1": "yes"}
-    words = Task("words", 1, "", "{text}", metrics=("accuracy",), labels=labels)
-    free = Task("free", 1, "", "{text}", metrics=("exact_match",), target="{text}")
+    files = {"test": Path("test.csv")}
+    words = Task(name="words", input="{text}", files=files, metrics=("accuracy",), labels=labels)
+    free = Task(name="free", input="{text}", files=files, metrics=("squad_em",), target="{text}")
     sizes: list[int] = []
     for name in ("score_labels", "generate"):
         own = getattr(PromptedModel, name)

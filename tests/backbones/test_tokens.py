@@ -9,9 +9,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from attempt_cli.backbones.base import CUE_TOKENS, EncodedRow, FrozenBackbone
+from attempt_cli.backbones.base import CUE_TOKENS, FrozenBackbone
 from attempt_cli.backbones.decoder_only import DecoderOnlyBackbone
 from attempt_cli.backbones.load import load_backbone
+from attempt_cli.backbones.rows import EncodedRow
 from attempt_cli.errors import AttemptError
 from tests.models import save_gpt2, save_llama
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from attempt_cli.backbones.base import EncodedRow, FrozenBackbone
+from attempt_cli.backbones.base import FrozenBackbone
 from attempt_cli.backbones.load import load_backbone
-from attempt_cli.backbones.prompted import PromptedModel
-from attempt_cli.backbones.tuned import TunedWeights, adapter_parts, tune
+from attempt_cli.backbones.rows import EncodedRow
+from attempt_cli.backbones.tuned import TunedWeights, adapter_parts
 from attempt_cli.errors import AttemptError
-from attempt_cli.training.config import WEIGHT_METHODS
-from tests.models import LAYERS, WIDTH, save_llama, save_t5
+from attempt_cli.prompted import PromptedModel
+from tests.models import LAYERS, WEIGHT_METHODS, WIDTH, save_llama, save_t5, tune
 
 KINDS = ("llama", "t5", "t5-untied", "gpt2")
 
@@ -97,7 +97,7 @@ def test_all_that_is_trained_is_fp32_and_gets_a_gradient(backbone: FrozenBackbon
         frozen = [weight for weight in backbone.model.parameters() if weight.is_leaf and not weight.requires_grad]
     finally:
         model.release()
-    assert list(model.trained.speed_groups()) == ["weights"]
+    assert list(model.trained.param_groups()) == ["weights"]
     for name, tensor in model.trained.named_parameters():
         assert tensor.dtype == torch.float32, name
         assert tensor.grad is not None, name
@@ -181,11 +181,11 @@ def test_two_trainings_cannot_hold_one_backbone(folders: dict[str, Path]) -> Non
     held = PromptedModel(backbone, tuned=tune(backbone, "bitfit", 0))
     with pytest.raises(RuntimeError, match="release them first"):
         tune(backbone, "lora", 0)
-    with pytest.raises(RuntimeError, match="holds another training's weights"):
+    with pytest.raises(RuntimeError, match="holds weights of another training"):
         PromptedModel(backbone).log_likelihood(rows(backbone))
     held.release()
     PromptedModel(backbone).log_likelihood(rows(backbone))
-    with pytest.raises(RuntimeError, match="holds no weights"):
+    with pytest.raises(RuntimeError, match="holds no trained weights"):
         held.log_likelihood(rows(backbone))
 
 
@@ -223,7 +223,7 @@ def test_layers_of_other_names_have_no_adapters() -> None:
             super().__init__()
             self.layers = nn.ModuleList([nn.ModuleDict({"mixer": nn.Linear(4, 4)})])
 
-    with pytest.raises(AttemptError, match="where adapters belong in the architecture own is not known"):
+    with pytest.raises(AttemptError, match="does not know where adapters belong in the architecture own"):
         adapter_parts(Other(), torch.Generator())
 
 

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from attempt_cli.backbones.base import EncodedRow, FrozenBackbone
+from attempt_cli.backbones.base import FrozenBackbone
 from attempt_cli.backbones.load import load_backbone
-from attempt_cli.backbones.prompted import PromptedModel
+from attempt_cli.backbones.rows import EncodedRow
 from attempt_cli.method import PromptAttention, PromptMixture, paper_temperature
+from attempt_cli.prompted import PromptedModel
 from benchmarks import authors, ours, peers
 from benchmarks.rows import bucketed_batches, drawn_rows, padded, random_batches
 from tests.models import save_llama, save_t5

@@ -87,7 +87,7 @@ NAMES = [
     (f"train-source aim {QUICK} --preset papr", 1, "no preset named 'papr'", "paper"),
     (f"train-source aim {QUICK} --backbone smollm-135m", 1, "no backbone named 'smollm-135m'", "smollm2-135m"),
     (f"train-source aim {QUICK} --backbone ./nowhere", 1, "no backbone at ./nowhere", "folder"),
-    (f"train-source aim {QUICK} --device warp", 1, "the device 'warp' is not there", "--device"),
+    (f"train-source aim {QUICK} --device warp", 1, "the device 'warp' is not available", "--device"),
     (f"train-source aim {QUICK} --dtype float16", 1, "no dtype named 'float16'", "bfloat16"),
     (f"train-source aim {QUICK} --name 'a b'", 1, "'a b' cannot be a name", "Letters"),
     (f"train-source aim {QUICK} --tag a,b", 1, "'a,b' cannot be a tag", "commas"),
@@ -293,15 +293,15 @@ def no_checkpoint_fits() -> None:
 
 
 def no_result_fits() -> None:
-    from attempt_cli.training import recipes
+    from attempt_cli.training import run
 
-    record = recipes._record
+    record = run.record_training
 
-    def limited(*arguments: Any) -> Any:
+    def limited(*arguments: Any, **named: Any) -> Any:
         nothing_fits()
-        return record(*arguments)
+        return record(*arguments, **named)
 
-    recipes._record = limited
+    run.record_training = limited
 
 
 @pytest.mark.parametrize("prepare", [nothing_fits, no_checkpoint_fits, no_result_fits])
@@ -318,7 +318,7 @@ def test_a_disk_that_is_full(kept: Attempt, prepare: Callable[[], None]) -> None
     assert Registry.open(folder).verify() == []
     # with room again it goes on
     resumed = kept.succeed(f"{command} --resume")
-    assert ("going on from step 2" in resumed.err) == (prepare is no_result_fits)
+    assert ("continuing from step 2" in resumed.err) == (prepare is no_result_fits)
     registry = Registry.open(folder)
     registry.remove("full")
     registry.gc(grace=0)

@@ -56,7 +56,7 @@ def test_what_is_kept_and_said(trained: Attempt) -> None:
     assert document["parameters_per_task"] == 4 * 24 + (2 * 3 * 24 + 2 * 24) / 2
     assert document["training_rows"] == {"left": 20, "right": 20}
     assert document["peak_memory"] > 1 << 20
-    assert "Next: `attempt eval --tasks left,right --composition left-right-attempt@1`" in result.err
+    assert "Next: `attempt eval --tasks FILE.yaml,… --composition left-right-attempt@1`" in result.err
 
 
 def test_a_task_joins(trained: Attempt) -> None:
@@ -66,12 +66,12 @@ def test_a_task_joins(trained: Attempt) -> None:
     for command, message in (
         ("train-target left.yaml --add-task third.yaml --composition both", "tasks join a composition with"),
         ("train-target --add-task third.yaml", "tasks join a composition with"),
-        ("train-target --add-task third.yaml --composition both --sources one", "takes the sources and the attention"),
-        ("train-target --add-task third.yaml --composition both --attention-rank 3", "leaves G as it is"),
+        ("train-target --add-task third.yaml --composition both --sources one", "--sources is settled"),
+        ("train-target --add-task third.yaml --composition both --attention-rank 3", "--attention-rank is settled"),
         ("train-target --add-task third.yaml --composition bth", "no composition named 'bth'"),
         ("train-target left.yaml,right.yaml --method spot --init-from one", "only go with --method attempt"),
         ("train-target left.yaml --sources one,two --max-rows-per-task 3", "are for several tasks"),
-        ("train-target left.yaml,right.yaml --sources one,two --sampling-temperature 0.5", "cannot be sampled"),
+        ("train-target left.yaml,right.yaml --sources one,two --sampling-temperature 0.5", "0.5 is not in the range"),
         ("train-target left.yaml,right.yaml --sources one,two --train-file left.csv", "file options go with one task"),
         ("train-target left.yaml --sources one,two --attention-from prio", "no attention named 'prio'"),
         ("train-attention --sources one,two --tasks lft.yaml", "lft.yaml"),
@@ -146,7 +146,7 @@ def test_placements_are_not_mixed(trained: Attempt) -> None:
         (f"train-target left.yaml --sources one,first {RUN}", "trained in different places of the row"),
         (f"train-target left.yaml --sources one,two --placement before {RUN}", "was trained after the input"),
         (f"train-source left.yaml --input-cache 4apples {RUN}", "'4apples' is not a size"),
-        (f"train-source left.yaml --input-cache 10 --prompt-length 4 {RUN} --steps 6", "is below one row"),
+        (f"train-source left.yaml --input-cache 10 --prompt-length 4 {RUN} --steps 6", "does not hold one row"),
         ("compose mixed --sources one,first --target both.left --attention prior", "trained in different places"),
     ):
         result = trained(command)

@@ -19,9 +19,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from attempt_cli.cli import main as cli_main
 from attempt_cli.cli.main import main
-from attempt_cli.cli.registry import SORTS, command
-from attempt_registry import Backbone, Registry, find
+from attempt_cli.cli.registry import command
+from attempt_registry import Backbone, Registry
 
 FINGERPRINT = "f" * 64
 NOW = "2026-01-02T03:04:05Z"
@@ -208,10 +209,6 @@ def test_filters_and_orders(cli: Cli, filled: Registry, options: list[str], refs
     assert cli("list", *options, format="quiet") == Result(0, "".join(f"{ref}\n" for ref in refs.split()), "")
 
 
-def test_every_order_that_the_registry_has_is_offered() -> None:
-    assert SORTS == find.SORTS
-
-
 def test_a_mistyped_filter_does_not_look_like_an_empty_registry(cli: Cli, filled: Registry) -> None:
     assert cli("list", "--task", "rtee") == Result(
         0, "", "no prompts\nNothing here has the task 'rtee'. Did you mean rte?\n"
@@ -306,6 +303,19 @@ def test_a_terminal_gets_a_hundred_rows_and_a_note(registry: Registry, monkeypat
     os.close(primary)
     refs = re.findall(r"prompt-\d{5}@1", shown.decode())
     assert refs == [f"prompt-{n:05}@1" for n in range(1, 101)]
+
+
+def test_wide_characters_keep_piped_tables_aligned(cli: Cli, registry: Registry) -> None:
+    """Chinese characters and emoji take two cells of a terminal, so fewer spaces follow them."""
+    for name, note, tag in (("a", "good", "情感分析"), ("b", "best 🙂", "x"), ("c", "中文", "naïve"), ("d", "", "🙂")):
+        add(registry, name, note=note, tags=[tag])
+    assert cli("search", "tiny").out == (
+        "what    ref  task  backbone  tags      note\n"
+        "prompt  a@1  a     tiny      情感分析  good\n"
+        "prompt  b@1  b     tiny      x         best 🙂\n"
+        "prompt  c@1  c     tiny      naïve     中文\n"
+        "prompt  d@1  d     tiny      🙂        -\n"
+    )
 
 
 # --- show
@@ -567,7 +577,7 @@ def test_remove_refuses_the_part_of_a_composition(cli: Cli, filled: Registry) ->
     forced = cli("remove", "sst2", "--force", input="y\n")
     assert forced.code == 0
     assert forced.err == (
-        "These compositions will not load any more: reviews@1.\n"
+        "These compositions will no longer load: reviews@1.\n"
         "Its children stay: rte@1, attention:reviews@1.\n"
         "Remove prompt sst2@1? [y/N]: "
     )
@@ -575,7 +585,7 @@ def test_remove_refuses_the_part_of_a_composition(cli: Cli, filled: Registry) ->
         1,
         "what                   problem                                 file\n"
         "composition reviews@1  its part sst2@1 is not in the registry  -\n",
-        "Error: 1 problem in the registry\nPut back copies of the files, or remove what is broken.\n",
+        "Error: 1 problem in the registry\nRestore copies of the files, or remove the broken records.\n",
     )
     assert cli("remove", "reviews", "--what", "compositions", "--yes").code == 0
     assert cli("verify").code == 0
@@ -599,7 +609,7 @@ def test_tag(cli: Cli, filled: Registry) -> None:
     assert cli("tag", "sst2", "--remove", "nope") == Result(
         1, "", "Error: sst2@1 has no tag 'nope'\nIt has best, new.\n"
     )
-    assert cli("tag", "sst2").err.endswith("Error: Say which tag with --add TAG or --remove TAG.\n")
+    assert cli("tag", "sst2").err.endswith("Error: Name a tag with --add TAG or --remove TAG.\n")
     assert cli("tag", "sst2").code == 2
 
 
@@ -609,10 +619,10 @@ def test_verify_names_file_and_prompt(cli: Cli, filled: Registry) -> None:
     result = cli("verify")
     assert result.code == 1
     where = str(path).replace(str(filled.folder), "FOLDER")
-    assert result.out.splitlines()[1] == f"prompt qnli@1  its file is damaged (another hash)  {where}"
+    assert result.out.splitlines()[1] == f"prompt qnli@1  its file is damaged (wrong hash)  {where}"
     problems = json.loads(cli("verify", format="json").out)["problems"]
     assert [(problem["what"], problem["problem"]) for problem in problems] == [
-        ("prompt qnli@1", "its file is damaged (another hash)")
+        ("prompt qnli@1", "its file is damaged (wrong hash)")
     ]
 
 
@@ -648,6 +658,52 @@ def test_path(cli: Cli, registry: Registry, monkeypatch: pytest.MonkeyPatch) -> 
     environment.pop("ATTEMPT_REGISTRY", None)
     if sys.platform == "linux":
         assert subprocess.check_output(program, env=environment, text=True) == "/data/attempt\n"
+
+
+# --- docs/json.md
+
+JSON_PAGE = (Path(__file__).parents[2] / "docs" / "json.md").read_text()
+JSON_EXAMPLES = re.findall(r"^`attempt ([^`\n]+)`\n\n```json\n(.+?)\n```$", JSON_PAGE, flags=re.MULTILINE | re.DOTALL)
+
+
+def shape(text: str) -> dict[str, Any]:
+    """Returns the keys of a document and, below them, those of its record or of its first row; "…" ends a list."""
+    document = json.loads(re.sub(r",\s*…", "", text))
+    records = {key: value[0] if isinstance(value, list) and value else value for key, value in document.items()}
+    return {key: sorted(record) if isinstance(record, dict) else None for key, record in records.items()}
+
+
+def test_every_command_has_a_section_with_an_example() -> None:
+    context = click.Context(cli_main.attempt)
+    names = []
+    for name in cli_main.COMMANDS:
+        found = cli_main.attempt.get_command(context, name)
+        names += [f"{name} {below}" for below in found.commands] if isinstance(found, click.Group) else [name]
+    assert sorted(re.findall(r"^### (.+)$", JSON_PAGE, flags=re.MULTILINE)) == sorted(names)
+    for name in names:
+        assert any(line.startswith(name) for line, _ in JSON_EXAMPLES), name
+    assert all("version" in shape(text) for line, text in JSON_EXAMPLES if not line.startswith("predict"))
+
+
+def test_the_examples_of_the_registry_have_the_keys_that_the_commands_write(
+    cli: Cli, registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    np.save("mood.npy", np.ones((2, 3)))
+    common: dict[str, Any] = {"backbone": "smollm2-135m", "fingerprint": FINGERPRINT}
+    registry.remember_backbone(Backbone(*common.values(), "decoder-only", 3, 0.1, 1000, "made in the test"))
+    add(registry, "message-topics", np.zeros((2, 3)), **common)
+    add(registry, "support-chats-attempt", np.full((2, 3), 2.0), kind="target", parents=["message-topics"], **common)
+    sources, targets = ["message-topics"], ["support-chats-attempt"]
+    registry.add_composition(name="support-chats-attempt", sources=sources, targets=targets, **common)
+    empty: dict[str, Any] = {"settings": {}, "rows": {}, "budget": {}, "numbers": {}, "versions": {}}
+    for _ in range(9):
+        registry.add_run(command="eval", seed=0, duration=1.0, inputs=targets, **empty)
+    registry.tensor_path(registry.prompt("message-topics")).write_bytes(b"damaged")
+    examples = [(line.split()[1:], text) for line, text in JSON_EXAMPLES if line.startswith("registry ")]
+    assert {arguments[0] for arguments, _ in examples} == set(command.commands)
+    for arguments, text in examples:
+        assert shape(cli(*arguments, format="json").out) == shape(text), arguments
 
 
 # --- all

@@ -208,8 +208,8 @@ def test_a_task_of_the_package_with_rows_in_a_folder(attempt: Attempt) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("", "ATTEMPT mixes source prompts: give --sources a,b,c or --sources all"),
-        ("--method spot", "SPoT starts from a source prompt: give --init-from NAME"),
+        ("", "ATTEMPT needs source prompts: --sources a,b,c or --sources all"),
+        ("--method spot", "SPoT needs a prompt to start from: --init-from NAME"),
         (
             "--method spot --init-from one --sources one",
             "--sources only goes with --method attempt or mpt, not with spot",

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from attempt_cli.data.example import Example
 from attempt_cli.data.fewshot import few_shot
-from attempt_cli.data.task import Example
 from attempt_cli.errors import AttemptError
 
 

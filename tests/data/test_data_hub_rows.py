@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 LOAD = """
 import json, sys
 from attempt_cli.data.rows import load_examples
-from attempt_cli.data.task import load_task
+from attempt_cli.data.catalogue import load_task
 from attempt_cli.errors import AttemptError
 for name in sys.argv[1:]:
     try:

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 
 from attempt_cli.data.answers import best_exact_match, best_f1, normalize_answer, word_f1
-from attempt_cli.data.metrics import METRICS, read_number, row_scores, score
-from attempt_cli.data.task import Example, Task
+from attempt_cli.data.example import Example
+from attempt_cli.data.metrics import METRICS, read_number
+from attempt_cli.data.scoring import row_scores, score
+from attempt_cli.data.task import Task
 from attempt_cli.errors import AttemptError
+
+FILES = {"test": Path("test.csv")}
 
 
 def labelled(*metrics: str, words: tuple[str, ...] = ("no", "yes")) -> Task:
     labels = {str(number): word for number, word in enumerate(words)}
-    return Task("toy", 1, "", "{text}", metrics, labels=labels, group="{g}")
+    return Task(name="toy", input="{text}", metrics=metrics, labels=labels, group="{g}", files=FILES)
 
 
-FREE = Task("toy", 1, "", "{text}", ("squad_f1", "squad_em"), answers="answers")
+FREE = Task(name="toy", input="{text}", metrics=("squad_f1", "squad_em"), files=FILES, answers="answers")
 
 
 def targets(*words: str, groups: str = "") -> list[Example]:
@@ -61,7 +66,7 @@ def test_matthews() -> None:
 
 
 def similarity(said: list[str], true: list[str]) -> dict[str, float]:
-    task = Task("toy", 1, "", "{text}", ("pearson", "spearman"), target="{s}")
+    task = Task(name="toy", input="{text}", metrics=("pearson", "spearman"), files=FILES, target="{s}")
     return score(task, said, targets(*true))
 
 
@@ -103,7 +108,7 @@ def test_squad_takes_the_best_reference_of_each_row() -> None:
     result = score(FREE, ["ann bell", "1999", "y"], examples)
     assert result == pytest.approx({"squad_f1": (1 + 2 / 3 + 0) / 3, "squad_em": 1 / 3})
     assert row_scores(FREE, ["ann bell", "1999", "y"], examples) == pytest.approx([1, 2 / 3, 0])
-    record = Task("toy", 1, "", "{text}", ("record_f1", "record_em"), answers="answers")
+    record = Task(name="toy", input="{text}", metrics=("record_f1", "record_em"), files=FILES, answers="answers")
     assert list(score(record, ["ann bell", "1999", "y"], examples).values()) == list(result.values())
 
 

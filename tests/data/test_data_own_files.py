@@ -9,8 +9,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from attempt_cli.data.files import read_rows, task_from_files
-from attempt_cli.data.readers import read_file
+from attempt_cli.data.own_files import task_from_files
+from attempt_cli.data.readers import read_file, read_rows
 from attempt_cli.data.rows import load_examples
 from attempt_cli.data.splits import permutation
 from attempt_cli.errors import AttemptError
@@ -171,7 +171,7 @@ def test_options_that_do_not_fit(tmp_path: Path, options: dict[str, str | None],
 
 def test_a_column_of_texts_is_no_label(tmp_path: Path) -> None:
     train = write(tmp_path / "a.csv", "text,label\n" + "".join(f"t{n},l{n}\n" for n in range(150)))
-    with pytest.raises(AttemptError, match="these are no labels"):
+    with pytest.raises(AttemptError, match="these are not labels"):
         task_from_files(train=train, input="{text}:", label="label")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,10 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from attempt_cli.data.catalogue import load_task, task_file
 from attempt_cli.data.rows import load_examples
 from attempt_cli.data.splits import official_split, permutation, split_part
-from attempt_cli.data.task import HubRows, Task, load_task, task_file
+from attempt_cli.data.task import HubDataset, Task
 from attempt_cli.errors import AttemptError
 
 TASK = Task(
@@ -24,7 +24,7 @@ TASK = Task(
     input="say {text}:",
     metrics=("accuracy",),
     labels={"0": "no", "1": "yes"},
-    hub=HubRows("someone/toy", "plain"),
+    hub=HubDataset(path="someone/toy", config="plain"),
 )
 
 
@@ -76,7 +76,7 @@ def test_which_official_split_a_split_is_cut_from(
 
 
 def test_halves_of_the_official_validation(tmp_path: Path) -> None:
-    task = dataclasses.replace(TASK, split_rule="halved")
+    task = TASK.model_copy(update={"split_rule": "halved"})
     write(tmp_path, "train", 4)
     write(tmp_path, "validation", 7)
     order = permutation(7)
@@ -86,7 +86,7 @@ def test_halves_of_the_official_validation(tmp_path: Path) -> None:
 
 
 def test_a_thousand_rows_of_train_are_validation(tmp_path: Path) -> None:
-    task = dataclasses.replace(TASK, split_rule="held-out")
+    task = TASK.model_copy(update={"split_rule": "held-out"})
     write(tmp_path, "train", 2500)
     write(tmp_path, "validation", 5)
     order = permutation(2500)
@@ -96,7 +96,7 @@ def test_a_thousand_rows_of_train_are_validation(tmp_path: Path) -> None:
 
 
 def test_a_small_subset_holds_out_a_tenth_and_says_so(tmp_path: Path) -> None:
-    task = dataclasses.replace(TASK, split_rule="held-out")
+    task = TASK.model_copy(update={"split_rule": "held-out"})
     write(tmp_path, "train", 1999)
     rows = load_examples(task, "validation", data_dir=tmp_path)
     assert [example.row for example in rows.examples] == permutation(1999)[:199]
@@ -107,7 +107,7 @@ def test_a_small_subset_holds_out_a_tenth_and_says_so(tmp_path: Path) -> None:
 
 
 def test_a_limit_is_a_seeded_sample_of_the_split_in_order(tmp_path: Path) -> None:
-    task = dataclasses.replace(TASK, split_rule="held-out")
+    task = TASK.model_copy(update={"split_rule": "held-out"})
     write(tmp_path, "train", 300)
     whole = rows_of(task, "train", tmp_path)
     some = rows_of(task, "train", tmp_path, limit=20, seed=1)
@@ -130,21 +130,21 @@ def test_the_digest_is_of_what_the_model_sees(tmp_path: Path) -> None:
     assert first == same != other
     lines = "".join(f'["say train {n}:", "{word}", [], null]\n' for n, word in enumerate(["no", "yes", "no"]))
     assert first == hashlib.sha256(lines.encode()).hexdigest()
-    worded = dataclasses.replace(TASK, labels={"0": "no", "1": "yep"})
+    worded = TASK.model_copy(update={"labels": {"0": "no", "1": "yep"}})
     assert load_examples(worded, "train", data_dir=tmp_path / "a").sha256 != first
 
 
 def test_only_the_rows_of_the_subset_and_their_numbers_in_the_file(tmp_path: Path) -> None:
-    hub = HubRows("someone/toy", "plain", {"subset": "b"})
-    task = dataclasses.replace(TASK, hub=hub, split_rule="own")
+    hub = HubDataset(path="someone/toy", config="plain", where={"subset": "b"})
+    task = TASK.model_copy(update={"hub": hub, "split_rule": "own"})
     write(tmp_path, "train", 5, subset=["a", "b", "a", "b", "b"])
     assert rows_of(task, "train", tmp_path) == [1, 3, 4]
-    none = dataclasses.replace(task, hub=HubRows("someone/toy", "plain", {"subset": "z"}))
+    none = task.model_copy(update={"hub": HubDataset(path="someone/toy", config="plain", where={"subset": "z"})})
     with pytest.raises(
         AttemptError, match=r"no rows with subset 'z' in '.*train\.parquet', and 'train' of someone/toy"
     ):
         load_examples(none, "train", data_dir=tmp_path)
-    wrong = dataclasses.replace(task, hub=HubRows("someone/toy", "plain", {"part": "b"}))
+    wrong = task.model_copy(update={"hub": HubDataset(path="someone/toy", config="plain", where={"part": "b"})})
     with pytest.raises(AttemptError, match="no column 'part'"):
         load_examples(wrong, "train", data_dir=tmp_path)
 
@@ -199,7 +199,7 @@ def test_an_unknown_split() -> None:
 
 
 def test_a_split_without_rows(tmp_path: Path) -> None:
-    task = dataclasses.replace(TASK, split_rule="held-out")
+    task = TASK.model_copy(update={"split_rule": "held-out"})
     path = write(tmp_path, "train", 9)
     with pytest.raises(AttemptError, match="no rows for 'validation' of task 'toy'") as failure:
         load_examples(task, "validation", data_dir=tmp_path)

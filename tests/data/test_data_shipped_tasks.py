@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from attempt_cli.data.catalogue import task_summaries
+from attempt_cli.data.catalogue import load_task, task_names, task_summaries
 from attempt_cli.data.check import check_rows
+from attempt_cli.data.fields import task_fields, task_from_fields
 from attempt_cli.data.metrics import METRICS
-from attempt_cli.data.schema import task_fields, task_from_fields
-from attempt_cli.data.task import load_task, task_names
 from attempt_cli.errors import AttemptError
 
 SOURCES = {"mnli", "qnli", "qqp", "sst2", "squad", "record"}

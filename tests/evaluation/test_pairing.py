@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from attempt_cli.data.metrics import score
-from attempt_cli.data.schema import task_from_fields
-from attempt_cli.data.task import Example, Task
+from attempt_cli.data.example import Example
+from attempt_cli.data.fields import task_from_fields
+from attempt_cli.data.scoring import score
+from attempt_cli.data.task import Task
 from attempt_cli.errors import AttemptError
 from attempt_cli.evaluation.pairing import PerRow, compare, per_row
 

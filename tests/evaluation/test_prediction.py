@@ -11,12 +11,13 @@ import torch
 
 from attempt_cli.backbones.base import FrozenBackbone
 from attempt_cli.backbones.load import load_backbone
-from attempt_cli.backbones.prompted import PromptedModel
-from attempt_cli.data.schema import task_from_fields
-from attempt_cli.data.task import Example, Task
+from attempt_cli.data.example import Example
+from attempt_cli.data.fields import task_from_fields
+from attempt_cli.data.task import Task
 from attempt_cli.evaluation.evaluate import evaluate, score_interval
 from attempt_cli.evaluation.prediction import MAX_NEW_TOKENS, encode_examples, predict
 from attempt_cli.evaluation.statistics import proportion_interval
+from attempt_cli.prompted import PromptedModel
 from tests.models import save_gpt2, save_t5
 from tests.training import tiny
 from tests.training.toy import toy_rows
@@ -150,7 +151,7 @@ def test_the_interval_of_a_metric_that_is_no_mean_brackets_it(metric: str) -> No
     said = [
         ("no" if row.target == "yes" else "yes") if flip else row.target for row, flip in zip(rows, wrong, strict=True)
     ]
-    from attempt_cli.data.metrics import score
+    from attempt_cli.data.scoring import score
 
     low, high = score_interval(toy, said, rows)
     assert low < score(toy, said, rows)[metric] < high

@@ -11,7 +11,7 @@ import pytest
 from attempt_cli.artefacts import load_prompt
 from attempt_cli.backbones.base import FrozenBackbone
 from attempt_cli.data.fewshot import few_shot
-from attempt_cli.data.files import task_from_files
+from attempt_cli.data.own_files import task_from_files
 from attempt_cli.data.rows import Rows, examples_sha256, load_examples
 from attempt_cli.data.task import Task
 from attempt_cli.errors import AttemptError
@@ -31,8 +31,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def task(tmp_path: Path) -> Task:
     train = write_csv(tmp_path / "train.csv", toy_rows(30))
     test = write_csv(tmp_path / "test.csv", toy_rows(14, 2))
-    return replace(
-        task_from_files(train=train, test=test, input="{text} label:", label="mood", name="toy"), split_rule="own"
+    return task_from_files(train=train, test=test, input="{text} label:", label="mood", name="toy").model_copy(
+        update={"split_rule": "own"}
     )
 
 

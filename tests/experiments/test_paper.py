@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from attempt_cli.data.task import load_task
+from attempt_cli.data.catalogue import load_task
 from attempt_cli.errors import AttemptError
 from attempt_cli.experiments.grid import Ask
 from attempt_cli.experiments.methods import METHODS

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from attempt_cli.data.task import load_task
-from attempt_cli.errors import AttemptError
+from attempt_cli.data.catalogue import load_task
+from attempt_cli.errors import AttemptError, first_line
 from attempt_cli.experiments.cells import Cell
 from attempt_cli.experiments.grid import Ask, Plan, Result
-from attempt_cli.experiments.workers import Filled, ProcessWorker, Waiting, WorkerDiedError, fill, first_line
+from attempt_cli.experiments.workers import Filled, ProcessWorker, Waiting, WorkerDiedError, fill
 from attempt_cli.training.loop import Listener, TrainingStoppedError
 
 

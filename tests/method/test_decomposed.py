@@ -50,7 +50,7 @@ def test_a_first_step_moves_an_offset_by_about_the_learning_rate(rank: int) -> N
         torch.zeros(1, 1, 64), positions=200, rank=rank, generator=torch.Generator().manual_seed(0)
     )
     towards = torch.randn(1, 200, 64, generator=torch.Generator().manual_seed(1))
-    optimizer = torch.optim.Adam(module.speed_groups()["attention"], lr=0.01)
+    optimizer = torch.optim.Adam(module.param_groups()["attention"], lr=0.01)
     (module.offsets(torch.tensor([0]), 200) * towards).sum().backward()
     assert not module.left_factors.grad.any()  # B is nought: B moves first
     optimizer.step()
@@ -64,13 +64,13 @@ def test_the_generator_decides() -> None:
     assert not torch.equal(one.left_factors, three.left_factors)
 
 
-def test_speeds() -> None:
+def test_param_groups() -> None:
     module = DecomposedPrompt(SHORT, 2, 1)
-    groups = module.speed_groups()
+    groups = module.param_groups()
     assert [id(p) for p in groups["prompts"]] == [id(module.target_prompts)]
     assert [id(p) for p in groups["attention"]] == [id(module.left_factors), id(module.right_factors)]
     assert len(list(module.parameters())) == 3
-    assert module.requires_grad_(False).speed_groups() == {}
+    assert module.requires_grad_(False).param_groups() == {}
 
 
 def test_the_papers_budget() -> None:

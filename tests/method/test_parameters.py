@@ -16,7 +16,7 @@ from attempt_cli.method import (
 
 
 def trained(mixture: PromptMixture) -> int:
-    return sum(tensor.numel() for tensors in mixture.speed_groups().values() for tensor in tensors)
+    return sum(tensor.numel() for tensors in mixture.param_groups().values() for tensor in tensors)
 
 
 def test_numbers_of_the_papers() -> None:

@@ -71,12 +71,12 @@ def test_the_generator_decides() -> None:
 
 def test_speeds_and_the_frozen_shared_prompt() -> None:
     module = SharedPrompt(PROMPT, 2)
-    groups = module.speed_groups()
+    groups = module.param_groups()
     assert [id(p) for p in groups["prompts"]] == [id(module.shared_prompt)]
     assert [id(p) for p in groups["attention"]] == [id(module.left_factors), id(module.right_factors)]
     assert len(list(module.parameters())) == 3
     frozen = SharedPrompt(PROMPT, 2, train_shared=False)
-    assert list(frozen.speed_groups()) == ["attention"]
+    assert list(frozen.param_groups()) == ["attention"]
     frozen(torch.tensor([0]))[0].sum().backward()
     assert frozen.shared_prompt.grad is None
     assert set(frozen.state_dict()) == {"shared_prompt", "left_factors", "right_factors"}

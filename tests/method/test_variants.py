@@ -261,9 +261,9 @@ def test_no_tensor_has_rows_and_sources_and_entries_of_prompts(name: str) -> Non
     assert largest.entries <= t * m * d  # what the sources have themselves
 
 
-def speeds(mixture: PromptMixture) -> dict[str, set[str]]:
+def param_groups_of(mixture: PromptMixture) -> dict[str, set[str]]:
     names = {id(tensor): name for name, tensor in mixture.named_parameters()}
-    groups = mixture.speed_groups()
+    groups = mixture.param_groups()
     held = [id(tensor) for tensors in groups.values() for tensor in tensors]
     trained = [id(tensor) for tensor in mixture.parameters() if tensor.requires_grad]
     assert sorted(held) == sorted(trained)  # every trained tensor, and each once
@@ -273,23 +273,23 @@ def speeds(mixture: PromptMixture) -> dict[str, set[str]]:
 def test_every_trained_tensor_has_one_speed() -> None:
     prompts = {"target_prompts"}
     attention = {f"attention.{name}.weight" for name in ("down", "up", "norm")} | {"attention.norm.bias"}
-    assert speeds(PromptMixture(TARGET)) == {"prompts": prompts}
-    assert speeds(PromptMixture(TARGET, SOURCES, PromptAttention(3, 2, 1.0))) == {
+    assert param_groups_of(PromptMixture(TARGET)) == {"prompts": prompts}
+    assert param_groups_of(PromptMixture(TARGET, SOURCES, PromptAttention(3, 2, 1.0))) == {
         "prompts": prompts,
         "attention": attention,
     }
     learned = PromptAttention(3, 2, 1.0, learned_temperature=True)
-    assert speeds(PromptMixture(TARGET, SOURCES, learned, level="token")) == {
+    assert param_groups_of(PromptMixture(TARGET, SOURCES, learned, level="token")) == {
         "prompts": prompts,
         "attention": attention | {"attention.log_temperature"},
     }
-    assert speeds(PromptMixture(TARGET, SOURCES, PromptAttention(3, 2, 1.0), with_target=False)) == {
+    assert param_groups_of(PromptMixture(TARGET, SOURCES, PromptAttention(3, 2, 1.0), with_target=False)) == {
         "attention": attention
     }
-    assert speeds(PromptMixture(TARGET, SOURCES, fixed_weights=constant_weights(2))) == {"prompts": prompts}
+    assert param_groups_of(PromptMixture(TARGET, SOURCES, fixed_weights=constant_weights(2))) == {"prompts": prompts}
     settled = PromptMixture(TARGET, SOURCES, PromptAttention(3, 2, 1.0).requires_grad_(False))
-    assert speeds(settled) == {"prompts": prompts}
-    assert speeds(settled.requires_grad_(False)) == {}
+    assert param_groups_of(settled) == {"prompts": prompts}
+    assert param_groups_of(settled.requires_grad_(False)) == {}
 
 
 @pytest.mark.parametrize(

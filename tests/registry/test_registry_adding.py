@@ -116,10 +116,10 @@ def test_what_is_no_prompt_is_refused(registry: Registry, add: Add, tensor: np.n
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"kind": "other"}, "'other' is no kind of prompt"),
+        ({"kind": "other"}, "'other' is not a kind of prompt"),
         ({"embedding_scale": 0.0}, "scale 0.0 is not a positive number"),
         ({"embedding_scale": float("nan")}, "scale nan is not a positive number"),
-        ({"settings": {"model": object()}}, "cannot record the settings: object is no plain value"),
+        ({"settings": {"model": object()}}, "cannot record the settings: object has no JSON form"),
         ({"tags": ["a,b"]}, "'a,b' cannot be a tag"),
         ({"tags": [" "]}, "' ' cannot be a tag"),
         ({"parents": ["nobody"]}, "no prompt named 'nobody'"),
@@ -168,7 +168,7 @@ def test_an_attention_comes_back_as_it_was(registry: Registry, add_attention: Ca
 
 
 def test_bad_attentions_are_refused(registry: Registry, add_attention: Callable[..., Attention]) -> None:
-    with pytest.raises(RegistryError, match="'word' is no level"):
+    with pytest.raises(RegistryError, match="'word' is not a level"):
         add_attention(level="word")
     with pytest.raises(RegistryError, match="tensor 'up' has 1 values that are not finite"):
         registry.add_attention(

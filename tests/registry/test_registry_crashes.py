@@ -305,7 +305,7 @@ def test_a_folder_without_permission_to_write(tmp_path: Path) -> None:
         + """
 import difflib, errno, hashlib, os, shutil, stat
 import safetensors.numpy, sqlite_utils
-from attempt_registry.schema import migrations
+from attempt_registry.migrations import migrations
 
 add(registry, "sst2", 1)
 registry.close()
@@ -392,7 +392,7 @@ def test_a_database_of_a_newer_version_is_refused_and_not_touched(registry: Regi
 def test_an_older_database_is_brought_up_to_date(registry: Registry, add: Add, monkeypatch: pytest.MonkeyPatch) -> None:
     from sqlite_utils import Database
 
-    from attempt_registry.schema import migrations
+    from attempt_registry.migrations import migrations
 
     kept = add("sst2")
     registry.close()
@@ -403,7 +403,9 @@ def test_an_older_database_is_brought_up_to_date(registry: Registry, add: Add, m
     monkeypatch.setattr("attempt_registry.database.MIGRATIONS", (*MIGRATIONS, "0099_colour"))
     monkeypatch.setattr(migrations, "_migrations", [*migrations._migrations])
     migrations(name="0099_colour")(add_column)
-    with pytest.raises(RegistryError, match="made by an older version of attempt, and it is read-only"):
+    with pytest.raises(
+        RegistryError, match="made by an older version of attempt and cannot be updated: it is read-only"
+    ):
         Registry.open(registry.folder, read_only=True).prompts()
     assert registry.prompts() == [kept]
     assert registry._database.rows("SELECT colour FROM prompts") == [(None,)]
@@ -411,7 +413,7 @@ def test_an_older_database_is_brought_up_to_date(registry: Registry, add: Add, m
 
 def test_the_migrations_are_the_ones_that_opening_looks_for() -> None:
     from attempt_registry.database import MIGRATION_SET
-    from attempt_registry.schema import migrations
+    from attempt_registry.migrations import migrations
 
     assert tuple(migration.name for migration in migrations._migrations) == MIGRATIONS
     assert migrations.name == MIGRATION_SET
@@ -435,7 +437,7 @@ def test_other_files_are_refused_and_not_touched(tmp_path: Path) -> None:
         Registry.open(tmp_path).prompts()
     assert file.read_bytes() == before
     file.write_bytes(b"something else altogether, long enough for a header" * 40)
-    with pytest.raises(RegistryError, match="is damaged or no SQLite database"):
+    with pytest.raises(RegistryError, match="is damaged or not a SQLite database"):
         Registry.open(tmp_path).prompts()
     assert file.read_bytes().startswith(b"something else")
 

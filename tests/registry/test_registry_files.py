@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from attempt_registry import RegistryError
-from attempt_registry.files import read_tensor
+from attempt_registry.tensor_files import read_tensor
 
 
 def write_safetensors(path: Path, dtype: str, shape: list[int], data: bytes) -> Path:
@@ -59,7 +59,7 @@ def test_one_of_several(tmp_path: Path) -> None:
         read_tensor(path, "prompt_embedding")
     assert (failure.value.hint or "").startswith("Did you mean prompt_embeddings? It holds ")
     np.save(tmp_path / "x.npy", np.ones((2, 3)))
-    with pytest.raises(RegistryError, match="holds one array without a name"):
+    with pytest.raises(RegistryError, match="holds one unnamed array"):
         read_tensor(tmp_path / "x.npy", "p")
 
 
@@ -67,7 +67,7 @@ def test_one_of_several(tmp_path: Path) -> None:
 def test_what_is_no_safetensors_file(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "x.safetensors"
     path.write_bytes(content)
-    with pytest.raises(RegistryError, match=r"x\.safetensors is not a whole safetensors file"):
+    with pytest.raises(RegistryError, match=r"x\.safetensors is not a complete safetensors file"):
         read_tensor(path)
 
 
@@ -78,7 +78,7 @@ def test_files_cut_short(tmp_path: Path) -> None:
         path = tmp_path / name
         for keep in (40, 300):
             path.write_bytes(path.read_bytes()[:-keep])
-            with pytest.raises(RegistryError, match=f"is not a whole {form} file"):
+            with pytest.raises(RegistryError, match=f"is not a complete {form} file"):
                 read_tensor(path)
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attempt_registry import Backbone, Composition, Prompt, Registry, RegistryError
-from attempt_registry.names import KINDS, Reference, parse
+from attempt_registry.references import KINDS, Reference, parse
 
 Add = Callable[..., Prompt]
 FINGERPRINT = "f" * 64
@@ -73,9 +73,9 @@ def test_unknown_names_name_the_nearest(registry: Registry, family: Composition)
     assert failure(registry.composition, "review")[1] == (
         "Did you mean reviews? `attempt registry list --what compositions` shows all names."
     )
-    assert failure(registry.prompt, "attention:glue")[0] == "'attention:glue' is no prompt"
+    assert failure(registry.prompt, "attention:glue")[0] == "'attention:glue' is not of the kind prompt"
     assert failure(registry.run, 99) == ("no run 99", "`attempt registry list --what runs` shows all runs.")
-    assert failure(registry.remove, "x", kind="run")[0] == "'run' is no kind of record"
+    assert failure(registry.remove, "x", kind="run")[0] == "'run' is not a kind of record"
 
 
 @given(

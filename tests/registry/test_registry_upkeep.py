@@ -77,8 +77,8 @@ def test_a_damaged_file_is_named_with_its_prompt(registry: Registry, add: Add, a
             read(record)
         assert "attempt registry verify" in (failure.value.hint or "")
     assert registry.verify() == [
-        Problem("prompt rte@1", "its file is damaged (another hash)", str(registry.tensor_path(prompt))),
-        Problem("attention glue@1", "its file is damaged (another hash)", str(registry.tensor_path(attention))),
+        Problem("prompt rte@1", "its file is damaged (wrong hash)", str(registry.tensor_path(prompt))),
+        Problem("attention glue@1", "its file is damaged (wrong hash)", str(registry.tensor_path(attention))),
     ]
     np.testing.assert_array_equal(registry.prompt_tensor(fine), np.ones((2, 3)))
 
@@ -126,9 +126,9 @@ def test_a_damaged_database_is_told_and_not_written_to(registry: Registry, add: 
     assert len(data) > 40_000
     data[24_000:40_000] = b"\xa5" * 16_000
     file.write_bytes(data)
-    with pytest.raises(RegistryError, match="is damaged or no SQLite database"):
+    with pytest.raises(RegistryError, match="is damaged or not a SQLite database"):
         registry.verify()
-    with pytest.raises(RegistryError, match="is damaged or no SQLite database"):
+    with pytest.raises(RegistryError, match="is damaged or not a SQLite database"):
         registry.prompts()
     assert file.read_bytes() == bytes(data)
 
@@ -167,6 +167,6 @@ def test_gc_without_the_database_removes_nothing(registry: Registry, add: Add) -
     registry.close()
     (registry.folder / "registry.db").unlink()
     for dry_run in (True, False):
-        with pytest.raises(RegistryError, match=r"holds tensors, but their database registry\.db is gone"):
+        with pytest.raises(RegistryError, match=r"holds tensors, but their database registry\.db is missing"):
             Registry.open(registry.folder).gc(dry_run, grace=0)
     assert file.exists()

@@ -13,22 +13,25 @@ import torch
 from attempt_cli.artefacts import load_composition, load_prompt
 from attempt_cli.backbones.base import FrozenBackbone
 from attempt_cli.backbones.load import load_backbone
-from attempt_cli.backbones.prompted import PromptedModel
-from attempt_cli.data.files import task_from_files
+from attempt_cli.data.own_files import task_from_files
 from attempt_cli.data.rows import load_examples
 from attempt_cli.data.task import Task
 from attempt_cli.errors import AttemptError
 from attempt_cli.evaluation.prediction import encode_examples, predict
 from attempt_cli.method import DecomposedPrompt, PromptMixture, SharedPrompt, decomposed_shape
-from attempt_cli.training.build import offset_positions
-from attempt_cli.training.config import WEIGHT_METHODS, TrainingConfig, make_config
+from attempt_cli.prompted import PromptedModel
+from attempt_cli.training.build import build_model, offset_positions
+from attempt_cli.training.config import TrainingConfig, make_config
 from attempt_cli.training.gradient import trained_tensors
 from attempt_cli.training.loop import TrainingStoppedError
 from attempt_cli.training.memory import activation_bytes
-from attempt_cli.training.recipes import Outcome, Request, build_model, placed, train_prompt
+from attempt_cli.training.request import Request
+from attempt_cli.training.run import train
 from attempt_registry import Registry
-from tests.models import save_t5
+from tests.models import WEIGHT_METHODS, save_t5
 from tests.training import tiny
+from tests.training.requests import request_for
+from tests.training.requests import trained as made
 from tests.training.toy import toy_rows, write_csv
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -67,21 +70,15 @@ def registry(tmp_path: Path, backbone: FrozenBackbone, task: Task) -> Registry:
     opened = Registry.open(tmp_path / "kept")
     for seed, name in enumerate(("one", "two")):
         config = TrainingConfig(**QUICK, eval_every=0, seed=seed)
-        train_prompt(opened, backbone, Request(task=task, kind="source", name=name, config=config))
+        train(opened, backbone, request_for(task, kind="source", name=name, config=config))
     return opened
 
 
 def request(registry: Registry, task: Task, method: str, **settings: Any) -> Request:
     config = TrainingConfig(method=method, **(QUICK | {"eval_every": 2, "seed": 3} | settings))  # type: ignore[arg-type]
     sources = tuple(registry.prompt(name) for name in ("one", "two")) if method in ("attempt", "mpt") else ()
-    start = sources[0] if method == "attempt" else None
-    return Request(task=task, kind="target", name=f"toy-{method}", config=config, sources=sources, init_from=start)
-
-
-def made(registry: Registry, backbone: FrozenBackbone, asked: Request, **arguments: Any) -> Outcome:
-    outcome = train_prompt(registry, backbone, asked, **arguments)
-    assert outcome is not None
-    return outcome
+    start = sources[:1] if method == "attempt" else ()
+    return request_for(task, name=f"toy-{method}", config=config, sources=sources, init_from=start)
 
 
 def scores(model: PromptedModel, task: Task) -> torch.Tensor:
@@ -129,7 +126,7 @@ def test_resumed_equals_uninterrupted(registry: Registry, backbone: FrozenBackbo
     expected = scores(whole.model, task)
     whole.release()
     with pytest.raises(TrainingStoppedError):
-        train_prompt(registry, backbone, asked, listener=tiny.Recorder(interrupt_at=3))
+        train(registry, backbone, asked, listener=tiny.Recorder(interrupt_at=3))
     assert backbone.tuned is None, "a training that was stopped left its weights in the backbone"
     recorder = tiny.Recorder()
     resumed = made(registry, backbone, asked, resume=True, listener=recorder)
@@ -186,7 +183,7 @@ def test_casts_of_trained_weights_are_no_activations(
 ) -> None:
     """In bf16 every pass casts the weights anew; a batch's memory is counted without them."""
     backbone = load_backbone(str(llama), device="cpu", dtype="bfloat16")
-    model = build_model(registry, backbone, placed(backbone, request(registry, task, "fine-tuning")))
+    model = build_model(registry, backbone, request(registry, task, "fine-tuning").on(backbone))
     row = encode_examples(model, task, load_examples(task, "train").examples[:1], 16)
     one, two = activation_bytes(model, row), activation_bytes(model, row * 2)
     model.release()
@@ -198,7 +195,7 @@ def test_casts_of_trained_weights_are_no_activations(
 
 
 def test_dept_has_the_budget_of_a_prompt(registry: Registry, backbone: FrozenBackbone, task: Task) -> None:
-    asked = placed(backbone, request(registry, task, "dept"))
+    asked = request(registry, task, "dept").on(backbone)
     model = build_model(registry, backbone, asked)
     mixture = model.mixture
     assert isinstance(mixture, DecomposedPrompt)
@@ -212,7 +209,7 @@ def test_dept_has_the_budget_of_a_prompt(registry: Registry, backbone: FrozenBac
 
 def test_dept_adds_its_offsets_to_the_input(registry: Registry, backbone: FrozenBackbone, task: Task) -> None:
     """Against a model that is given the changed embeddings by hand."""
-    model = build_model(registry, backbone, placed(backbone, request(registry, task, "dept")))
+    model = build_model(registry, backbone, request(registry, task, "dept").on(backbone))
     mixture = model.mixture
     assert isinstance(mixture, DecomposedPrompt)
     torch.nn.init.normal_(mixture.right_factors, generator=torch.Generator().manual_seed(0))
@@ -229,23 +226,26 @@ def test_dept_adds_its_offsets_to_the_input(registry: Registry, backbone: Frozen
 
 def test_a_budget_that_leaves_no_offsets_is_refused(registry: Registry, backbone: FrozenBackbone, task: Task) -> None:
     with pytest.raises(AttemptError, match="cannot have the budget of a prompt of 2 tokens") as failure:
-        train_prompt(registry, backbone, request(registry, task, "dept", prompt_length=2))
+        train(registry, backbone, request(registry, task, "dept", prompt_length=2))
     assert "--prompt-length" in str(failure.value.hint)
 
 
 def test_positions_of_dept_are_the_longest_input(backbone: FrozenBackbone, task: Task) -> None:
     assert offset_positions(backbone, task, TrainingConfig(max_length=16)) == 16
-    assert offset_positions(backbone, replace(task, max_length=77), TrainingConfig()) == 77
-    assert offset_positions(backbone, replace(task, max_length=500), TrainingConfig()) == backbone.max_positions
+    assert offset_positions(backbone, task.model_copy(update={"max_length": 77}), TrainingConfig()) == 77
+    assert (
+        offset_positions(backbone, task.model_copy(update={"max_length": 500}), TrainingConfig())
+        == backbone.max_positions
+    )
 
 
 def test_mpt_starts_from_the_mean_and_keeps_a_prompt(registry: Registry, backbone: FrozenBackbone, task: Task) -> None:
     asked = request(registry, task, "mpt")
-    model = build_model(registry, backbone, placed(backbone, asked))
+    model = build_model(registry, backbone, asked.on(backbone))
     assert isinstance(model.mixture, SharedPrompt)
     sources = [torch.from_numpy(registry.prompt_tensor(p).copy()) * p.embedding_scale for p in asked.sources]
     torch.testing.assert_close(model.mixture.target_prompts[0] * model.scale, (sources[0] + sources[1]) / 2)
-    groups = model.mixture.speed_groups()
+    groups = model.mixture.param_groups()
     assert {name: len(tensors) for name, tensors in groups.items()} == {"prompts": 1, "attention": 2}
     outcome = made(registry, backbone, asked)
     assert outcome.prompt is not None
@@ -277,7 +277,7 @@ def test_a_variant_is_loaded_as_it_was_trained(
     assert trained.level == settings.get("level", "instance")
     assert trained.with_target == settings.get("with_target", True)
     assert (trained.fixed_weights is not None) == ("constant_attention" in settings)
-    plain = build_model(registry, backbone, placed(backbone, request(registry, task, "attempt", attention_rank=5)))
+    plain = build_model(registry, backbone, request(registry, task, "attempt", attention_rank=5).on(backbone))
     assert not torch.equal(scores(plain, task), scores(loaded, task))
     if outcome.attention is not None:
         kept = registry.attention(outcome.attention)
@@ -337,16 +337,16 @@ def test_settings_that_cannot_be_meant_together(
     asked = request(registry, task, settings["method"])  # a copy with an update is not validated, the request is
     unchecked = replace(asked, config=asked.config.model_copy(update=settings))
     if settings["method"] == "spot":
-        unchecked = replace(unchecked, init_from=registry.prompt("one"))
+        unchecked = replace(unchecked, init_from=(registry.prompt("one"),))
     with pytest.raises(AttemptError, match=problem):
-        train_prompt(registry, backbone, unchecked)
+        train(registry, backbone, unchecked)
     assert backbone.tuned is None
 
 
 def test_weights_start_from_no_prompt(registry: Registry, backbone: FrozenBackbone, task: Task) -> None:
-    asked = replace(request(registry, task, "lora", placement="before"), init_from=registry.prompt("one"))
+    asked = replace(request(registry, task, "lora", placement="before"), init_from=(registry.prompt("one"),))
     with pytest.raises(AttemptError, match=r"was trained after|lora starts from no prompt"):
-        train_prompt(registry, backbone, asked)
+        train(registry, backbone, asked)
 
 
 def test_a_training_that_fails_leaves_the_backbone_frozen(
@@ -357,5 +357,5 @@ def test_a_training_that_fails_leaves_the_backbone_frozen(
 
     monkeypatch.setattr("attempt_cli.training.loop.save_checkpoint", broken)
     with pytest.raises(OSError, match="the disk is full"):
-        train_prompt(registry, backbone, request(registry, task, "fine-tuning"))
+        train(registry, backbone, request(registry, task, "fine-tuning"))
     assert backbone.tuned is None

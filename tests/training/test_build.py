@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from attempt_cli.method import PromptMixture
-from attempt_cli.training.build import prompt_module
+from attempt_cli.training.build import BuildInputs, attempt
 from attempt_cli.training.config import make_config
 
 
@@ -20,8 +19,7 @@ def test_a_balanced_start_is_the_prompt_that_is_started_from(constant: bool) -> 
 
     def mixed(balanced_start: bool) -> torch.Tensor:
         config = make_config(None, method="attempt", constant_attention=constant, balanced_start=balanced_start)
-        mixture = prompt_module(config, prompts, sources, generator=generator, positions=8)
-        assert isinstance(mixture, PromptMixture)
+        mixture = attempt(BuildInputs(config, prompts, sources, generator, positions=8))
         if mixture.attention is not None:  # h = 0: all weights are equal
             for tensor in mixture.attention.parameters():
                 tensor.data.zero_()

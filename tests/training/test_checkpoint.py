@@ -15,10 +15,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from attempt_cli.backbones.base import FrozenBackbone
-from attempt_cli.backbones.prompted import PromptedModel
 from attempt_cli.errors import AttemptError
+from attempt_cli.prompted import PromptedModel
 from attempt_cli.training.checkpoint import _digest, save_checkpoint
-from attempt_cli.training.loop import Trained, TrainingStoppedError, caught_signals
+from attempt_cli.training.loop import Trained, TrainingStoppedError
+from attempt_cli.training.signals import caught_signals
 from tests.training import tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -62,7 +63,7 @@ def test_a_training_that_was_stopped_goes_on_as_if_it_had_not_been(
             trained(backbone, checkpoint, resume=True, listener=tiny.Recorder(interrupt_at=stop))
         assert stopped.value.exit_code == 130
         assert stopped.value.message == f"stopped at step {stop} of 9; nothing is lost"
-        assert stopped.value.hint == "Go on with the same command and --resume."
+        assert stopped.value.hint == "Continue with the same command and --resume."
     recorder = tiny.Recorder()
     resumed, same = trained(backbone, checkpoint, resume=True, listener=recorder)
     assert recorder.began == (stops[-1], 9)

@@ -15,13 +15,14 @@ import torch
 from attempt_cli.backbones.base import FrozenBackbone
 from attempt_cli.backbones.input_cache import InputCache
 from attempt_cli.backbones.load import load_backbone
-from attempt_cli.backbones.prompted import PromptedModel
 from attempt_cli.errors import AttemptError
-from attempt_cli.training import compiling, recipes
+from attempt_cli.prompted import PromptedModel
+from attempt_cli.training import compiling
 from attempt_cli.training.checkpoint import load_checkpoint
 from attempt_cli.training.config import TrainingConfig
-from attempt_cli.training.loop import TrainingStoppedError, make_optimizer
+from attempt_cli.training.loop import TrainingStoppedError, make_optimizer, train_model
 from attempt_cli.training.processes import Processes
+from attempt_cli.training.run import layers_for
 from tests.models import save_llama
 from tests.training.tiny import LENGTH, Recorder, encoded, model, run
 
@@ -162,7 +163,7 @@ def test_what_was_found_before_ends_no_training(
     told = Recorder()
     done = run(model(other), rows, tmp_path / "second", steps=STEPS, listener=told)
     assert (done.state.step, done.state.compiled, other.compiled) == (STEPS, False, False)
-    assert told.notes[-1].endswith("the training goes on without.")
+    assert told.notes[-1].endswith("the training continues without.")
     (name,) = json.loads(machine.read_text("utf-8"))
     machine.write_text(json.dumps({name: "damaged"}), "utf-8")
     assert run(model(other), rows, tmp_path / "third", steps=STEPS).state.step == STEPS
@@ -183,7 +184,7 @@ def test_what_goes_wrong_while_it_is_measured_ends_no_training(
     monkeypatch.setattr(compiling, "_seconds", failing)
     told = Recorder()
     done = run(model(backbone), rows, tmp_path / "state", steps=STEPS, listener=told)
-    assert told.notes[-1] == "no memory is left; the training goes on without."
+    assert told.notes[-1] == "no memory is left; the training continues without."
     assert (done.state.losses, done.state.compiled, backbone.compiled) == (plain.state.losses, False, False)
 
 
@@ -227,7 +228,7 @@ def test_a_resumed_training_goes_on_as_it_was_decided(
     told = Recorder()
     done = run(begun(), rows, state, steps=STEPS, resume=True, listener=told)
     assert (done.state.step, done.state.compiled) == (STEPS, False)
-    assert told.notes[-1].endswith("the training goes on without.")
+    assert told.notes[-1].endswith("the training continues without.")
 
 
 def test_kept_inputs_are_read_by_the_layers_as_they_were_loaded(backbone: FrozenBackbone) -> None:
@@ -250,8 +251,8 @@ def test_the_backbone_is_given_back_as_it_was(backbone: FrozenBackbone, tmp_path
     arguments: dict[str, Any] = {"evaluate": None, "checkpoint": tmp_path / "state", "key": "key", "resume": False}
     config = TrainingConfig(prompt_length=LENGTH, steps=2, compile=True)
     told = Recorder()
-    done = recipes.run_training(
-        model(backbone), encoded(backbone, 8), config, listener=told, processes=Processes(), **arguments
-    )
+    trained = model(backbone)
+    with layers_for(trained, config):
+        done = train_model(trained, encoded(backbone, 8), config, listener=told, processes=Processes(), **arguments)
     assert done.numbers["compiled"] is True
     assert not backbone.compiled

@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from attempt_cli.backbones.base import EncodedRow, FrozenBackbone
-from attempt_cli.backbones.prompted import PromptedModel
+from attempt_cli.backbones.base import FrozenBackbone
+from attempt_cli.backbones.rows import EncodedRow
+from attempt_cli.prompted import PromptedModel
 from attempt_cli.training.config import TrainingConfig
 from attempt_cli.training.gradient import gradient_step
 from attempt_cli.training.loop import make_optimizer

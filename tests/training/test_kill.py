@@ -79,7 +79,7 @@ def test_killed_at_any_moment_a_source_goes_on_to_the_same_prompt(attempt: Attem
         kill_somewhere(attempt, f"{SOURCE} --resume", randomness)
         assert opened(attempt).prompts() == []
     resumed = attempt.succeed(f"{SOURCE} --resume")
-    assert "going on from step" in resumed.err
+    assert "continuing from step" in resumed.err
     assert facts(opened(attempt).prompt("toy")) == facts(opened(whole).prompt("toy"))
     assert opened(attempt).run(1).budget == opened(whole).run(1).budget
     assert checkpoints(attempt) == []  # done: nothing is left to go on from

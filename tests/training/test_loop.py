@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from attempt_cli.backbones.base import FrozenBackbone
-from attempt_cli.backbones.prompted import PromptedModel
 from attempt_cli.errors import AttemptError
+from attempt_cli.prompted import PromptedModel
 from attempt_cli.training.loop import Evaluate, Trained
 from tests.training import tiny
 

@@ -112,7 +112,7 @@ def test_ragged_batches_a_stop_and_a_resumption_on_two_processes(attempt: Attemp
     first, second = two(attempt, f"{command} --resume")
     results = first.result(), second.result()
     assert [result.code for result in results] == [0, 0], results[0].err + results[1].err
-    assert results[0].err.count("going on from step") == 1
+    assert results[0].err.count("continuing from step") == 1
     assert (results[1].out, results[1].err) == ("", "")
     assert_close(opened(attempt), opened(one))
 

@@ -1,4 +1,4 @@
-"""A training in this process, without files or a registry: `training.loop.train` on a tiny backbone."""
+"""A training in this process, without files or a registry: `training.loop.train_model` on a tiny backbone."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from typing import Any
 
 import torch
 
-from attempt_cli.backbones.base import EncodedRow, FrozenBackbone
-from attempt_cli.backbones.prompted import PromptedModel
+from attempt_cli.backbones.base import FrozenBackbone
+from attempt_cli.backbones.rows import EncodedRow
+from attempt_cli.listener import Listener
 from attempt_cli.method import PromptAttention, PromptMixture, rms_temperature
+from attempt_cli.prompted import PromptedModel
 from attempt_cli.training.config import TrainingConfig
 from attempt_cli.training.initial import vocabulary_prompt
-from attempt_cli.training.loop import Evaluate, Trained, train
+from attempt_cli.training.loop import Evaluate, Trained, train_model
 from attempt_cli.training.processes import Processes
 from tests.training.toy import toy_rows
 
@@ -45,7 +47,7 @@ def encoded(backbone: FrozenBackbone, count: int, seed: int = 0) -> list[Encoded
 
 
 @dataclass
-class Recorder:
+class Recorder(Listener):
     """A listener that notes what it is told, and can stop the training as Ctrl-C does.
 
     Args:
@@ -77,10 +79,10 @@ def run(trained: PromptedModel, rows: Sequence[EncodedRow], checkpoint: Path, **
     """Trains in place.
 
     Args:
-        settings: those of TrainingConfig, and `evaluate`, `resume`, `listener`, `key` of `train`.
+        settings: those of TrainingConfig, and `evaluate`, `resume`, `listener`, `key` of `train_model`.
     """
     evaluate: Evaluate | None = settings.pop("evaluate", None)
     own = {"resume": False, "listener": Recorder(), "key": "key"}
     own = {name: settings.pop(name, default) for name, default in own.items()}
     config = TrainingConfig(prompt_length=LENGTH, attention_rank=RANK, **settings)
-    return train(trained, rows, config, evaluate=evaluate, checkpoint=checkpoint, processes=Processes(), **own)  # type: ignore[arg-type]
+    return train_model(trained, rows, config, evaluate=evaluate, checkpoint=checkpoint, processes=Processes(), **own)  # type: ignore[arg-type]

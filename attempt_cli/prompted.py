@@ -1,4 +1,4 @@
-"""A frozen backbone behind a mixture of prompts: what is trained, scored and served."""
+"""A frozen backbone with a mixture of prompts: the model that is trained, scored and served."""
 
 from __future__ import annotations
 
@@ -9,33 +9,35 @@ import torch
 from torch import Tensor
 
 from attempt_cli.backbones.attention import Past
-from attempt_cli.backbones.base import Batch, EncodedRow, FrozenBackbone
+from attempt_cli.backbones.base import FrozenBackbone
+from attempt_cli.backbones.rows import Batch, EncodedRow
 from attempt_cli.backbones.tuned import TunedWeights
 from attempt_cli.method import DecomposedPrompt, PromptModule, pool_input
+from attempt_cli.placement import Placement
 
 
 @dataclass(frozen=True)
 class PromptedModel:
-    """p(y | [P_instance(X) ; X]).
+    """p(y | [P_instance(X) ; X]), or p(y | [X ; P_instance(X)]), whichever the placement says.
 
     Args:
         backbone: the frozen model.
         mixture: gives each row its prompt, or DePT's prompt and offsets; None is the bare model.
-        scale: what a prompt is multiplied with to enter the model: the backbone's embedding RMS when prompts are kept
-            in its units, 1 when they are kept as they are (the paper).
-        placement: "before" the input, [P ; X], or "after" it, [X ; P]. What X is mixed by is the same in both.
-        tuned: trained weights that are in the backbone, in the place of prompts.
+        scale: the factor of a prompt that enters the model: the backbone's embedding RMS if prompts are kept in units
+            of it, 1 if they are kept as raw embeddings (the paper).
+        placement: of the prompt; the mixture of X is the same in both placements.
+        tuned: trained weights in the backbone, instead of prompts.
     """
 
     backbone: FrozenBackbone
     mixture: PromptModule | None = None
     scale: float = 1.0
-    placement: str = "before"
+    placement: Placement = "before"
     tuned: TunedWeights | None = None
 
     @property
     def trained(self) -> PromptModule | TunedWeights:
-        """What a training changes: its parameters, by `speed_groups`.
+        """The module that a training changes; its parameters are in its `param_groups`.
 
         Raises:
             ValueError: the bare model has nothing to train.
@@ -46,7 +48,7 @@ class PromptedModel:
         return module
 
     def release(self) -> None:
-        """Takes trained weights out of the backbone; prompts leave nothing in it."""
+        """Takes trained weights out of the backbone; prompts are never in it."""
         if self.tuned is not None:
             self.tuned.release()
 
@@ -56,26 +58,30 @@ class PromptedModel:
         return self.mixture.length if self.mixture is not None else 0
 
     def one_for_all(self, tasks: Iterable[int]) -> bool:
-        """Whether rows of these tasks all have the same prompt: they are of one task, and no input is looked at."""
+        """Tells whether all rows of these tasks have the same prompt: one task, and a method that reads no input."""
         return self.mixture is not None and self.mixture.attention is None and len(set(tasks)) == 1
 
     def overhead(self, longest: int, tasks: Iterable[int] = (0,)) -> int:
-        """Positions that a prompt adds to every row where scores are computed.
+        """Returns the number of positions that a prompt adds to every row when scores are computed.
 
-        m, or 0 where one prompt stands before all rows and has a pass of its own. Generation repeats it for every row.
+        It is m, or 0 if all rows share a prompt before them, which then has a pass of its own. (Generation repeats it
+        for every row.)
 
         Args:
             longest: positions of the longest row, without the prompt.
-            tasks: of the rows.
+            tasks: the rows' tasks.
         """
         before = self.placement == "before" and self.backbone.shares_prompts(longest + self.prompt_length)
         return 0 if before and self.one_for_all(tasks) else self.prompt_length
 
     def prompts(self, batch: Batch, embeddings: Tensor, task_ids: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        """The prompts as they enter the model and the mixture's weights: of each row, or of each task that is given.
+        """Returns the prompts as they enter the model, and the mixture's weights.
+
+        Args:
+            task_ids: the task of each prompt; the rows' own tasks by default.
 
         Returns:
-            [b, m, d] and [b, t + 1]; None where there are none.
+            [b, m, d] and [b, t + 1]; None if there are none.
         """
         if self.mixture is None:
             return None, None
@@ -88,7 +94,7 @@ class PromptedModel:
         return prompts * self.scale, weights
 
     def log_likelihood(self, rows: Sequence[EncodedRow], task_ids: Tensor | None = None) -> Tensor:
-        """log p of each row's own target, [b], differentiable in the mixture."""
+        """Returns log p of each row's own target, [b], differentiable in the mixture."""
         batch, embeddings = self._enter(rows, task_ids)
         prompts, _ = self._entering_prompts(rows, batch, embeddings, task_ids)
         return self.backbone.target_log_likelihood(batch, embeddings, prompts, self._read(rows))
@@ -97,7 +103,7 @@ class PromptedModel:
     def score_labels(
         self, rows: Sequence[EncodedRow], labels: Sequence[Sequence[int]], task_ids: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """log p of every label word for every row, [b, c], and the mixture's weights, [b, t + 1]."""
+        """Returns log p of every label word for every row, [b, c], and the mixture's weights, [b, t + 1]."""
         batch, embeddings = self._enter(rows, task_ids)
         prompts, weights = self._entering_prompts(rows, batch, embeddings, task_ids)
         return self.backbone.label_log_likelihoods(batch, embeddings, prompts, labels, self._read(rows)), weights
@@ -106,7 +112,7 @@ class PromptedModel:
     def generate(
         self, rows: Sequence[EncodedRow], max_new_tokens: int, task_ids: Tensor | None = None
     ) -> tuple[list[str], Tensor | None]:
-        """The model's continuation of every row, and the mixture's weights."""
+        """Returns the model's continuation of every row, and the mixture's weights."""
         batch, embeddings = self._enter(rows, task_ids)
         prompts, weights = self._entering_prompts(rows, batch, embeddings, task_ids)
         return self.backbone.generate(batch, embeddings, prompts, max_new_tokens, self.placement), weights
@@ -114,7 +120,7 @@ class PromptedModel:
     def _entering_prompts(
         self, rows: Sequence[EncodedRow], batch: Batch, embeddings: Tensor, task_ids: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None]:
-        """As `prompts`, but [1, m, d] where one is for all."""
+        """Returns what `prompts` does, but [1, m, d] if all rows share one prompt."""
         if not self.one_for_all([row.task for row in rows] if task_ids is None else task_ids.tolist()):
             return self.prompts(batch, embeddings, task_ids)
         one = (batch.task_ids if task_ids is None else task_ids)[:1]
@@ -126,14 +132,14 @@ class PromptedModel:
         return self.backbone.read(rows) if after else None
 
     def _enter(self, rows: Sequence[EncodedRow], task_ids: Tensor | None = None) -> tuple[Batch, Tensor]:
-        """The rows as a batch, and what stands for their input, [b, l, d]: its embeddings; DePT adds to them."""
+        """Returns the rows as a batch, and the embeddings of their inputs, [b, l, d], with DePT's offsets added."""
         if self.backbone.tuned is not self.tuned:
-            held = "another training's" if self.backbone.tuned is not None else "no"
-            raise RuntimeError(f"{self.backbone.name} holds {held} weights: a model of weights ends with its release")
+            held = "weights of another training" if self.backbone.tuned is not None else "no trained weights"
+            raise RuntimeError(f"{self.backbone.name} holds {held}: this model does not work before or after that")
         batch = self.backbone.collate(rows)
         if self.tuned is not None:
             self.tuned.refresh()
-            return batch, self.backbone.embed(batch.input_ids)  # fine-tuning trains the embeddings, too
+            return batch, self.backbone.embed(batch.input_ids)  # with gradient: fine-tuning trains embeddings, too
         with torch.no_grad():
             embeddings = self.backbone.embed(batch.input_ids)
         if isinstance(self.mixture, DecomposedPrompt):
@@ -142,7 +148,7 @@ class PromptedModel:
         return batch, embeddings
 
     def longest_input(self, max_length: int, target_tokens: int) -> int:
-        """How many input tokens fit: the task's limit, or less where the model sees fewer positions."""
+        """Returns the number of input tokens that fit: the task's limit, or less if the model has fewer positions."""
         bound = self.backbone.max_positions
         if bound is None:
             return max_length
@@ -157,24 +163,24 @@ def score_many(
     max_tokens: int = 8192,
     task_ids: Sequence[int] | None = None,
 ) -> list[tuple[Tensor, Tensor | None]]:
-    """Scores every row's label words under several prompts; inputs are read once for all prompts placed after them.
+    """Scores every row's label words under several prompts; prompts placed after inputs share one pass over these.
 
     Args:
-        models: of one backbone.
+        models: models of one backbone.
         rows: the rows.
         labels: each model's label words, as tokens.
-        max_tokens: positions of tails computed at once, or fewer where that is faster; a tail of all rows at least.
-        task_ids: which of its target prompts each model uses; the first without it.
+        max_tokens: positions of suffixes computed at once, or fewer if that is faster; at least one suffix per row.
+        task_ids: the target prompt that each model uses; the first by default.
 
     Returns:
-        For each model what `PromptedModel.score_labels` gives.
+        For each model what `PromptedModel.score_labels` returns.
     """
     task_ids = task_ids or [0] * len(models)
     results: dict[int, tuple[Tensor, Tensor | None]] = {}
     together: dict[tuple[int, object], list[int]] = {}
     for i, (model, words) in enumerate(zip(models, labels, strict=True)):
         if model.placement == "after" and model.mixture is not None:
-            # words of one token need no branches, and any of them can be looked up behind any tail
+            # words of one token need no branches, and all of them can be looked up behind any suffix
             branches = None if all(len(word) == 1 for word in words) else tuple(map(tuple, words))
             together.setdefault((model.prompt_length, branches), []).append(i)
         else:
@@ -192,7 +198,7 @@ def score_many(
             mixed = [models[i].prompts(batch, embeddings, _repeated(task_ids[i], rows, models[i])) for i in part]
             prompts = torch.stack([prompts for prompts, _ in mixed if prompts is not None], dim=1)  # [b, n, m, d]
             assert past is not None
-            shared = replace(past, tails=len(part))
+            shared = replace(past, suffixes=len(part))
             scores = backbone.label_log_likelihoods(batch, embeddings, prompts.flatten(0, 1), union, shared)
             scores = scores.view(len(rows), len(part), -1)
             for j, i in enumerate(part):

@@ -1,4 +1,4 @@
-"""Tensors out of files that users bring: safetensors and `.npy`; never pickles."""
+"""Reads tensors from files that users bring: safetensors and `.npy`, never pickles."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attempt_registry.database import file_failure
-from attempt_registry.errors import RegistryError, nearest_names
+from attempt_registry.errors import RegistryError, did_you_mean
 from attempt_registry.objects import decode, safetensors_entries
 
 if TYPE_CHECKING:
@@ -17,14 +17,14 @@ _ZIP, _PICKLE, _NPY = b"PK\x03\x04", b"\x80", b"\x93NUMPY"
 
 
 def read_tensor(path: Path, tensor: str | None = None) -> np.ndarray[Any, Any]:
-    """One tensor of a file, as float32 where the file holds 16 or 64-bit floats.
+    """Reads one tensor of a file; a safetensors file's 16-bit and 64-bit floats become float32.
 
     Args:
         path: a `.safetensors` or `.npy` file; its content decides, not its name.
-        tensor: which of several in a safetensors file; not needed when there is one.
+        tensor: the name of the tensor in a safetensors file; not needed when there is only one.
 
     Raises:
-        RegistryError: for a pickle, a file that is not whole, an unknown tensor, or several without a choice.
+        RegistryError: for a pickle, an incomplete file, an unknown tensor, or several tensors without a choice.
     """
     try:
         data = path.read_bytes()
@@ -32,11 +32,11 @@ def read_tensor(path: Path, tensor: str | None = None) -> np.ndarray[Any, Any]:
         raise file_failure(error, path) from error
     if data.startswith(_NPY):
         return _read_npy(data, path, tensor)
-    # torch writes zip archives of pickles; the first byte of an older pickle is its protocol mark
+    # torch writes zip archives of pickles; an older pickle starts with its protocol mark
     if path.suffix.casefold() in PICKLES or data.startswith(_ZIP) or (data[:1] == _PICKLE and data[1:2] <= b"\x05"):
         raise _pickle(path)
     if path.suffix.casefold() == ".npy":
-        raise RegistryError(f"{path} is not a whole .npy file", "Write it again with numpy.save(path, array).")
+        raise RegistryError(f"{path} is not a complete .npy file", "Write it again with numpy.save(path, array).")
     entries = safetensors_entries(data, path)
     name = _choose(entries, path, tensor)
     return decode(entries[name], name)
@@ -52,9 +52,7 @@ def _choose(entries: dict[str, dict[str, Any]], path: Path, tensor: str | None) 
     if tensor is None:
         raise RegistryError(f"{path} holds {len(entries)} tensors", f"Choose one with --tensor NAME: {listed}.")
     if tensor not in entries:
-        near = nearest_names(tensor, entries)
-        did_you_mean = f"Did you mean {' or '.join(near)}? " if near else ""
-        raise RegistryError(f"{path} has no tensor '{tensor}'", f"{did_you_mean}It holds {listed}.")
+        raise RegistryError(f"{path} has no tensor '{tensor}'", f"{did_you_mean(tensor, entries)}It holds {listed}.")
     return tensor
 
 
@@ -64,14 +62,14 @@ def _read_npy(data: bytes, path: Path, tensor: str | None) -> np.ndarray[Any, An
     import numpy as np
 
     if tensor is not None:
-        raise RegistryError(f"{path} holds one array without a name", "Leave --tensor out.")
+        raise RegistryError(f"{path} holds one unnamed array", "Leave --tensor out.")
     try:
         array: np.ndarray[Any, Any] = np.load(io.BytesIO(data), allow_pickle=False)
     except (ValueError, EOFError) as error:
         if "pickle" in str(error).casefold() or "Object arrays" in str(error):
             raise _pickle(path) from error
         raise RegistryError(
-            f"{path} is not a whole .npy file ({error})", "Write it again with numpy.save(path, array)."
+            f"{path} is not a complete .npy file ({error})", "Write it again with numpy.save(path, array)."
         ) from error
     return array
 

@@ -1,4 +1,4 @@
-"""Names as users type them: `rte`, `rte@2`, `attention:glue@1`."""
+"""Parses and checks names as users type them: `rte`, `rte@2`, `attention:glue@1`."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from attempt_registry.errors import RegistryError
 KINDS = ("prompt", "attention", "composition")
 
 _NAME = re.compile(r"\w[\w.+-]{0,99}")
-# words that options take in the place of a name
+# words that options accept in place of a name
 _RESERVED = {"all", "none"}
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A parsed name; the newest version is meant when `version` is None."""
+    """A parsed name; without a `version` it means the newest."""
 
     kind: str | None
     name: str
@@ -24,14 +24,15 @@ class Reference:
 
     @property
     def ref(self) -> str:
+        """Returns the name with its version, if it has one, and without its kind."""
         return self.name if self.version is None else f"{self.name}@{self.version}"
 
 
 def parse(text: str) -> Reference:
-    """Takes a reference apart.
+    """Splits a reference into kind, name and version.
 
     Raises:
-        RegistryError: when what follows `@` is not a version.
+        RegistryError: when the text after `@` is not a version.
     """
     kind: str | None = None
     before, colon, after = text.partition(":")
@@ -46,7 +47,7 @@ def parse(text: str) -> Reference:
 
 
 def check_name(name: str) -> None:
-    """Refuses names that could not be typed back later.
+    """Refuses names that could not be typed as references later.
 
     Raises:
         RegistryError: for an empty name, spaces, commas, `@`, `:`, slashes, and words that options use.
@@ -54,7 +55,7 @@ def check_name(name: str) -> None:
     if not _NAME.fullmatch(name):
         raise RegistryError(
             f"'{name}' cannot be a name",
-            "Letters, digits and . _ + - are allowed, at most 100, a letter or digit first.",
+            "Letters, digits and . _ + - are allowed, at most 100; the first is a letter, a digit or _.",
         )
     if name.casefold() in _RESERVED:
         raise RegistryError(f"'{name}' cannot be a name: options use the word", "Choose another name.")

@@ -11,19 +11,21 @@ import torch
 
 from attempt_cli.artefacts import load_attention, load_composition
 from attempt_cli.backbones.base import FrozenBackbone
-from attempt_cli.backbones.prompted import PromptedModel
-from attempt_cli.data.files import task_from_files
+from attempt_cli.data.own_files import task_from_files
 from attempt_cli.data.rows import load_examples
 from attempt_cli.data.task import Task
 from attempt_cli.errors import AttemptError
 from attempt_cli.evaluation.prediction import PromptedTask, encode_examples, predict, predict_many
 from attempt_cli.method import SharedPrompt, attempt_parameters
+from attempt_cli.prompted import PromptedModel
 from attempt_cli.training.config import TrainingConfig
 from attempt_cli.training.loop import TrainingStoppedError
-from attempt_cli.training.many import ManyOutcome, ManyRequest, train_many
 from attempt_cli.training.order import BatchOrder, task_shares
-from attempt_cli.training.recipes import Request, train_prompt
+from attempt_cli.training.request import Request
+from attempt_cli.training.run import train
 from attempt_registry import Registry
+from tests.training.requests import request_for
+from tests.training.requests import trained as made
 from tests.training.tiny import Recorder
 from tests.training.toy import toy_rows, write_csv
 
@@ -50,22 +52,16 @@ def registry(tmp_path: Path, backbone: FrozenBackbone, tasks: tuple[Task, ...]) 
     kept = Registry.open(tmp_path / "kept")
     for seed, name in enumerate(("one", "two")):
         config = TrainingConfig(prompt_length=4, steps=2, batch_size=8, eval_every=0, seed=seed)
-        train_prompt(kept, backbone, Request(task=tasks[seed], kind="source", name=name, config=config))
+        train(kept, backbone, request_for(tasks[seed], kind="source", name=name, config=config))
     return kept
 
 
-def request(registry: Registry, tasks: tuple[Task, ...], **changes: Any) -> ManyRequest:
+def request(registry: Registry, tasks: tuple[Task, ...], **changes: Any) -> Request:
     config = TrainingConfig(
         method="attempt", prompt_length=4, steps=4, batch_size=8, learning_rate=0.1, attention_rank=3, eval_every=2
     )
     sources = tuple(registry.prompt(name) for name in ("one", "two"))
-    return replace(ManyRequest(tasks=tasks, name="both", config=config, sources=sources), **changes)
-
-
-def made(registry: Registry, backbone: FrozenBackbone, asked: ManyRequest) -> ManyOutcome:
-    outcome = train_many(registry, backbone, asked)
-    assert outcome is not None
-    return outcome
+    return replace(request_for(*tasks, name="both", config=config, sources=sources), **changes)
 
 
 def test_one_g_and_a_prompt_a_task_are_kept(
@@ -125,9 +121,9 @@ def test_a_stopped_training_goes_on_to_the_same_numbers(
 ) -> None:
     asked = request(registry, tasks, sampling_temperature=2.0, max_rows_per_task=10)
     with pytest.raises(TrainingStoppedError):
-        train_many(registry, backbone, asked, listener=Recorder(interrupt_at=3))
+        train(registry, backbone, asked, listener=Recorder(interrupt_at=3))
     resumed = Recorder()
-    ours = train_many(registry, backbone, asked, resume=True, listener=resumed)
+    ours = train(registry, backbone, asked, resume=True, listener=resumed)
     assert ours is not None
     assert resumed.began == (3, 4)
     whole = made(registry, backbone, asked)
@@ -186,7 +182,7 @@ def test_a_task_joins_later_and_the_others_stay(
     for ours, theirs in zip(old.rows, new.rows, strict=True):
         assert ours.probabilities == pytest.approx(theirs.probabilities, abs=1e-6)
     with pytest.raises(AttemptError, match=r"has the target glue\.right@1 already"):
-        train_many(registry, backbone, replace(asked, onto=after))
+        train(registry, backbone, replace(asked, onto=after))
 
 
 def test_one_prompt_for_all_tasks(registry: Registry, backbone: FrozenBackbone, tasks: tuple[Task, ...]) -> None:
@@ -239,14 +235,14 @@ def test_what_cannot_be_trained_is_said_at_once(
 ) -> None:
     asked = request(registry, (tasks[0], tasks[0]), sources=())
     with pytest.raises(AttemptError) as failure:
-        train_many(registry, backbone, asked)
+        train(registry, backbone, asked)
     assert "the task 'left' is named twice" in str(failure.value)
     assert "ATTEMPT needs source prompts" in str(failure.value)
     longer = request(registry, tasks)
     with pytest.raises(AttemptError, match=r"'one@1' has 4 tokens, --prompt-length is 5"):
-        train_many(registry, backbone, replace(longer, config=longer.config.model_copy(update={"prompt_length": 5})))
+        train(registry, backbone, replace(longer, config=longer.config.model_copy(update={"prompt_length": 5})))
     with pytest.raises(AttemptError, match=r"'one@1' was trained after the input, --placement is before"):
-        train_many(registry, backbone, replace(longer, config=longer.config.model_copy(update={"placement": "before"})))
+        train(registry, backbone, replace(longer, config=longer.config.model_copy(update={"placement": "before"})))
 
 
 # --- which rows

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
-from attempt_cli.data.task import load_task
+from attempt_cli.data.catalogue import load_task
+from attempt_cli.data.fields import task_fields, task_from_fields
 from attempt_cli.errors import AttemptError
 
 GOOD = """
@@ -99,10 +102,10 @@ prepare: magic
         ("", "it holds nothing"),
         ("- a\n- b\n", "it holds a list"),
         ("name: [a\ninput: b\n", "line"),
-        ("input: a: b: c\n", "line 1: not in order"),
-        ("name: !!python/object/apply:os.system [ls]\n", "not in order"),
-        ("name: a\ninput: b\nname: c\n", "line 3: not in order ('name' stands twice)"),
-        ("labels: {0: a, 0: b}\n", "'0' stands twice"),
+        ("input: a: b: c\n", "line 1: not valid YAML"),
+        ("name: !!python/object/apply:os.system [ls]\n", "not valid YAML"),
+        ("name: a\ninput: b\nname: c\n", "line 3: not valid YAML ('name' appears twice)"),
+        ("labels: {0: a, 0: b}\n", "'0' appears twice"),
     ],
 )
 def test_a_file_that_is_no_task(tmp_path: Path, text: str, part: str) -> None:
@@ -120,3 +123,46 @@ def test_a_missing_file(tmp_path: Path) -> None:
     (tmp_path / "latin.yaml").write_bytes(b"name: caf\xe9")
     with pytest.raises(AttemptError, match="not UTF-8"):
         load_task(tmp_path / "latin.yaml")
+
+
+def test_the_text_format_is_no_field_of_a_file(tmp_path: Path) -> None:
+    assert "format: no such field" in refusal(tmp_path, GOOD + "format: reference\n")
+
+
+def test_a_copy_is_checked_like_a_new_task(tmp_path: Path) -> None:
+    task = load_task(written(tmp_path, GOOD))
+    shorter = task.model_copy(update={"max_length": 99})
+    assert (shorter.max_length, shorter.files) == (99, task.files)
+    assert shorter.model_copy(update={"max_length": 256}) == task
+    for update in ({"max_lenght": 99}, {"max_length": "99"}, {"metrics": ("f1",)}, {"labels": None}):
+        with pytest.raises(ValidationError):
+            task.model_copy(update=update)
+
+
+def test_a_task_reaches_another_process_whole() -> None:
+    task = load_task("wsc.fixed").with_format("reference")
+    assert pickle.loads(pickle.dumps(task)) == task
+
+
+def test_the_record_of_a_task_keeps_its_shape(tmp_path: Path) -> None:
+    """Registries hold this shape: another one would leave their prompts without a task."""
+    record = {
+        "name": "my-reviews",
+        "version": 1,
+        "description": "Reviews of my shop.",
+        "files": {"train": str(tmp_path / "rows/train.csv"), "test": str(tmp_path / "rows/test.csv")},
+        "split_rule": "held-out",
+        "splits": {"test": "test"},
+        "input": "review: {text}\nsentiment:",
+        "label": "stars",
+        "labels": {"1": "no", "5": "yes", "off": "maybe"},
+        "metrics": ["accuracy"],
+        "max_length": 256,
+    }
+    task = load_task(written(tmp_path, GOOD))
+    assert list(task_fields(task).items()) == list(record.items())
+    assert task_from_fields(record, "a record", Path("/nowhere")) == task
+    hub = task_fields(load_task("rte"))
+    assert (hub["hub"], "files" in hub) == ({"path": "nyu-mll/glue", "config": "rte"}, False)
+    assert set(hub["reference"]) == {"input"}
+    assert "label" not in task_fields(load_task("squad"))

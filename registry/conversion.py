@@ -1,4 +1,4 @@
-"""Records to database rows and back: dicts and lists are JSON columns."""
+"""Converts records to database rows and back; dicts and lists are JSON columns."""
 
 from __future__ import annotations
 
@@ -29,18 +29,23 @@ _DICTS = {"settings", "numbers", "rows", "budget", "versions"}
 _TUPLES = {"tags", "parents", "sources", "targets", "artefacts", "inputs"}
 
 
+def kind_of(record: Prompt | Attention | Composition) -> str:
+    """Returns "prompt", "attention" or "composition"."""
+    return KIND_OF[type(record)]
+
+
 def columns(record: type) -> str:
-    """The columns of a record's table in the order of its fields, for a SELECT."""
+    """Lists the columns of a record's table in the order of its fields, for a SELECT."""
     return ", ".join(field.name for field in fields(record))
 
 
 def records(record: type[Record], rows: Sequence[Sequence[Any]]) -> list[Record]:
-    """Database rows, selected by `columns`, as records."""
+    """Converts database rows, selected by `columns`, to records."""
     if not rows:
         return []
     table: list[Sequence[Any]] = list(zip(*rows, strict=True))
     for index, field in enumerate(fields(record)):
-        # one call a column: thousands of calls of json.loads would take longer than everything else
+        # one call per column: thousands of calls of json.loads would take longer than everything else
         if field.name in _DICTS:
             table[index] = json.loads(f"[{','.join(table[index])}]")
         elif field.name in _TUPLES:
@@ -49,15 +54,15 @@ def records(record: type[Record], rows: Sequence[Sequence[Any]]) -> list[Record]
 
 
 def now() -> str:
-    """The time, UTC, ISO 8601, in seconds."""
+    """Returns the current time in UTC, as ISO 8601 in whole seconds."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def json_text(value: Mapping[str, Any] | Sequence[Any], what: str) -> str:
-    """A dict or list as JSON; numbers that JSON does not know (NaN, infinity) become null.
+    """Encodes a dict or list as JSON; numbers that JSON lacks (NaN, infinity) become null.
 
     Raises:
-        RegistryError: when something inside is no plain value, naming `what`.
+        RegistryError: when a value inside has no JSON form; the message names `what`.
     """
     try:
         return json.dumps(value, ensure_ascii=False, default=_plain, allow_nan=False)
@@ -78,7 +83,7 @@ def _finite(value: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    # arrays and their scalars know how to become Python's; paths and sets are common in settings
+    # arrays and their scalars convert themselves; paths and sets are common in settings
     if hasattr(value, "tolist"):
         return value.tolist()
     if isinstance(value, PurePath):
@@ -87,4 +92,4 @@ def _plain(value: Any) -> Any:
         return sorted(value)
     if isinstance(value, Mapping):
         return dict(value)
-    raise TypeError(f"{type(value).__name__} is no plain value")
+    raise TypeError(f"{type(value).__name__} has no JSON form")

@@ -1,11 +1,12 @@
-"""Rows from the Hugging Face hub through `datasets`, and what to say when it cannot be reached."""
+"""Loads rows from the Hugging Face hub through `datasets`, and says what to do when it cannot be reached."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from attempt_cli.data.task import HubRows
+from attempt_cli.data.readers import read_parquet_table
+from attempt_cli.data.task import HubDataset
 from attempt_cli.errors import AttemptError
 from attempt_cli.hub import why_the_hub_is_silent
 
@@ -21,33 +22,33 @@ WAYS_OUT = (
 PARQUET_BRANCH = "refs/convert/parquet"
 
 
-def load_hub_table(task_name: str, hub: HubRows, official: str, sought: str = "") -> pyarrow.Table:
-    """An official split as an Arrow table, from the hub or from what an earlier call left in its cache.
+def load_hub_table(task_name: str, hub: HubDataset, official: str, looked_in: str = "") -> pyarrow.Table:
+    """Loads an official split as an Arrow table, from the hub or its cache on this machine.
 
     Args:
         task_name: for messages.
         hub: the data set and its configuration.
         official: the split, e.g. "validation_matched".
-        sought: what was tried before, for the message: "no file '…', and ".
+        looked_in: what was tried before, for the message: "no file '…', and ".
 
     Raises:
-        AttemptError: says what was sought and why it did not come, and the ways out.
+        AttemptError: says what is missing and why, and what else to try.
     """
     try:
         return _load(hub, official)
-    except Exception as error:  # datasets, huggingface_hub, httpx, pyarrow: whatever it is, the rows are not there
+    except Exception as error:  # of datasets, huggingface_hub, httpx or pyarrow
         what = f"'{official}' of {hub.path}" + (f" ({hub.config})" if hub.config else "")
         copy = (
             f" Or a copy of the task (`attempt tasks show {task_name} --yaml`) with another split_rule."
-            if sought
+            if looked_in
             else ""
         )
-        message = f"rows of task '{task_name}': {sought}{what}: {_reason(error, hub)}"
+        message = f"rows of task '{task_name}': {looked_in}{what}: {_reason(error, hub)}"
         raise AttemptError(message, WAYS_OUT + copy) from error
 
 
-def _load(hub: HubRows, official: str) -> pyarrow.Table:
-    """The split from the repository itself, else from the hub's parquet copy of it."""
+def _load(hub: HubDataset, official: str) -> pyarrow.Table:
+    """Loads the split from the repository itself, else from the hub's parquet copy of it."""
     from datasets import config, load_dataset
     from huggingface_hub import constants
 
@@ -63,10 +64,8 @@ def _load(hub: HubRows, official: str) -> pyarrow.Table:
             raise error from None  # the first failure is the one that says why
 
 
-def _load_parquet_copy(hub: HubRows, official: str, local_only: bool) -> pyarrow.Table:
+def _load_parquet_copy(hub: HubDataset, official: str, local_only: bool) -> pyarrow.Table:
     from huggingface_hub import snapshot_download
-
-    from attempt_cli.data.readers import read_parquet_table
 
     inside = f"{hub.config or 'default'}/{official}"
     folder = snapshot_download(
@@ -79,8 +78,8 @@ def _load_parquet_copy(hub: HubRows, official: str, local_only: bool) -> pyarrow
     return read_parquet_table(sorted((Path(folder) / inside).glob("*.parquet")))[1]
 
 
-def _reason(error: Exception, hub: HubRows) -> str:
-    """Why the rows did not come, in one line."""
+def _reason(error: Exception, hub: HubDataset) -> str:
+    """Says in one line why the rows could not be loaded."""
     first = (str(error) or type(error).__name__).strip().split("\n")[0]
     if isinstance(error, ConnectionError) or "Connect" in type(error).__name__ or "Timeout" in type(error).__name__:
         return "the Hugging Face hub cannot be reached"

@@ -1,10 +1,10 @@
-"""The tables, as migrations: an old database is brought up to date, step by step, when it is opened."""
+"""Defines the tables as migrations: opening an old database brings it up to date step by step."""
 
 from __future__ import annotations
 
 from sqlite_utils import Database, Migrations
 
-MIGRATION_SET = "registry"
+from attempt_registry.database import MIGRATION_SET
 
 migrations = Migrations(MIGRATION_SET)
 
@@ -14,7 +14,7 @@ _BOUND = {"backbone": str, "fingerprint": str}
 
 @migrations(name="0001_first_tables")
 def first_tables(db: Database) -> None:
-    """Backbones, prompts, attentions, compositions, runs, and the last version given to each name."""
+    """Creates backbones, prompts, attentions, compositions, runs, and the last version given to each name."""
     db.table("backbones").create(
         {
             "name": str,
@@ -28,7 +28,7 @@ def first_tables(db: Database) -> None:
         },
         pk=("name", "fingerprint"),
     )
-    # A version is never given twice: a reference to a removed prompt must not come to mean another one.
+    # A version is never reused: a reference to a removed prompt must not come to mean another one.
     db.table("names").create({"kind": str, "name": str, "version": int}, pk=("kind", "name"))
     db.table("prompts").create(
         {
@@ -111,6 +111,6 @@ def first_tables(db: Database) -> None:
 
 @migrations(name="0002_placement")
 def placement(db: Database) -> None:
-    """Where a prompt stands; before there was a choice, all stood before the input."""
+    """Adds the placement of prompts; all earlier prompts stand before the input."""
     for table in ("prompts", "attentions", "compositions"):
         db.table(table).add_column("placement", str, not_null_default="before")

@@ -14,27 +14,23 @@ from attempt_cli import __version__
 from attempt_cli.artefacts import load_composition, load_prompt
 from attempt_cli.backbones.base import FrozenBackbone
 from attempt_cli.backbones.load import load_backbone
-from attempt_cli.backbones.prompted import PromptedModel
-from attempt_cli.data.files import task_from_files
+from attempt_cli.data.own_files import task_from_files
 from attempt_cli.data.rows import load_examples
 from attempt_cli.data.task import Task
 from attempt_cli.errors import AttemptError
 from attempt_cli.evaluation.prediction import predict
+from attempt_cli.listener import Listener
 from attempt_cli.method import paper_temperature, rms_temperature
+from attempt_cli.prompted import PromptedModel
+from attempt_cli.training.build import build_model
 from attempt_cli.training.config import TrainingConfig
 from attempt_cli.training.initial import frequent_words, vocabulary_prompt
-from attempt_cli.training.recipes import (
-    Outcome,
-    Request,
-    build_model,
-    checkpoint_path,
-    placed,
-    train_prompt,
-    training_key,
-    training_task,
-)
+from attempt_cli.training.request import Request, checkpoint_path, load_task_rows
+from attempt_cli.training.run import train
 from attempt_registry import Registry, RegistryError
 from tests.models import save_llama
+from tests.training.requests import request_for
+from tests.training.requests import trained as made
 from tests.training.toy import toy_rows, write_csv
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -56,15 +52,9 @@ def task(tmp_path: Path) -> Task:
     return task_from_files(**files, input="{text} label:", label="mood", name="toy")  # type: ignore[arg-type]
 
 
-def made(registry: Registry, backbone: FrozenBackbone, request: Request) -> Outcome:
-    outcome = train_prompt(registry, backbone, request)
-    assert outcome is not None
-    return outcome
-
-
 def source(registry: Registry, backbone: FrozenBackbone, task: Task, name: str, **settings: Any) -> None:
     config = TrainingConfig(**(QUICK | {"eval_every": 0} | settings))
-    made(registry, backbone, Request(task=task, kind="source", name=name, config=config))
+    made(registry, backbone, request_for(task, kind="source", name=name, config=config))
 
 
 @pytest.fixture
@@ -78,14 +68,12 @@ def sources(registry: Registry, backbone: FrozenBackbone, task: Task) -> Registr
 def request(registry: Registry, task: Task, method: str, **changes: Any) -> Request:
     sources = tuple(registry.prompt(name) for name in ("one", "two"))
     config = TrainingConfig(method=method, **QUICK, attention_rank=5, eval_every=1, seed=7)  # type: ignore[arg-type]
-    made = Request(
-        task=task,
-        kind="target",
+    made = request_for(
+        task,
         name=f"toy-{method}",
         config=config,
         sources=sources if method == "attempt" else (),
-        init_from=None if method == "prompt-tuning" else sources[1],
-        command="attempt train-target toy",
+        init_from=() if method == "prompt-tuning" else (sources[1],),
         note="a note",
         tags=("one-tag",),
     )
@@ -145,7 +133,7 @@ def test_before_the_first_step(
 def test_what_a_target_leaves_in_the_registry(
     sources: Registry, backbone: FrozenBackbone, task: Task, method: str
 ) -> None:
-    outcome = made(sources, backbone, request(sources, task, method))
+    outcome = made(sources, backbone, request(sources, task, method), command="attempt train-target toy")
     prompt = sources.prompt(f"toy-{method}")
     assert (prompt.ref, prompt.kind, prompt.method, prompt.task) == (f"toy-{method}@1", "target", method, "toy")
     assert (prompt.length, prompt.width, prompt.dtype) == (4, backbone.width, "float32")
@@ -240,7 +228,7 @@ def test_a_record_that_fails_leaves_nothing_half_done(
     asked = request(sources, task, "attempt")
     monkeypatch.setattr(Registry, "add_run", failing)
     with pytest.raises(RegistryError, match="no space left"):
-        train_prompt(sources, backbone, asked)
+        train(sources, backbone, asked)
     monkeypatch.undo()
     assert [prompt.name for prompt in sources.prompts()] == ["one", "two"]
     assert sources.attentions() == []
@@ -249,17 +237,11 @@ def test_a_record_that_fails_leaves_nothing_half_done(
     # the training itself is not lost
     steps: list[int] = []
 
-    class Listener:
-        def start(self, step: int, total: int) -> None: ...
-
-        def note(self, text: str) -> None: ...
-
+    class Steps(Listener):
         def step(self, step: int, loss: float, rows_per_second: float) -> None:
             steps.append(step)
 
-        def evaluation(self, step: int, metrics: dict[str, float], best: bool) -> None: ...
-
-    outcome = train_prompt(sources, backbone, asked, resume=True, listener=Listener())
+    outcome = train(sources, backbone, asked, resume=True, listener=Steps())
     assert outcome is not None
     assert steps == []
 
@@ -268,8 +250,8 @@ def test_when_it_is_done_nothing_is_left_of_its_checkpoints(
     registry: Registry, backbone: FrozenBackbone, task: Task
 ) -> None:
     config = TrainingConfig(**QUICK, eval_every=1)
-    asked = placed(backbone, Request(task=task, kind="source", name="a", config=config))
-    key = training_key(asked, backbone, load_examples(task, "train"), load_examples(task, "validation"), 1)
+    asked = request_for(task, kind="source", name="a", config=config)
+    key = asked.on(backbone).key(backbone)
     folder = registry.folder / "checkpoints"
     folder.mkdir(parents=True)
     (folder / f"{key}.4711.partial").write_bytes(b"a process was killed while it wrote this")
@@ -285,20 +267,20 @@ def test_without_evaluation_no_row_is_held_out(backbone: FrozenBackbone, registr
     train = write_csv(tmp_path / "rows.csv", toy_rows(30))
     task = task_from_files(train=train, input="{text} label:", label="mood", name="toy")
     config = TrainingConfig(**QUICK)
-    outcome = made(registry, backbone, Request(task=task, kind="source", name="a", config=config))
-    assert outcome.rows == 27
+    outcome = made(registry, backbone, request_for(task, kind="source", name="a", config=config))
+    assert outcome.rows["toy"] == 27
     assert registry.run(1).rows["validation"]["n"] == 3
     without = config.model_copy(update={"eval_every": 0})
-    outcome = made(registry, backbone, Request(task=task, kind="source", name="b", config=without))
-    assert outcome.rows == 30
+    outcome = made(registry, backbone, request_for(task, kind="source", name="b", config=without))
+    assert outcome.rows["toy"] == 30
     assert "validation" not in registry.run(2).rows
-    assert training_task(task, config) == task
+    assert load_task_rows(task, config).task == task
 
 
 def test_a_sample_of_rows(backbone: FrozenBackbone, registry: Registry, task: Task) -> None:
     config = TrainingConfig(**QUICK, eval_rows=4)
-    outcome = made(registry, backbone, Request(task=task, kind="source", name="a", config=config, train_limit=12))
-    assert outcome.rows == 12
+    outcome = made(registry, backbone, request_for(task, kind="source", name="a", config=config, limit=12))
+    assert outcome.rows["toy"] == 12
     assert registry.run(1).rows["train"]["sha256"] == load_examples(task, "train", limit=12, seed=0).sha256
     assert registry.run(1).rows["validation"]["n"] == 4
 
@@ -311,7 +293,9 @@ def test_long_rows_are_cut_and_counted(backbone: FrozenBackbone, registry: Regis
         train=write_csv(tmp_path / "long.csv", rows), input="{text} label:", label="mood", name="long"
     )
     config = TrainingConfig(**QUICK, eval_every=0, max_length=40)
-    assert made(registry, backbone, Request(task=task, kind="source", name="a", config=config)).truncated == 3
+    (note, cut) = made(registry, backbone, request_for(task, kind="source", name="a", config=config)).notes
+    assert note == "no validation rows were looked at: the last step is kept"
+    assert cut.startswith("3 of 12 training inputs were longer than the limit")
 
 
 # --- what is refused before anything is trained
@@ -321,42 +305,34 @@ def refused(registry: Registry, backbone: FrozenBackbone, asked: Request) -> str
     """The message; nothing was trained or recorded."""
     before = len(registry.runs())
     with pytest.raises((AttemptError, RegistryError)) as failure:
-        train_prompt(registry, backbone, asked, listener=_NoStep())
+        train(registry, backbone, asked, listener=_NoStep())
     assert len(registry.runs()) == before
     assert not (registry.folder / "checkpoints").exists() or not list((registry.folder / "checkpoints").iterdir())
     return str(failure.value)
 
 
-class _NoStep:
+class _NoStep(Listener):
     def start(self, step: int, total: int) -> None:
         raise AssertionError("the training began")
-
-    def note(self, text: str) -> None: ...
-
-    def step(self, step: int, loss: float, rows_per_second: float) -> None: ...
-
-    def evaluation(self, step: int, metrics: dict[str, float], best: bool) -> None: ...
 
 
 def test_parts_that_do_not_fit_are_told_all_at_once(sources: Registry, backbone: FrozenBackbone, task: Task) -> None:
     source(sources, backbone, task, "long", prompt_length=6)
     asked = request(sources, task, "attempt")
-    asked = replace(
-        asked,
-        sources=(*asked.sources, sources.prompt("long")),
-        config=asked.config.model_copy(update={"attention_rank": 24}),
-    )
-    message = refused(sources, backbone, asked)
+    wrong = replace(asked, sources=(*asked.sources, sources.prompt("long"), asked.sources[0]))
+    message = refused(sources, backbone, wrong)
     assert "'long@1' has 6 tokens, --prompt-length is 4" in message
-    assert "--attention-rank 24 is not below the width 24" in message
+    assert "'one@1' is named twice in --sources" in message
+    wrong = replace(asked, config=asked.config.model_copy(update={"attention_rank": 24}))
+    assert "--attention-rank 24 is not below the width 24" in refused(sources, backbone, wrong)
     assert "ATTEMPT needs source prompts" in refused(sources, backbone, replace(asked, sources=()))
-    spot = replace(request(sources, task, "spot"), init_from=None)
-    assert "SPoT starts from a source prompt" in refused(sources, backbone, spot)
+    spot = replace(request(sources, task, "spot"), init_from=())
+    assert "SPoT needs a prompt to start from: --init-from NAME" in refused(sources, backbone, spot)
 
 
 def test_a_prompt_longer_than_the_model_sees(registry: Registry, backbone: FrozenBackbone, task: Task) -> None:
     config = TrainingConfig(**(QUICK | {"prompt_length": 125}))
-    message = refused(registry, backbone, Request(task=task, kind="source", name="a", config=config))
+    message = refused(registry, backbone, request_for(task, kind="source", name="a", config=config))
     assert "--prompt-length 125 leaves no room in 128 positions" in message
 
 
@@ -392,22 +368,21 @@ def test_a_source_of_another_model_of_the_same_width(sources: Registry, task: Ta
 def test_a_training_s_key_depends_on_all_that_its_result_depends_on(
     sources: Registry, backbone: FrozenBackbone, task: Task
 ) -> None:
-    rows, validation = load_examples(task, "train"), load_examples(task, "validation")
     asked = request(sources, task, "attempt")
-    key = training_key(asked, backbone, rows, validation, 1)
+    key = asked.key(backbone)
+    (rows,) = asked.tasks
     changed = [
-        training_key(replace(asked, name="another"), backbone, rows, validation, 1),
-        training_key(replace(asked, sources=asked.sources[::-1]), backbone, rows, validation, 1),
-        training_key(replace(asked, init_from=asked.sources[0]), backbone, rows, validation, 1),
-        training_key(replace(asked, task=replace(task, input="{text}:")), backbone, rows, validation, 1),
-        training_key(asked, backbone, load_examples(task, "train", limit=8), validation, 1),
-        training_key(asked, backbone, rows, None, 1),
-        training_key(asked, backbone, rows, validation, 2),
+        replace(asked, name="another").key(backbone),
+        replace(asked, sources=asked.sources[::-1]).key(backbone),
+        replace(asked, init_from=asked.sources[:1]).key(backbone),
+        replace(asked, tasks=(replace(rows, task=task.model_copy(update={"input": "{text}:"})),)).key(backbone),
+        replace(asked, tasks=(replace(rows, train=load_examples(task, "train", limit=8)),)).key(backbone),
+        replace(asked, tasks=(replace(rows, validation=None),)).key(backbone),
+        asked.key(backbone, processes=2),
     ]
     for change in ({"seed": 8}, {"steps": 4}, {"learning_rate": 0.2}, {"units": "raw"}, {"eval_every": 2}):
         other = replace(asked, config=asked.config.model_copy(update=change))
-        changed.append(training_key(other, backbone, rows, validation, 1))
+        changed.append(other.key(backbone))
     assert len({key, *changed}) == 1 + len(changed)
-    remarks = replace(asked, note="another", tags=(), command="attempt train-target toy --resume")
-    assert training_key(remarks, backbone, rows, validation, 1) == key
+    assert replace(asked, note="another", tags=()).key(backbone) == key
     assert checkpoint_path(sources, key).parent == sources.folder / "checkpoints"

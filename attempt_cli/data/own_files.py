@@ -1,19 +1,18 @@
-"""A task straight from files: `--train-file reviews.csv --input "{text}" --label sentiment`."""
+"""Builds a task straight from files: `--train-file reviews.csv --input "{text}" --label sentiment`."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from attempt_cli.data.readers import FileRows, check_columns, read_file, read_rows
-from attempt_cli.data.schema import task_from_fields
+from attempt_cli.data.fields import task_from_fields
+from attempt_cli.data.readers import FileRows, check_columns, read_file
 from attempt_cli.data.task import Task
 from attempt_cli.data.template import MissingValueError, template_columns, text_value
 from attempt_cli.errors import AttemptError
 
-# more values than this, most of them different, are no labels
+# a column with more distinct values than this, most of them unique, does not hold labels
 MOST_LABELS = 100
 
 
@@ -30,16 +29,16 @@ def task_from_files(
     metrics: Sequence[str] | None = None,
     max_length: int = 256,
 ) -> Task:
-    """A task from CSV, TSV, JSON lines, JSON or parquet files.
+    """Builds a task from CSV, TSV, JSON lines, JSON or parquet files.
 
-    Without a validation file, a part of the training rows is held out for it (1,000, or a tenth of fewer than 2,000).
+    Without a validation file, part of the training rows is held out (1,000, or a tenth of fewer than 2,000).
 
     Args:
         train, validation, test: the files; at least one.
         input: the template, e.g. "review: {text} sentiment:".
         label: the column of the label, for classification.
-        labels: what stands in that column -> label word, as "0=no,1=yes" or a mapping; its order is the label order.
-            Without it every value is its own word, and the order is sorted (numbers by size).
+        labels: value of that column -> label word, as "0=no,1=yes" or a mapping; its order is the label order.
+            Without it every value is its own word, in sorted order (numbers by size).
         answers: instead of `label`, the column with the answer (or the list of accepted answers) of free text.
         name: the task's name; the first file's name otherwise.
         metrics: their names; accuracy, or SQuAD's F1 and exact match for free text, otherwise.
@@ -90,7 +89,7 @@ def task_from_files(
 
 
 def _given_labels(labels: str | Mapping[str, str]) -> dict[str, str]:
-    """ "0=no,1=yes" as a mapping."""
+    """Parses "0=no,1=yes"."""
     if isinstance(labels, Mapping):
         return {text_value(value, "labels"): word for value, word in labels.items()}
     pairs = [pair.partition("=") for pair in labels.split(",")]
@@ -106,7 +105,7 @@ def _given_labels(labels: str | Mapping[str, str]) -> dict[str, str]:
 def _label_words(
     contents: Mapping[str, FileRows], paths: Mapping[str, Path], label: str, given: Mapping[str, str] | None
 ) -> dict[str, str]:
-    """The words in label order: of the given mapping, else of the first file; every file must agree with them."""
+    """Returns the label words in order, from the given mapping or else the first file; every file must agree."""
     values = {split: _label_values(content, paths[split], label) for split, content in contents.items()}
     first = next(iter(values))
     words = dict(given) if given is not None else {value: value for value in sorted(set(values[first]), key=_sort_key)}
@@ -116,10 +115,10 @@ def _label_words(
         for number, value in enumerate(found):
             if value not in words:
                 known = ", ".join(f"'{word}'" for word in words)
-                source = "--labels" if given is not None else paths[first].name
+                place = "--labels" if given is not None else paths[first].name
                 raise AttemptError(
                     f"{_row_place(contents[split], paths[split], number)}: unknown label '{value}' in column '{label}'",
-                    f"{source} has {known}.",
+                    f"{place} has {known}.",
                 )
     return words
 
@@ -132,7 +131,7 @@ def _refuse_no_labels(words: Mapping[str, str], values: Sequence[str], path: Pat
         )
     if len(words) > MOST_LABELS and len(words) > len(values) / 2:
         raise AttemptError(
-            f"{path}: column '{label}' holds {len(words)} different values in {len(values)} rows, these are no labels",
+            f"{path}: column '{label}' holds {len(words)} different values in {len(values)} rows, these are not labels",
             "Name the column of the label with --label.",
         )
 
@@ -160,7 +159,7 @@ def _row_place(content: FileRows, path: Path, number: int) -> str:
 
 
 def _sort_key(value: str) -> tuple[int, float, str]:
-    """Numbers by size, before texts in alphabetical order."""
+    """Sorts numbers by size, before texts in alphabetical order."""
     try:
         return (0, float(value), value)
     except ValueError:
@@ -170,6 +169,3 @@ def _sort_key(value: str) -> tuple[int, float, str]:
 def _task_name(path: Path) -> str:
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-._")
     return name or "own-task"
-
-
-__all__: list[Any] = ["read_rows", "task_from_files"]

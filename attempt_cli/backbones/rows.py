@@ -1,0 +1,49 @@
+"""Rows as a backbone reads them: tokens, alone and in a batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class EncodedRow:
+    """The tokens of a row.
+
+    Args:
+        input_ids: the input's tokens, at least one.
+        target_ids: the target's tokens; empty for a row that is only predicted.
+        truncated: the number of input tokens that did not fit.
+        task: the index of the row's target prompt in a mixture.
+    """
+
+    input_ids: list[int]
+    target_ids: list[int]
+    truncated: int = 0
+    task: int = 0
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows side by side, padded on the right.
+
+    Args:
+        input_ids: [b, l].
+        input_lengths: real tokens of each input, [b].
+        target_ids: [b, c].
+        target_lengths: real tokens of each target, [b].
+        task_ids: each row's task, [b].
+    """
+
+    input_ids: Tensor
+    input_lengths: Tensor
+    target_ids: Tensor
+    target_lengths: Tensor
+    task_ids: Tensor
+
+    @property
+    def input_mask(self) -> Tensor:
+        """True at real input tokens, [b, l]."""
+        return torch.arange(self.input_ids.shape[1], device=self.input_ids.device) < self.input_lengths[:, None]

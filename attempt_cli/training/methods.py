@@ -1,0 +1,226 @@
+"""The methods that can be trained, a row each. Everything that differs between methods is said here, and only here.
+
+The settings' checks, the command line's choices and help, the starting values, the optimiser's groups, what is kept in
+the registry and figure 7's count are derived from this table. `docs/extending.md` shows how to add a row.
+Nothing heavy is imported before a method is built: help is made from this table, too.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from attempt_cli.errors import AttemptError, unknown_name
+
+OF_PROMPTS = ("prompt_length", "units")  # settings that methods without a prompt do not read
+RATES = {"prompts": "learning_rate", "attention": "attention_learning_rate", "weights": "weight_learning_rate"}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A number that belongs to one method; the command line has it as `--METHOD-NAME`.
+
+    Args:
+        default: its value when it is not given; its type is the setting's type.
+        least: the smallest value.
+        help: what it is, for `--help`.
+    """
+
+    default: int | float
+    least: int | float
+    help: str
+
+
+@dataclass(frozen=True)
+class Method:
+    """What a method trains, from what, and what is kept of it.
+
+    Args:
+        title: the method's name in messages and figures.
+        help: what it does, for `--help`.
+        build: "module:function" that makes what is trained. It takes `training.build.BuildInputs` and returns a
+            `method.PromptModule`; of weight methods it takes the backbone and a seed and returns a `TunedWeights`.
+        takes: what of the registry it can start from: "sources", "init_from", "attention_from" (a trained G),
+            "composition" (to join one).
+        needs: at least one of these must be given.
+        options: fields of `TrainingConfig` that this method reads besides those that all read.
+        rates: the optimiser's groups: "prompts", "attention" (G, or the factors in its place) or "weights".
+        placements: where its prompt may stand.
+        kept: whether the registry keeps a prompt of it; of others the run alone is kept.
+        several: whether several targets can be trained at once, each with a prompt of its own.
+        first_source: whether its prompt starts from the first source where no other prompt is named.
+        factors: whether each task has factors of its own under one shared prompt.
+        start: what training starts from, where that is neither a prompt nor frequent words; for the record.
+        check: "module:function" that refuses a backbone and a request that do not fit the method.
+        settings: numbers that this method alone has.
+        parameters: "module:function" from a backbone's shape to the number of trained parameters (figure 7).
+    """
+
+    title: str
+    help: str
+    build: str
+    takes: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+    rates: tuple[str, ...] = ("prompts",)
+    placements: tuple[str, ...] = ("before", "after")
+    kept: bool = True
+    several: bool = False
+    first_source: bool = False
+    factors: bool = False
+    start: str = "vocabulary"
+    check: str = ""
+    settings: Mapping[str, Setting] = field(default_factory=dict)
+    parameters: str = ""
+
+    @property
+    def trains_weights(self) -> bool:
+        """Whether it trains weights in the backbone, and no prompt."""
+        return self.rates == ("weights",)
+
+    @property
+    def reads(self) -> set[str]:
+        """The fields of `TrainingConfig` that some methods read and others do not, of those that this one reads."""
+        own = {*self.options, *(RATES[rate] for rate in self.rates)}
+        return own if self.trains_weights else own | {*OF_PROMPTS, "placement"}
+
+    def builder(self) -> Callable[..., Any]:
+        """Imports the function that makes what is trained."""
+        return imported(self.build)
+
+    def missing(self, given: Mapping[str, bool]) -> str | None:
+        """Says what the method needs and was not given; None where nothing is missing."""
+        if not self.needs or any(given[name] for name in self.needs):
+            return None
+        wanted = {
+            "sources": "source prompts: --sources a,b,c or --sources all",
+            "init_from": "a prompt to start from: --init-from NAME",
+        }
+        return f"{self.title} needs {' or '.join(wanted[name] for name in self.needs)}"
+
+
+def imported(place: str) -> Callable[..., Any]:
+    """Imports a function by its "module:function"."""
+    module, _, name = place.partition(":")
+    function: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return function
+
+
+def _weights(title: str, help: str, build: str, parameters: str) -> Method:
+    """A row of a method that trains weights of the backbone, or weights put into it."""
+    return Method(
+        title,
+        help,
+        f"attempt_cli.backbones.tuned:{build}",
+        rates=("weights",),
+        placements=("before",),  # the input is read again in every step: no prompt could stand after it
+        kept=False,
+        start="the backbone",
+        parameters=f"attempt_cli.backbones.tuned:{parameters}",
+    )
+
+
+METHODS: dict[str, Method] = {
+    "attempt": Method(
+        "ATTEMPT",
+        "mixes source prompts and a target prompt by attention",
+        "attempt_cli.training.build:attempt",
+        takes=("sources", "init_from", "attention_from", "composition"),
+        needs=("sources",),
+        options=(
+            "attention_rank",
+            "temperature",
+            "learned_temperature",
+            "level",
+            "constant_attention",
+            "with_target",
+            "balanced_start",
+        ),
+        rates=("prompts", "attention"),
+        several=True,
+        first_source=True,
+        parameters="attempt_cli.method.parameters:attempt_parameters",
+    ),
+    "spot": Method(
+        "SPoT",
+        "trains a prompt that starts from a source prompt",
+        "attempt_cli.training.build:prompt_tuning",
+        takes=("init_from",),
+        needs=("init_from",),
+    ),
+    "prompt-tuning": Method(
+        "prompt tuning",
+        "trains a prompt that starts from frequent words",
+        "attempt_cli.training.build:prompt_tuning",
+        takes=("init_from",),  # a source prompt may start from another one; of a target that is SPoT
+        parameters="attempt_cli.method.parameters:prompt_tuning_parameters",
+    ),
+    "mpt": Method(
+        "MPT",
+        "trains a shared prompt (the sources' mean, or the prompt of --init-from) times low-rank factors",
+        "attempt_cli.training.build:mpt",
+        takes=("sources", "init_from"),
+        needs=("sources", "init_from"),
+        rates=("prompts", "attention"),
+        factors=True,
+        start="the mean of the sources",
+        parameters="attempt_cli.method.parameters:mpt_parameters",
+    ),
+    "dept": Method(
+        "DePT",
+        "trains a short prompt and low-rank offsets on the input's embeddings",
+        "attempt_cli.training.build:dept",
+        rates=("prompts", "attention"),
+        placements=("before",),  # it changes X itself
+        kept=False,
+        check="attempt_cli.training.build:check_offsets",
+        parameters="attempt_cli.method.parameters:dept_parameters",
+    ),
+    "fine-tuning": _weights("fine-tuning", "trains all weights", "fine_tuning", "fine_tuning_parameters"),
+    "bitfit": _weights("BitFit", "trains biases", "bitfit", "bitfit_parameters"),
+    "adapter": _weights("Adapter", "trains adapters in every layer", "adapter", "adapter_parameters"),
+    "adapterdrop": _weights(
+        "AdapterDrop", "trains adapters in the upper layers", "adapterdrop", "adapterdrop_parameters"
+    ),
+    "lora": _weights("LoRA", "trains low-rank updates of the attention", "lora", "lora_parameters"),
+    "ia3": _weights("(IA)³", "trains scales of keys, values and the feed-forward", "ia3", "ia3_parameters"),
+}
+
+# settings that only some methods read -> the methods that read them
+READERS: dict[str, tuple[str, ...]] = {
+    setting: tuple(name for name, method in METHODS.items() if setting in method.reads)
+    for setting in sorted({setting for method in METHODS.values() for setting in method.reads})
+}
+
+
+def find_method(name: str) -> Method:
+    """The row of a method.
+
+    Raises:
+        AttemptError: there is none of that name, with the nearest.
+    """
+    if name not in METHODS:
+        raise unknown_name("method", name, METHODS, "attempt train-target --help")
+    return METHODS[name]
+
+
+def method_help() -> str:
+    """One sentence a method, for `--method`."""
+    return "; ".join(f"{name} {method.help}" for name, method in METHODS.items()) + "."
+
+
+def check_settings(name: str, given: Mapping[str, float]) -> dict[str, float]:
+    """The numbers that a method alone has, with defaults where they are not given.
+
+    Raises:
+        AttemptError: a number that the method does not have, or one below its bound.
+    """
+    settings = find_method(name).settings
+    for key, value in given.items():
+        if key not in settings:
+            raise AttemptError(f"{name} has no setting '{key}'", f"It has: {', '.join(settings) or 'none'}.")
+        if value < settings[key].least:
+            raise AttemptError(f"--{name}-{key} is at least {settings[key].least}, not {value}")
+    return {key: type(setting.default)(given.get(key, setting.default)) for key, setting in settings.items()}

@@ -1,0 +1,177 @@
+"""Trains what a request asks for: from a task's rows to records in the registry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+from attempt_cli.artefacts import remember_backbone
+from attempt_cli.backbones.base import FrozenBackbone
+from attempt_cli.backbones.rows import EncodedRow
+from attempt_cli.evaluation.prediction import encode_examples
+from attempt_cli.listener import Listener
+from attempt_cli.prompted import PromptedModel
+from attempt_cli.training.build import build_model
+from attempt_cli.training.config import TrainingConfig
+from attempt_cli.training.loop import train_model
+from attempt_cli.training.memory import largest_batch
+from attempt_cli.training.order import task_shares
+from attempt_cli.training.processes import Processes
+from attempt_cli.training.record import record_training
+from attempt_cli.training.request import Outcome, Request, checkpoint_path
+from attempt_cli.training.validation import validation_scores
+from attempt_registry import Registry
+
+
+def train(
+    registry: Registry,
+    backbone: FrozenBackbone,
+    request: Request,
+    *,
+    command: str = "",
+    resume: bool = False,
+    listener: Listener | None = None,
+    processes: Processes | None = None,
+    on_trained: Callable[[PromptedModel], None] | None = None,
+) -> Outcome | None:
+    """Trains what the request asks for, on one task or on several at once, and records what it keeps.
+
+    Of several tasks a prompt gets gradient only from its own task's rows, G from all (section 3.4 of the paper); the
+    step is kept at which the mean over tasks of their first metric was best.
+
+    Args:
+        registry: where prompts are kept; its folder holds the checkpoint.
+        backbone: the frozen model.
+        request: what is to be trained.
+        command: as it was typed, for the record.
+        resume: continue from the checkpoint of the same request, if there is one.
+        listener: is told how it goes, and can stop it.
+        processes: this process's place among those that share the training.
+        on_trained: is given the trained model before it is recorded: after a kill in there, a resumed training repeats
+            no step and records nothing twice.
+
+    Returns:
+        What was recorded; None on the processes that only helped.
+
+    Raises:
+        AttemptError: rows, prompts or settings do not fit; or see `training.loop.train_model`.
+    """
+    processes, listener = processes or Processes(), listener or Listener()
+    request.check()
+    request = request.on(backbone)
+    if processes.is_main:
+        remember_backbone(registry, backbone)
+    model = build_model(registry, backbone, request)
+    with released_on_failure(model):
+        rows = [encoded_rows(model, request, number) for number in range(len(request.tasks))]
+        if request.largest_batch:
+            request = with_largest_batch(model, request, [row for own in rows for row in own])
+        plan_input_cache(model, request, rows)
+        key = request.key(backbone, processes.count)
+        checkpoint = checkpoint_path(registry, key)
+        validates = any(task.validation is not None for task in request.tasks)
+        with layers_for(model, request.config):
+            trained = train_model(
+                model,
+                [row for own in rows for row in own],
+                request.config,
+                evaluate=(lambda trained: validation_scores(trained, request)) if validates else None,
+                checkpoint=checkpoint,
+                key=key,
+                resume=resume,
+                listener=listener,
+                processes=processes,
+                mix=mixed_tasks(request, rows),
+            )
+        if not processes.is_main:
+            model.release()
+            return None
+        if on_trained is not None:
+            on_trained(model)
+        outcome = record_training(registry, request, model, trained, command=command, processes=processes.count)
+        for file in checkpoint.parent.glob(f"{key}.*"):  # and what a kill left of writing it
+            file.unlink(missing_ok=True)
+        return replace(outcome, notes=row_notes(request, rows))
+
+
+@contextmanager
+def released_on_failure(model: PromptedModel) -> Iterator[None]:
+    """Takes trained weights out of the backbone, which others share, when a training fails or is stopped."""
+    try:
+        yield
+    except BaseException:
+        model.release()
+        raise
+
+
+@contextmanager
+def layers_for(model: PromptedModel, config: TrainingConfig) -> Iterator[None]:
+    """Puts the backbone's layers as the settings want them, and back at the end: it serves other trainings, too."""
+    backbone = model.backbone
+    if config.gradient_checkpointing:
+        backbone.checkpoint_gradients(True)
+    try:
+        yield
+    finally:
+        if config.gradient_checkpointing:
+            backbone.checkpoint_gradients(False)
+        if backbone.compiled:
+            backbone.compile_layers(False)
+
+
+def encoded_rows(model: PromptedModel, request: Request, number: int, *, validation: bool = False) -> list[EncodedRow]:
+    """Returns the tokens of one task's training rows (or validation rows), each told which prompt is its own."""
+    rows = request.tasks[number]
+    chosen = rows.validation if validation else rows.train
+    if chosen is None:
+        return []
+    encoded = encode_examples(model, rows.task, chosen.examples, request.config.max_length)
+    return [replace(row, task=request.task_index(number)) for row in encoded]
+
+
+def with_largest_batch(model: PromptedModel, request: Request, encoded: Sequence[EncodedRow]) -> Request:
+    """Returns the request with as many rows a batch, and positions computed at once, as the free memory takes."""
+    rows = largest_batch(model, encoded)
+    longest = max(len(row.input_ids) + len(row.target_ids) for row in encoded) + model.prompt_length
+    update = {"batch_size": rows, "max_tokens": max(request.config.max_tokens, rows * longest)}
+    return replace(request, config=request.config.model_copy(update=update))
+
+
+def plan_input_cache(model: PromptedModel, request: Request, encoded: Sequence[Sequence[EncodedRow]]) -> None:
+    """Keeps the inputs of rows that are read more than once: those of validation, then those of training."""
+    cache = model.backbone.input_cache
+    if cache is None or model.placement != "after":
+        return
+    validated = [row for i in range(len(request.tasks)) for row in encoded_rows(model, request, i, validation=True)]
+    rows = [row for own in encoded for row in own]
+    config = request.config
+    again = config.total_steps(len(rows)) * config.rows_per_step() > len(rows)
+    cache.plan([validated, rows if again else []], model.backbone.cache_bytes_per_token)
+
+
+def mixed_tasks(request: Request, encoded: Sequence[Sequence[EncodedRow]]) -> tuple[list[int], list[int]] | None:
+    """Returns each row's task and how many rows of each task an epoch holds; None where all rows of one task count."""
+    counts = [len(rows) for rows in encoded]
+    shares = task_shares(counts, request.max_rows_per_task, request.sampling_temperature)
+    if len(counts) == 1 and shares == counts:
+        return None
+    return [number for number, count in enumerate(counts) for _ in range(count)], shares
+
+
+def row_notes(request: Request, encoded: Sequence[Sequence[EncodedRow]]) -> list[str]:
+    """Lists what the user should know of the rows: inputs that were cut, validation rows that are missing."""
+    notes = []
+    several = len(request.tasks) > 1
+    for rows, own in zip(request.tasks, encoded, strict=True):
+        which = f"{rows.task.name}: " if several else ""
+        if rows.note:
+            notes.append(f"{which}{rows.note}")
+        elif rows.validation is None:
+            notes.append(f"{which}no validation rows were looked at: the last step is kept")
+        if truncated := sum(row.truncated > 0 for row in own):
+            notes.append(
+                f"{which}{truncated:,} of {len(own):,} training inputs were longer than the limit "
+                "and lost their middle; --max-length raises it"
+            )
+    return notes
