@@ -22,7 +22,7 @@ from attempt_cli.evaluation.inspection import (
     task_attention,
 )
 from attempt_cli.evaluation.models import (
-    Model,
+    TrainedModel,
     find_model,
     load_tasks,
     model_for_task,
@@ -33,7 +33,7 @@ from attempt_cli.evaluation.models import (
 from attempt_cli.evaluation.ranking import SourceRanking, rank, ranked_sources, similarity_target
 from attempt_cli.evaluation.record import EvaluationResult
 from attempt_cli.evaluation.scoring import Split, check_writable, record_jobs, scoring_jobs
-from attempt_cli.evaluation.serving import Prediction, find_served, predict_rows
+from attempt_cli.evaluation.serving import Prediction, check_one_task, find_served, predict_rows
 from attempt_cli.session import Session
 from attempt_cli.sources import source_prompts
 from attempt_registry.records import Composition
@@ -59,6 +59,31 @@ __all__ = [
 ]
 
 
+class Model(TrainedModel):
+    """A prompt or a composition on its backbone, ready to predict; `load` makes one."""
+
+    def predict(
+        self, rows: Sequence[str | Mapping[str, Any]], *, task: str | None = None, max_length: int | None = None
+    ) -> list[Prediction]:
+        """Predicts rows, one prediction each.
+
+        Args:
+            rows: texts where the task reads one column, else dicts from column to value.
+            task: for a composition with several targets, the task whose target prompt is used.
+            max_length: the longest input in tokens; None takes what the prompt was trained with.
+
+        Raises:
+            ArgumentsError: the model serves several tasks and none is named.
+            AttemptError: the task is not the model's, or a row lacks a column.
+
+            model.predict(["Third agent today and still no answer."])
+        """
+        served = find_served(self.session, [self], task, None)
+        check_one_task(served)
+        (found,) = predict_rows(list(served.values()), rows, self.session, max_length=max_length)
+        return found
+
+
 def load(name: str, *, changes: Changes | None = None, session: Session | None = None) -> Model:
     """Loads a prompt or a composition with its backbone.
 
@@ -77,13 +102,15 @@ def load(name: str, *, changes: Changes | None = None, session: Session | None =
         model = attempt.load("support-chats-attempt")
         model = attempt.load("rte-attempt", changes=attempt.Changes(drop=["sst2"]))
     """
-    model = find_model(session or Session(), name).with_changes(changes)
+    session = session or Session()
+    found = find_model(session, name).with_changes(changes)
+    model = Model(found.record, session, found.changes)
     model.load()
     return model
 
 
 def predict(
-    models: Sequence[str | Model],
+    models: Sequence[str | TrainedModel],
     rows: Sequence[str | Mapping[str, Any]],
     *,
     task: str | None = None,
@@ -123,7 +150,7 @@ def predict(
 
 
 def evaluate(
-    models: str | Model | Sequence[str | Model] = (),
+    models: str | TrainedModel | Sequence[str | TrainedModel] = (),
     task: str | Path | Task | Sequence[str | Path | Task] = (),
     *,
     split: str = "test",
@@ -165,7 +192,7 @@ def evaluate(
     """
     session = _session(models, session)
     named = [_model(session, each) for each in _listed(models)]
-    pairs: list[tuple[Task, Model]] = []
+    pairs: list[tuple[Task, TrainedModel]] = []
     for one in load_tasks(_listed(task)) or own_tasks(named):
         for model in named or [model_for_task(session, one.name)]:
             pairs.append((one, model))
@@ -260,7 +287,7 @@ def rank_sources(
 
 
 def inspect(
-    model: str | Model,
+    model: str | TrainedModel,
     *,
     task: str | None = None,
     split: str = "validation",
@@ -365,7 +392,7 @@ def compose(
         draft = joined(registry, name, mixed, found, attention, changes)
     parts = checked_parts(registry, draft)
     if not draft.sources:
-        note_lone_targets([Model(prompt, session) for prompt in parts], session.listener.note)
+        note_lone_targets([TrainedModel(prompt, session) for prompt in parts], session.listener.note)
     return registry.add_composition(
         name=name,
         backbone=draft.backbone,
@@ -383,11 +410,11 @@ def _listed(given: Any) -> list[Any]:
     return list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]
 
 
-def _session(models: str | Model | Sequence[str | Model], session: Session | None) -> Session:
+def _session(models: str | TrainedModel | Sequence[str | TrainedModel], session: Session | None) -> Session:
     """Returns the session that is given, else that of the first loaded model, else a new one."""
-    loaded = (each.session for each in _listed(models) if isinstance(each, Model))
+    loaded = (each.session for each in _listed(models) if isinstance(each, TrainedModel))
     return session or next(loaded, None) or Session()
 
 
-def _model(session: Session, given: str | Model) -> Model:
-    return given if isinstance(given, Model) else find_model(session, given)
+def _model(session: Session, given: str | TrainedModel) -> TrainedModel:
+    return given if isinstance(given, TrainedModel) else find_model(session, given)

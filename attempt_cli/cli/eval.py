@@ -25,7 +25,7 @@ from attempt_cli.cli.scores import difference_text, interval_text, percent, weig
 if TYPE_CHECKING:
     from attempt_cli.cli.main import Settings
     from attempt_cli.data.task import Task
-    from attempt_cli.evaluation.models import Model
+    from attempt_cli.evaluation.models import TrainedModel
     from attempt_cli.evaluation.record import EvaluationResult
     from attempt_cli.session import Session
 
@@ -95,15 +95,15 @@ def command(
         settings.output.rows("evaluations", [_table_row(result) for result in results], columns, name="score")
 
 
-def _models(session: Session, prompts: Sequence[str], compositions: Sequence[str]) -> list[Model]:
+def _models(session: Session, prompts: Sequence[str], compositions: Sequence[str]) -> list[TrainedModel]:
     """Finds the models of `--prompt` and `--composition`; the prompt `none` is the bare model."""
-    from attempt_cli.evaluation.models import Model
+    from attempt_cli.evaluation.models import TrainedModel
 
     records = [None if name == "none" else session.store.prompt(name) for name in prompts]
-    return [Model(record, session) for record in (*records, *map(session.store.composition, compositions))]
+    return [TrainedModel(record, session) for record in (*records, *map(session.store.composition, compositions))]
 
 
-def _tasks(names: str | None, rows: RowOptions, models: Sequence[Model]) -> Sequence[str | Task]:
+def _tasks(names: str | None, rows: RowOptions, models: Sequence[TrainedModel]) -> Sequence[str | Task]:
     """Chooses the tasks of --tasks; else those of files; else those that the first model was trained for."""
     from attempt_cli.evaluation.models import own_tasks
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from attempt_cli.backbones.base import FrozenBackbone
     from attempt_cli.data.task import Task
     from attempt_cli.evaluation.inside import NearToken
-    from attempt_cli.evaluation.models import Model
+    from attempt_cli.evaluation.models import TrainedModel
     from attempt_cli.evaluation.scoring import ScoringJob
 
 
@@ -113,7 +113,7 @@ class Inspection:
         return found
 
 
-def check_inspected(model: Model, *, attention: bool, tokens: bool) -> None:
+def check_inspected(model: TrainedModel, *, attention: bool, tokens: bool) -> None:
     """Refuses an inspection that has nothing to show.
 
     Args:
@@ -133,7 +133,7 @@ def check_inspected(model: Model, *, attention: bool, tokens: bool) -> None:
     )
 
 
-def attended_tasks(model: Model, task: str | None) -> list[Task]:
+def attended_tasks(model: TrainedModel, task: str | None) -> list[Task]:
     """Lists the tasks whose rows a mixture is inspected on: its targets' own, or the one that is named.
 
     Raises:
@@ -181,7 +181,7 @@ def task_attention(loaded: Loaded, job: ScoringJob, shown: int, max_tokens: int 
     )
 
 
-def nearest_to_prompts(model: Model, backbone: FrozenBackbone, count: int) -> tuple[NearestTokens, ...]:
+def nearest_to_prompts(model: TrainedModel, backbone: FrozenBackbone, count: int) -> tuple[NearestTokens, ...]:
     """Finds the tokens nearest to every position of a prompt, or of all prompts of a composition."""
     from attempt_cli.artefacts import prompt_in_units
     from attempt_cli.evaluation.inside import nearest_tokens

@@ -18,14 +18,13 @@ if TYPE_CHECKING:
     from attempt_cli.artefacts import Loaded
     from attempt_cli.backbones.base import FrozenBackbone
     from attempt_cli.data.task import Task
-    from attempt_cli.evaluation.serving import Prediction
     from attempt_cli.session import Session
     from attempt_registry import Registry
 
 
 @dataclass(frozen=True)
-class Model:
-    """A prompt or a composition on its backbone, or the bare backbone. Get one from `load`.
+class TrainedModel:
+    """A prompt or a composition on its backbone, or the bare backbone.
 
     Its record is there at once; its tensors, and with them the backbone, are loaded when they are first needed.
 
@@ -87,7 +86,7 @@ class Model:
             f"It has: {', '.join(prompt.task for prompt in self.targets)}.",
         )
 
-    def with_changes(self, changes: Changes | None) -> Model:
+    def with_changes(self, changes: Changes | None) -> TrainedModel:
         """Returns the composition with other sources or weights; the same model where nothing changes.
 
         Raises:
@@ -101,7 +100,7 @@ class Model:
                 f"'{self.name}' is a prompt: --add, --drop, --only and --weights change compositions",
                 "Name a composition: `attempt registry list --what compositions` shows them.",
             )
-        return Model(changed(self.session.store, self.record, changes), self.session, changes)
+        return TrainedModel(changed(self.session.store, self.record, changes), self.session, changes)
 
     def load(self, backbone: FrozenBackbone | None = None) -> Loaded:
         """Loads the tensors onto a backbone, or onto the session's; once for a backbone.
@@ -125,39 +124,16 @@ class Model:
             return load_prompt(self.session.store, backbone, self.record)
         return replace(load_composition(self.session.store, backbone, self.record), name=self.name)
 
-    def predict(
-        self, rows: Sequence[str | Mapping[str, Any]], *, task: str | None = None, max_length: int | None = None
-    ) -> list[Prediction]:
-        """Predicts rows, one prediction each.
 
-        Args:
-            rows: texts where the task reads one column, else dicts from column to value.
-            task: for a composition with several targets, the task whose target prompt is used.
-            max_length: the longest input in tokens; None takes what the prompt was trained with.
-
-        Raises:
-            ArgumentsError: the model serves several tasks and none is named.
-            AttemptError: the task is not the model's, or a row lacks a column.
-
-            model.predict(["Third agent today and still no answer."])
-        """
-        from attempt_cli.evaluation.serving import check_one_task, find_served, predict_rows
-
-        served = find_served(self.session, [self], task, None)
-        check_one_task(served)
-        (found,) = predict_rows(list(served.values()), rows, self.session, max_length=max_length)
-        return found
-
-
-def find_model(session: Session, name: str) -> Model:
+def find_model(session: Session, name: str) -> TrainedModel:
     """Finds the composition or prompt of a name; of both, what was made last. `none` is the bare backbone.
 
     Raises:
         RegistryError: there is neither; the error says the nearest names of both.
     """
     if name == "none":
-        return Model(None, session)
-    return Model(named_record(session.store, name), session)
+        return TrainedModel(None, session)
+    return TrainedModel(named_record(session.store, name), session)
 
 
 def named_record(registry: Registry, name: str) -> Prompt | Composition:
@@ -180,7 +156,7 @@ def named_record(registry: Registry, name: str) -> Prompt | Composition:
     )
 
 
-def model_for_task(session: Session, task: str) -> Model:
+def model_for_task(session: Session, task: str) -> TrainedModel:
     """Finds what was trained or composed last for a task and the session's backbone.
 
     Few-shot runs are experiments and do not count; a target of ATTEMPT counts through its composition.
@@ -203,7 +179,7 @@ def model_for_task(session: Session, task: str) -> Model:
         ),
     ]
     if found:
-        return Model(max(found, key=_age), session)
+        return TrainedModel(max(found, key=_age), session)
     where = f" for {backbone}" if backbone else ""
     raise AttemptError(
         f"nothing was trained for the task '{task}'{where}",
@@ -215,7 +191,7 @@ def _age(record: Prompt | Composition) -> tuple[str, bool, int]:
     return record.created, isinstance(record, Composition), record.id
 
 
-def records_of(models: Sequence[Model]) -> list[Prompt | Composition]:
+def records_of(models: Sequence[TrainedModel]) -> list[Prompt | Composition]:
     """Returns the models' records, for `Session.load_backbone`.
 
     Raises:
@@ -232,7 +208,7 @@ def records_of(models: Sequence[Model]) -> list[Prompt | Composition]:
     return records
 
 
-def note_lone_targets(models: Sequence[Model], note: Callable[[str], None]) -> None:
+def note_lone_targets(models: Sequence[TrainedModel], note: Callable[[str], None]) -> None:
     """Remarks on every target of ATTEMPT that is used without its mixture."""
     for record in {model.name: model.record for model in models}.values():
         if isinstance(record, Prompt) and record.method == "attempt":
@@ -274,7 +250,7 @@ def load_tasks(given: Sequence[str | Path | Task]) -> list[Task]:
     return [load_task(one) if isinstance(one, (str, Path)) else one for one in given]
 
 
-def own_tasks(models: Sequence[Model]) -> tuple[Task, ...]:
+def own_tasks(models: Sequence[TrainedModel]) -> tuple[Task, ...]:
     """Returns the tasks that the first model other than the bare backbone was trained for.
 
     Raises:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from attempt_cli.changes import Changes
 from attempt_cli.errors import AttemptError
-from attempt_cli.evaluation.models import Model
+from attempt_cli.evaluation.models import TrainedModel
 from attempt_cli.evaluation.record import rows_record
 from attempt_cli.evaluation.scoring import ScoringJob, Split, load_jobs, score_jobs, scoring_jobs
 from attempt_cli.evaluation.statistics import PairedTest
@@ -154,11 +154,11 @@ def rank(
         max_tokens: the token budget of a batch; None takes 8192.
     """
     session, rows = split.session, split.rows(task)
-    models = [Model(prompt, session) for prompt in prompts]
+    models = [TrainedModel(prompt, session) for prompt in prompts]
     left_out: list[str] = []
     if composition is not None and len(composition.sources) > 1:  # without its only source it would be no mixture
         left_out = [prompt.ref for prompt in prompts if prompt.ref in composition.sources]
-        whole = Model(composition, session)
+        whole = TrainedModel(composition, session)
         models += [whole, *(whole.with_changes(Changes(drop=(source,))) for source in left_out)]
     jobs = scoring_jobs([(task, model) for model in models], split)
     backbone = load_jobs(jobs, session)

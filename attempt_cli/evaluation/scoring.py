@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from attempt_cli.errors import AttemptError
-from attempt_cli.evaluation.models import Model, as_trained, records_of
+from attempt_cli.evaluation.models import TrainedModel, as_trained, records_of
 from attempt_cli.evaluation.record import EvaluationResult, evaluation_result, record_evaluation
 from attempt_cli.evaluation.serving import counted, note_truncated, prediction_of, rounded
 from attempt_registry.errors import RegistryError
@@ -58,14 +58,14 @@ class Split:
 class ScoringJob:
     """A model on a task's rows, in the text format that its prompt was trained with."""
 
-    model: Model
+    model: TrainedModel
     task: Task
     rows: Rows
     max_length: int | None
 
 
 def scoring_jobs(
-    pairs: Sequence[tuple[Task, Model]],
+    pairs: Sequence[tuple[Task, TrainedModel]],
     split: Split,
     *,
     text_format: str | None = None,

@@ -7,7 +7,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from attempt_cli.errors import ArgumentsError, AttemptError
-from attempt_cli.evaluation.models import Model, find_model, note_lone_targets, records_of, trained_length, trained_task
+from attempt_cli.evaluation.models import (
+    TrainedModel,
+    find_model,
+    note_lone_targets,
+    records_of,
+    trained_length,
+    trained_task,
+)
 
 if TYPE_CHECKING:
     from attempt_cli.changes import Changes
@@ -74,12 +81,12 @@ class ServedTask:
         max_length: the longest input that its target prompt was trained with.
     """
 
-    model: Model
+    model: TrainedModel
     task: Task
     max_length: int | None
 
 
-def served_tasks(model: Model, task: str | None = None) -> list[ServedTask]:
+def served_tasks(model: TrainedModel, task: str | None = None) -> list[ServedTask]:
     """Lists what a model can predict: one task for each of its target prompts.
 
     Args:
@@ -102,7 +109,7 @@ def served_tasks(model: Model, task: str | None = None) -> list[ServedTask]:
 
 
 def find_served(
-    session: Session, models: Sequence[str | Model], task: str | None, changes: Changes | None
+    session: Session, models: Sequence[str | TrainedModel], task: str | None, changes: Changes | None
 ) -> dict[str, ServedTask]:
     """Finds what models can predict: their names as given -> a task, "name:task" where one predicts several.
 
@@ -113,7 +120,7 @@ def find_served(
         changes: other sources or forced weights for the compositions.
 
     Raises:
-        RegistryError, AttemptError: as in `find_model`, `Model.with_changes` and `served_tasks`.
+        RegistryError, AttemptError: as in `find_model`, `TrainedModel.with_changes` and `served_tasks`.
     """
     found: dict[str, ServedTask] = {}
     for each in models:
