@@ -27,3 +27,10 @@ def size_text(size: int) -> str:
         if size >= unit:
             return f"{size / unit:.3g} {name}"
     return f"{size} B"
+
+
+def total_memory() -> int:
+    """Returns the bytes of the machine's memory."""
+    import psutil
+
+    return int(psutil.virtual_memory().total)

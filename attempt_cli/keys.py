@@ -1,4 +1,4 @@
-"""Names results by all that they depend on."""
+"""Short keys that name a result by everything it depends on."""
 
 from __future__ import annotations
 
@@ -9,5 +9,9 @@ from typing import Any
 
 
 def content_key(identity: Mapping[str, Any]) -> str:
-    """Returns 16 hexadecimal digits that two identities share only if they are equal."""
+    """Returns a hash of 16 hex digits; equal identities have equal keys, whatever the order of their fields.
+
+    Args:
+        identity: everything that the result depends on; what JSON has no form for is hashed as its text.
+    """
     return hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:16]

@@ -73,7 +73,7 @@ class Session:
         if name not in self._loaded:
             from attempt_cli.backbones.input_cache import InputCache
             from attempt_cli.backbones.load import load_backbone
-            from attempt_cli.training.memory import total_memory
+            from attempt_cli.byte_sizes import total_memory
 
             if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
                 self.listener.note(f"loading {name} …")

@@ -15,10 +15,11 @@ FOLDERS = {"attempt_cli": HERE / "attempt_cli", "attempt_registry": HERE / "regi
 
 # What each package and top-level module of attempt_cli may import besides itself and `ANYWHERE`. Rows are in the
 # direction of imports: none may import a later one.
-ANYWHERE = {"errors", "placement", "bars", "hub", "attempt_registry"}
+ANYWHERE = {"errors", "placement", "bars", "hub", "keys", "listener", "byte_sizes", "attempt_registry"}
 MAY_IMPORT: dict[str, set[str]] = {
     "plots": set(),
     "changes": set(),
+    "sources": set(),
     "data": set(),
     "backbones": set(),
     "prompted": {"method", "backbones"},
@@ -28,13 +29,21 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 MAY_IMPORT["training"] = MAY_IMPORT["evaluation"] | {"evaluation"}
 MAY_IMPORT["experiments"] = MAY_IMPORT["training"] | {"training", "plots"}
-MAY_IMPORT["api"] = MAY_IMPORT["experiments"] | {"experiments"}
+MAY_IMPORT["api"] = MAY_IMPORT["experiments"] | {"experiments", "sources"}
 MAY_IMPORT["cli"] = MAY_IMPORT["api"] | {"api"}
 MAY_IMPORT["__main__"] = {"cli"}
 MAY_IMPORT["__init__"] = {"api"}  # lazily: `import attempt_cli` stays free of torch
 MAY_IMPORT["errors"] = set()
 # these import nothing of ours, and only these libraries
-ALONE = {"method": {"torch"}, "placement": set(), "bars": {"tqdm"}, "hub": {"huggingface_hub"}}
+ALONE = {
+    "method": {"torch"},
+    "placement": set(),
+    "bars": {"tqdm"},
+    "hub": {"huggingface_hub"},
+    "keys": set(),
+    "listener": set(),
+    "byte_sizes": {"psutil"},
+}
 
 # Imports against the direction, for now: (module, module): reason
 PACKAGE_EXCEPTIONS: dict[tuple[str, str], str] = {}

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from attempt_cli.cli.fewshot import as_cells
 from attempt_cli.cli.options import backbone_options, chosen_backbone, typed_command
 
 if TYPE_CHECKING:
@@ -37,7 +36,8 @@ def command(settings: Settings, /, **options: Any) -> None:
     from attempt_cli.data.catalogue import load_task
     from attempt_cli.data.fewshot import few_shot
     from attempt_cli.data.rows import Rows, examples_sha256, load_examples
-    from attempt_cli.experiments.cells import Bench
+    from attempt_cli.experiments.cells import TaskContext
+    from attempt_cli.experiments.report import result_line
     from attempt_cli.experiments.summary import summarise
     from attempt_cli.training.config import make_config
     from attempt_cli.training.recipes import Request, train_prompt
@@ -60,7 +60,7 @@ def command(settings: Settings, /, **options: Any) -> None:
     task = load_task(TARGET)
     pool = load_examples(task, "train")
     rows = few_shot(pool.examples, TARGET_ROWS, per_class=False, label_count=2, seed=0)
-    bench = Bench(
+    context = TaskContext(
         registry=registry,
         backbone=backbone,
         task=task,
@@ -75,14 +75,14 @@ def command(settings: Settings, /, **options: Any) -> None:
     )
     train = Rows(rows, f"{pool.origin}, {TARGET_ROWS} of these, class-balanced", examples_sha256(rows))
     with TrainingProgress(f"target {TARGET}", silent=silent) as progress:
-        cells = bench.run(["none", "source", "prompt-tuning", "attempt"], train, 0, progress)
+        cells = context.run(["none", "source", "prompt-tuning", "attempt"], train, 0, progress)
     if settings.output.format == "json":
         settings.output.json(
             {"methods": [asdict(row) for row in summarise(cells)], "cells": [asdict(c) for c in cells]}
         )
         return
     columns = ["task", "method", "score", "n", "steps", "attention"]
-    settings.output.rows("methods", [as_cells(row) for row in summarise(cells)], columns, name="method")
+    settings.output.rows("methods", [result_line(row) for row in summarise(cells)], columns, name="method")
     settings.output.note(
         "Next: `attempt registry list`, or\n"
         f"  echo 'Third agent today and still no answer.' | attempt predict {TARGET}-attempt"

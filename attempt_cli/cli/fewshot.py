@@ -22,12 +22,12 @@ from attempt_cli.cli.options import (
     task_options,
     typed_command,
 )
+from attempt_cli.experiments.methods import ALONE, METHODS, check_methods, methods_help
 from attempt_cli.placement import PLACEMENTS
 
 if TYPE_CHECKING:
     from attempt_cli.cli.main import Settings
     from attempt_cli.data.task import Task
-    from attempt_cli.experiments.summary import Row
 
 
 @click.command("fewshot")
@@ -35,17 +35,21 @@ if TYPE_CHECKING:
 @click.option("--per-class", is_flag=True, help="k rows of every class, not k in total.")
 @click.option("--tasks", default=None, help="Tasks, comma separated. [default: boolq,cb,scitail]")
 @task_options
-@click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True, help="How often rows are drawn.")
+@click.option(
+    "--seeds",
+    type=click.IntRange(min=1),
+    default=3,
+    show_default=True,
+    help="Draws of rows.",
+)
 @click.option(
     "--methods",
     default="source,prompt-tuning,spot,attempt",
     show_default=True,
-    help="Of: none (no prompt), source (the best source as it stands), prompt-tuning, spot, attempt, its variants "
-    "(-balanced, -single, -constant, -no-target, -token behind its name), mpt-mean, dept, lora, ia3, adapter, "
-    "adapterdrop, bitfit, fine-tuning.",
+    help=methods_help(ALONE),
 )
 @click.option("--sources", default="all", show_default=True, help="Source prompts, comma separated, or `all`.")
-@click.option("--init-from", help="Where SPoT and ATTEMPT start. [default: the source that fits the k rows best]")
+@click.option("--init-from", help="Start of SPoT and ATTEMPT. [default: the source that fits the k rows best]")
 @click.option("--steps", type=click.IntRange(min=1), default=100, show_default=True, help="Optimiser steps, for all.")
 @click.option("--prompt-length", type=int, help="m. [default: 20, or the sources' own]")
 @click.option(
@@ -82,8 +86,8 @@ def command(
 ) -> None:
     """Compare methods on k training rows: same rows, same steps, several seeds.
 
-    Rows are drawn class-balanced by seed, k in total or --per-class of each; which rows is kept with every run. No
-    validation rows are looked at: the last step counts. Means come with a 95 % interval over seeds, differences to
+    Rows are drawn class-balanced by seed, k in total or --per-class of each; every run records its rows. There is no
+    validation: the last step counts. Means come with a 95 % interval over seeds, differences to
     prompt tuning are paired by seed.
 
     \b
@@ -94,8 +98,8 @@ def command(
     from attempt_cli.artefacts import remember_backbone
     from attempt_cli.cli.progress import TrainingProgress
     from attempt_cli.data.rows import load_examples
-    from attempt_cli.experiments.cells import Bench, drawn_rows
-    from attempt_cli.experiments.methods import ALONE, METHODS, check_methods
+    from attempt_cli.experiments.cells import TaskContext, drawn_rows
+    from attempt_cli.experiments.report import result_line
     from attempt_cli.experiments.summary import summarise
     from attempt_cli.training.config import make_config
 
@@ -118,7 +122,7 @@ def command(
     cache = {key: options.pop(key) for key in ("input_cache", "input_cache_dir")}
     training = {key: options.pop(key) for key in list(options) if key not in ("backbone", "device", "dtype")}
     config = make_config(None, steps=steps, prompt_length=length, eval_every=0, **training)
-    draws, tests = {}, {}  # drawn before the backbone is loaded: too few rows are said at once
+    draws, tests = {}, {}  # drawn before the backbone is loaded: too few rows are an error at once
     for task in wanted:
         pool = load_examples(task, "train", data_dir=settings.data_dir)
         tests[task.name] = load_examples(task, "test", data_dir=settings.data_dir, limit=limit)
@@ -130,7 +134,7 @@ def command(
     cells = []
     silent = settings.output.format == "quiet"
     for task in wanted:
-        bench = Bench(
+        context = TaskContext(
             registry=registry,
             backbone=backbone,
             task=task,
@@ -146,7 +150,7 @@ def command(
         )
         for seed in range(seeds):
             with TrainingProgress(f"{task.name} k={k} seed {seed}", silent=silent) as progress:
-                cells += bench.run(names, draws[task.name, seed], seed, progress)
+                cells += context.run(names, draws[task.name, seed], seed, progress)
     results = summarise(cells)
     if settings.output.format == "json":
         settings.output.json(
@@ -162,28 +166,10 @@ def command(
         return
     settings.output.rows(
         "methods",
-        [as_cells(row) for row in results],
+        [result_line(row) for row in results],
         ["task", "method", "score", "against_prompt_tuning", "seeds", "n", "steps", "attention"],
         name="method",
     )
-
-
-def as_cells(row: Row) -> dict[str, Any]:
-    """A method's result as people read it, in percent."""
-    from attempt_cli.experiments.report import with_width
-
-    return {
-        "task": row.task,
-        "method": row.method,
-        "score": with_width(row.mean, row.width),
-        "against_prompt_tuning": None
-        if row.difference is None
-        else with_width(row.difference, row.difference_width, signed=True),
-        "seeds": len(row.scores),
-        "n": row.n,
-        "steps": row.steps,
-        "attention": ", ".join(f"{name} {weight:.2f}" for name, weight in (row.attention or {}).items()),
-    }
 
 
 def _tasks(names: str | None, options: dict[str, Any]) -> list[Task]:
@@ -193,7 +179,7 @@ def _tasks(names: str | None, options: dict[str, Any]) -> list[Task]:
         if names is not None:
             raise click.UsageError("give --tasks or files, not both")
         task = chosen_task(None, options)
-        # the k rows are drawn from all training rows; nothing is held out for a validation that never happens
+        # the k rows are drawn from all training rows: there is no validation to hold rows out for
         return [task.model_copy(update={"split_rule": "own"}) if task.split_rule == "held-out" else task]
     text_format = options.pop("text_format")
     for field in FILE_FIELDS:

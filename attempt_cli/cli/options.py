@@ -425,8 +425,7 @@ def attach_input_cache(backbone: FrozenBackbone, options: dict[str, Any]) -> Non
         AttemptError: the size is no size.
     """
     from attempt_cli.backbones.input_cache import InputCache
-    from attempt_cli.byte_sizes import parse_size
-    from attempt_cli.training.memory import total_memory
+    from attempt_cli.byte_sizes import parse_size, total_memory
 
     size, folder = options.pop("input_cache"), options.pop("input_cache_dir")
     # of all memory, not of what is free now: which rows are kept should not hang on what else is running

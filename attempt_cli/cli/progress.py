@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from attempt_cli.experiments.cells import Cell
-    from attempt_cli.experiments.grid import Ask
+    from attempt_cli.experiments.grid import CellSpec
 
 
 # without a terminal: the fewest seconds between two lines about steps, and the most lines between first and last step
@@ -146,56 +146,68 @@ class RowProgress(_Progress, NoteListener):
         self._bar.update(self._task, completed=done, total=total)
 
 
-class GridProgress(_Progress):
-    """An `experiments.workers.Watcher` for people: cells done, failed and left, and the time left.
+class GridProgress:
+    """An `experiments.cell_queue.GridListener` for people: cells done, failed and left, and the time they will take.
 
     Args:
-        asks: all cells of the grid.
-        workers: number of cells that run at once.
-        silent: write nothing (`--format quiet`).
+        specs: all cells of the grid.
+        workers: how many run at once.
+        silent: say nothing (`--format quiet`).
     """
 
-    def __init__(self, asks: Sequence[Ask], workers: int, *, silent: bool = False) -> None:
-        self._left = Counter(ask.method for ask in asks)
-        self._total = len(asks)
+    def __init__(self, specs: Sequence[CellSpec], workers: int, *, silent: bool = False) -> None:
+        self._left = Counter(spec.method for spec in specs)
+        self._total = len(specs)
         self._workers = workers
         self._silent = silent
         self._seconds: dict[str, list[float]] = {}  # by method, of the cells that were run
         self._failed = 0
-        self._running: dict[Ask, str] = {}
+        self._running: dict[CellSpec, str] = {}
+        self._bar: Progress | None = None
         if not silent and sys.stderr.isatty():
             self._bar = _bar(numbers=True, time_left=False)
             self._task = self._bar.add_task("cells", total=self._total, numbers="")
 
-    def began(self, ask: Ask) -> None:
-        self._running[ask] = ""
+    def __enter__(self) -> GridProgress:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def began(self, spec: CellSpec) -> None:
+        self._running[spec] = ""
         self._show()
 
-    def step(self, ask: Ask, step: int, total: int, loss: float) -> None:
-        self._running[ask] = f"step {step}/{total}"
+    def step(self, spec: CellSpec, step: int, total: int, loss: float) -> None:
+        self._running[spec] = f"step {step}/{total}"
         self._show()
 
     def note(self, text: str) -> None:
         self._say(text)
 
-    def done(self, ask: Ask, cells: tuple[Cell, ...], seconds: float) -> None:
-        # a cell that was read back, or shared with another one, does not predict the time of the next
+    def done(self, spec: CellSpec, cells: tuple[Cell, ...], seconds: float) -> None:
+        # a cell that was read back, or that another one shares, says nothing of the time that the next will take
         if seconds > 0.5 * sum(cell.seconds for cell in cells):
-            self._seconds.setdefault(ask.method, []).append(seconds)
-        self._end(ask, ", ".join(f"{100 * cell.score:.1f}" for cell in cells) or "done")
+            self._seconds.setdefault(spec.method, []).append(seconds)
+        self._end(spec, ", ".join(f"{100 * cell.score:.1f}" for cell in cells) or "done")
 
-    def failed(self, ask: Ask, error: str, seconds: float) -> None:
+    def failed(self, spec: CellSpec, error: str, seconds: float) -> None:
         self._failed += 1
-        self._seconds.setdefault(ask.method, []).append(seconds)
-        self._end(ask, f"failed: {error}")
+        self._seconds.setdefault(spec.method, []).append(seconds)
+        self._end(spec, f"failed: {error}")
 
-    def _end(self, ask: Ask, result: str) -> None:
-        self._left[ask.method] -= 1
-        self._running.pop(ask, None)
+    def _end(self, spec: CellSpec, result: str) -> None:
+        self._left[spec.method] -= 1
+        self._running.pop(spec, None)
         done = self._total - self._left.total()
         left = self._time_left()
         about = f"  (about {left} left)" if left and self._bar is None else ""
-        self._say(f"[{done}/{self._total}] {ask}: {result}{about}")
+        self._say(f"[{done}/{self._total}] {spec}: {result}{about}")
         if self._bar is not None:
             self._bar.update(self._task, completed=done)
         self._show()
@@ -211,7 +223,7 @@ class GridProgress(_Progress):
 
     def _show(self) -> None:
         if self._bar is not None:
-            parts = [f"{ask} {where}".strip() for ask, where in self._running.items()]
+            parts = [f"{spec} {where}".strip() for spec, where in self._running.items()]
             left = self._time_left()
             parts += [f"{self._failed} failed"] if self._failed else []
             parts += [f"about {left} left"] if left else []

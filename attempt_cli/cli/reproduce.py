@@ -19,30 +19,31 @@ from attempt_cli.cli.options import (
 )
 from attempt_cli.cli.output import JSON_VERSION
 from attempt_cli.errors import AttemptError, unknown_name
+from attempt_cli.experiments.methods import METHODS, PREPARED, methods_help, unknown_names
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from attempt_cli.cli.main import Settings
     from attempt_cli.data.task import Task
-    from attempt_cli.experiments.grid import Ask, Plan
+    from attempt_cli.experiments.cell_queue import GridResult
+    from attempt_cli.experiments.grid import CellSpec, Plan
     from attempt_cli.experiments.paper import Experiment
-    from attempt_cli.experiments.sheet import Sheet
-    from attempt_cli.experiments.workers import Filled
+    from attempt_cli.experiments.report_table import ReportTable
     from attempt_registry import Registry
 
 
 @click.command("reproduce")
 @click.argument("name", metavar="NAME")
 @click.option("--tasks", help="Tasks, comma separated. [default: the paper's]")
-@click.option("--methods", help="Methods, comma separated. [default: the paper's, as far as they run here]")
+@click.option("--methods", help=f"{methods_help()} [default: the paper's]")
 @click.option("--steps", type=click.IntRange(min=1), help="Optimiser steps, for all. [default: 500, or the preset's]")
 @click.option("--epochs", type=float, help="Passes over the training rows, instead of --steps.")
 @click.option("--seeds", type=click.IntRange(min=1), help="How many. [default: 3; one where no score is compared]")
-@click.option("-k", "k", help="Train on so many rows drawn by seed, e.g. 4,16,32. [default: table3's; else all rows]")
+@click.option("-k", "k", help="Numbers of training rows, drawn by seed: 4,16,32. [default: table3's; else all rows]")
 @click.option("--per-class", is_flag=True, help="k rows of every class, not k in total.")
 @click.option("--limit", type=click.IntRange(min=1), help="Test rows, a random sample of each task. [default: all]")
-@click.option("--train-limit", type=click.IntRange(min=1), help="Train on a random sample of so many rows.")
+@click.option("--train-limit", type=click.IntRange(min=1), help="Training rows, a random sample of each task.")
 @click.option("--sources", default="all", show_default=True, help="Source prompts, comma separated, or `all`.")
 @click.option("--train-sources", help="Train source prompts of these tasks first; `paper` for the paper's six.")
 @click.option(
@@ -50,8 +51,8 @@ if TYPE_CHECKING:
     type=click.IntRange(min=1),
     help="Steps for each source task: of source prompts, the attention prior, SPoT-g's prompt. [default: as --steps]",
 )
-@click.option("--init-from", help="Where targets start. [default: the source that fits the training rows best]")
-@click.option("--preset", help="Settings by task and method: `paper`.")
+@click.option("--init-from", help="Start of the targets. [default: the source that fits the training rows best]")
+@click.option("--preset", help="Settings by task and method: `paper` has the paper's.")
 @click.option("--prompt-length", type=int, help="m. [default: 20, or the sources' own]")
 @click.option("--batch-size", type=int, help="[default: 16]")
 @rate_options
@@ -65,7 +66,7 @@ if TYPE_CHECKING:
 @click.option("--ray", "on_ray", is_flag=True, help="Workers are Ray actors: RAY_ADDRESS's cluster, else this machine.")
 @click.option("--output", type=click.Path(file_okay=False, path_type=Path), help="Write CSV, JSON, Markdown, PNG here.")
 @click.option("--png", type=click.Path(dir_okay=False, path_type=Path), help="Write the picture to this file.")
-@click.option("--columns", help="What the table shows, comma separated.")
+@click.option("--columns", help="Columns of the table, comma separated.")
 @backbone_options
 @click.pass_context
 def command(ctx: click.Context, /, name: str, **options: Any) -> None:
@@ -80,7 +81,7 @@ def command(ctx: click.Context, /, name: str, **options: Any) -> None:
 
     Each is a grid of cells: method, task, seed. All methods get the same rows and the same steps. Every cell is kept in
     the registry; after a kill, --resume repeats nothing that is done. A cell that fails is shown as failed, the others
-    go on, and the exit code is 1 at the end. Published numbers stand beside ours and are marked as such.
+    continue, and the exit code is 1 at the end. Published numbers stand beside ours and are marked as such.
 
     \b
       attempt reproduce table3 --steps 100 --limit 500 --output results
@@ -95,15 +96,15 @@ def command(ctx: click.Context, /, name: str, **options: Any) -> None:
     experiment = experiments()[name]
     for key in ("tasks", "methods", "columns"):
         options[key] = split_names(options[key]) if options[key] is not None else None
-    sheet, failed = (_count if experiment.counted else _run)(settings, experiment, options)
+    table, failed = (_count if experiment.counted else _run)(settings, experiment, options)
     if settings.output.format == "json":
-        settings.output.json(sheet.document)
+        settings.output.json(table.document)
     else:
-        settings.output.rows("lines", sheet.printed, options["columns"] or sheet.shown, name="method")
-        for note in sheet.notes:
+        settings.output.rows("lines", table.printed, options["columns"] or table.shown, name="method")
+        for note in table.notes:
             settings.output.note(note)
     if options["output"] is not None:
-        for file in sheet.write(options["output"], JSON_VERSION):
+        for file in table.write(options["output"], JSON_VERSION):
             settings.output.note(f"Written: {file}")
     if failed:
         cells = "1 cell" if failed == 1 else f"{failed} cells"
@@ -111,58 +112,58 @@ def command(ctx: click.Context, /, name: str, **options: Any) -> None:
         ctx.exit(1)
 
 
-def _count(settings: Settings, experiment: Experiment, options: dict[str, Any]) -> tuple[Sheet, int]:
-    """Figure 7: no training, no registry."""
-    from attempt_cli.experiments.parameters import count_all, draw_parameters, parameter_sheet, sizes
+def _count(settings: Settings, experiment: Experiment, options: dict[str, Any]) -> tuple[ReportTable, int]:
+    """Counts trained parameters (figure 7): no training, no registry."""
+    from attempt_cli.backbones.shapes import backbone_shapes
+    from attempt_cli.experiments.parameters import count_all, draw_parameters, parameter_table
 
-    backbones = split_names(options["backbone"]) if options["backbone"] else list(sizes())
+    backbones = split_names(options["backbone"]) if options["backbone"] else list(backbone_shapes())
     counts = count_all(options["methods"] or experiment.methods, backbones)
-    sheet = parameter_sheet(counts, options["columns"] or experiment.columns, experiment.title, typed_command())
+    table = parameter_table(counts, options["columns"] or experiment.columns, experiment.title, typed_command())
     if picture := _picture(experiment, options):
         draw_parameters(picture, counts)
         settings.output.note(f"Written: {picture}")
-    return sheet, 0
+    return table, 0
 
 
-def _run(settings: Settings, experiment: Experiment, options: dict[str, Any]) -> tuple[Sheet, int]:
-    """Fills the grid and draws its picture; gives the sheet, and how many cells failed."""
+def _run(settings: Settings, experiment: Experiment, options: dict[str, Any]) -> tuple[ReportTable, int]:
+    """Fills the grid and draws its picture; returns its table and the number of failed cells."""
     from dataclasses import replace
 
     from attempt_cli.cli.progress import GridProgress
     from attempt_cli.experiments.figures import draw_experiment
     from attempt_cli.experiments.grid import record_failure
-    from attempt_cli.experiments.methods import METHODS, PREPARED
     from attempt_cli.experiments.paper import paper_sources
     from attempt_cli.experiments.report import Report
     from attempt_cli.experiments.sources import prepare, train_sources
-    from attempt_cli.experiments.workers import Staff
+    from attempt_cli.experiments.worker_pool import WorkerPool
 
     registry = settings.registry()
     tasks, methods, ks = _checked(experiment, options)
     backbones, sources = _backbones_and_sources(registry, options, list(tasks), methods)
     plan = _plan(settings, registry, tasks, options)
-    staff = Staff(options["workers"], options["on_ray"])
+    pool = WorkerPool(options["workers"], options["on_ray"])
 
-    def keep(ask: Ask, error: str, seconds: float) -> None:
-        record_failure(registry, plan.command, ask, error, seconds)
+    def keep(spec: CellSpec, error: str, seconds: float) -> None:
+        record_failure(registry, plan.command, spec, error, seconds)
 
-    def fill(plan: Plan, asks: Sequence[Ask]) -> Filled:
+    def fill(plan: Plan, specs: Sequence[CellSpec]) -> GridResult:
         silent = settings.output.format == "quiet"
-        with GridProgress(asks, min(staff.workers, len(asks)), silent=silent) as progress:
-            return staff.fill(plan, asks, progress, keep, fresh=experiment.fresh)
+        with GridProgress(specs, min(pool.workers, len(specs)), silent=silent) as progress:
+            return pool.fill(plan, specs, progress, keep, fresh=experiment.fresh)
 
-    failures: dict[Ask, str] = {}
+    failures: dict[CellSpec, str] = {}
     if options["train_sources"] is not None:
         wanted = options["train_sources"].strip()
         names = list(paper_sources()) if wanted == "paper" else split_names(wanted)
-        sources, made = train_sources(plan, names, backbones, list(tasks), fill)
-        failures |= made.failures
+        sources, trained = train_sources(plan, names, backbones, list(tasks), fill)
+        failures |= trained.failures
     plan = replace(plan, sources=sources)
     kinds = [kind for kind in PREPARED if any(METHODS[method].prepared == kind for method in methods)]
     if kinds:
-        prepared, made = prepare(plan, kinds, fill)
-        plan, failures = replace(plan, prepared=prepared), failures | made.failures
-    asks = experiment.asks(
+        prepared, trained = prepare(plan, kinds, fill)
+        plan, failures = replace(plan, prepared=prepared), failures | trained.failures
+    specs = experiment.specs(
         tasks=list(tasks),
         methods=methods,
         seeds=options["seeds"] or experiment.seeds,
@@ -170,24 +171,23 @@ def _run(settings: Settings, experiment: Experiment, options: dict[str, Any]) ->
         ks=ks,
         sources=sources,
     )
-    filled = fill(plan, asks)
-    failures |= filled.failures
-    used = {cell.backbone for cell in filled.cells}
+    result = fill(plan, specs)
+    failures |= result.failures
+    used = {cell.backbone for cell in result.cells}
     sizes = {backbone.name: backbone.parameters for backbone in registry.backbones() if backbone.name in used}
-    report = Report(experiment, typed_command(), filled.cells, failures, sizes)
+    report = Report(experiment, typed_command(), result.cells, failures, sizes)
     if picture := _picture(experiment, options):
         try:
             draw_experiment(picture, report.rows, experiment.plot, sizes)
             settings.output.note(f"Written: {picture}")
         except AttemptError as error:  # the numbers are worth more than their picture
             settings.output.note(f"No picture: {error.message}. {error.hint or ''}".strip())
-    return report.sheet(options["columns"] or ()), len(failures)
+    return report.table(options["columns"] or ()), len(failures)
 
 
 def _checked(experiment: Experiment, options: dict[str, Any]) -> tuple[dict[str, Task], list[str], list[int]]:
-    """Tasks, methods and numbers of rows; everything that is wrong with them and with the settings at once."""
+    """Returns tasks, methods and numbers of rows, or raises one error with all that is wrong with the options."""
     from attempt_cli.data.catalogue import load_task
-    from attempt_cli.experiments.methods import METHODS, unknown_names
     from attempt_cli.experiments.report import check_columns
     from attempt_cli.training.config import make_config
     from attempt_cli.training.presets import settings_for
@@ -241,13 +241,13 @@ TRAINING = (
 
 
 def _given(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a training that were typed."""
+    """Returns the settings of a training that were typed."""
     return {name: options[name] for name in TRAINING if options[name] is not None}
 
 
 def _plan(settings: Settings, registry: Registry, tasks: Mapping[str, Task], options: Mapping[str, Any]) -> Plan:
+    from attempt_cli.byte_sizes import total_memory
     from attempt_cli.experiments.grid import Plan
-    from attempt_cli.training.memory import total_memory
 
     return Plan(
         registry=registry.folder,
@@ -272,9 +272,8 @@ def _plan(settings: Settings, registry: Registry, tasks: Mapping[str, Task], opt
 def _backbones_and_sources(
     registry: Registry, options: Mapping[str, Any], tasks: Sequence[str], methods: Sequence[str]
 ) -> tuple[list[str], dict[tuple[str, str], tuple[str, ...]]]:
-    """The backbones as they are to be loaded, and the source prompts of each for each task."""
+    """Returns the backbones, as they will be loaded, and the source prompts of each for each task."""
     from attempt_cli.backbones.names import DEFAULT_BACKBONE, find_backbone
-    from attempt_cli.experiments.methods import METHODS
 
     start = registry.prompt(options["init_from"]) if options["init_from"] else None
     named = options["backbone"] or os.environ.get("ATTEMPT_BACKBONE")
@@ -297,7 +296,7 @@ def _backbones_and_sources(
 
 
 def _picture(experiment: Experiment, options: Mapping[str, Any]) -> Path | None:
-    """Where the picture goes; the folder is made."""
+    """Returns the picture's file, or None; makes the folder of --output."""
     file: Path | None = options["png"]
     if file is None and options["output"] is not None:
         options["output"].mkdir(parents=True, exist_ok=True)

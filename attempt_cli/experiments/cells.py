@@ -1,9 +1,7 @@
-"""One cell of a comparison: one method, one task, one seed; the same rows and the same steps for every method."""
+"""Fills the cells of a comparison: a method, a task, a seed; the same rows and steps for every method."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -23,6 +21,7 @@ from attempt_cli.evaluation.prediction import encode_examples, predict
 from attempt_cli.evaluation.record import rows_record
 from attempt_cli.experiments.methods import METHODS, PREPARED
 from attempt_cli.experiments.subjects import Parts, Subject, Workshop, as_it_stands
+from attempt_cli.keys import content_key
 from attempt_cli.prompted import PromptedModel
 from attempt_cli.training.config import PLACED_BEFORE, TrainingConfig
 from attempt_cli.training.loop import Listener, TrainingStoppedError
@@ -33,23 +32,23 @@ ROWS_FOR_CHOICE = 200  # training rows that the best source is chosen by, at mos
 
 @dataclass(frozen=True)
 class Cell:
-    """The result of one method with one seed on one task.
+    """Holds the result of one method with one seed on one task.
 
     Args:
         method: a name in METHODS.
         score: the task's first metric on the test rows.
         interval: its 95 % interval over rows.
         n: test rows.
-        prompt: what was evaluated: a prompt's or a composition's full name, or "no prompt".
+        prompt: the full name of the evaluated prompt or composition, or "no prompt".
         steps: optimiser steps; 0 where nothing was trained.
         attention: mean weights, sources first, the target last (its own weight, before the 1 of equation 4 is added).
         backbone: the backbone's name.
         k: training rows where they were drawn (few-shot), else None.
         sources: how many source prompts could be used; None where the method uses none.
-        trained_parameters: how many numbers were trained.
-        peak_memory: bytes at the most while it trained, where it was measured.
-        seconds: of training and evaluation.
-        key: names the cell by all that its result depends on.
+        trained_parameters: the number of trained parameters.
+        peak_memory: the most bytes in use during training, where they were measured.
+        seconds: the duration of training and evaluation.
+        key: a hash of everything that the result depends on.
     """
 
     task: str
@@ -71,11 +70,12 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Bench:
-    """What all cells of a task share.
+class TaskContext:
+    """Holds what all cells of a task share.
 
     Args:
-        registry, backbone: where prompts are kept, and what they are for.
+        registry: holds the prompts and the runs.
+        backbone: the model they belong to.
         task: the task.
         test: the test rows.
         config: steps, batch, learning rates.
@@ -84,13 +84,13 @@ class Bench:
         name: the stem of the prompts' names.
         command: as it was typed.
         tags: for the registry.
-        note: is told warnings of a training; without it the listener is.
-        validation: what chooses the checkpoint; None keeps the last step.
-        k: training rows where they are drawn, for the record.
+        note: receives the warnings of a training; None leaves them to the listener.
+        validation: the rows that choose the checkpoint; None takes the last step.
+        k: the number of training rows where they are drawn, for the record.
         kind: "target", or "source" where prompts are trained for others to start from.
-        settings: what a method changes in `config` on this task; the method's own settings come after.
-        resume: go on from the checkpoint of an unfinished training.
-        finished: cells that need not be made again, by key; new ones are added.
+        settings: returns what a method changes in `config` on this task; the method's own settings override it.
+        resume: continues unfinished trainings from their checkpoints.
+        finished: cells that need not be filled again, by key; new ones are added.
         attention_from: the attention prior, for methods that start from it.
         generic: prompts that were trained on all source tasks, by what was prepared, for methods that start from one.
         data_dir: rows in the hub's layout.
@@ -122,17 +122,17 @@ class Bench:
 
     @property
     def workshop(self) -> Workshop:
-        """Where its trainings are made."""
+        """Makes and records its trainings."""
         return Workshop(
             self.registry, self.backbone, self.command, self.tags, self.resume, self.data_dir, self.train_limit
         )
 
     def run(self, methods: Sequence[str], train: Rows, seed: int, listener: Listener | None = None) -> list[Cell]:
-        """All methods on the same training rows with the same steps."""
+        """Fills a cell for each method, on the same training rows with the same steps."""
         return [self.cell(method, train, seed, listener) for method in methods]
 
     def cell(self, method: str, train: Rows, seed: int, listener: Listener | None = None) -> Cell:
-        """One method's result, taken from `finished` where it is there."""
+        """Fills one method's cell, or takes it from `finished`."""
         self._keep_test_inputs()
         parts = self.parts(method, train, seed)
         key = self.key(method, train, parts)
@@ -146,13 +146,13 @@ class Bench:
             return self.scored(method, seed, key, train, subject, self.evaluated(subject.model, parts.config))
         results: list[Evaluation] = []
 
-        def look(model: PromptedModel) -> None:
+        def on_trained(model: PromptedModel) -> None:
             results.append(self.evaluated(model, parts.config))
 
         name = self.name if self.kind == "source" else f"{self.name}-{method}"
         try:
             rows = (train, self.validation)
-            subject = self.workshop.train_one(self.task, self.kind, name, rows, parts, listener, look)
+            subject = self.workshop.train_one(self.task, self.kind, name, rows, parts, listener, on_trained)
         except TrainingStoppedError as error:
             raise TrainingStoppedError(
                 f"{error.message.split(';')[0]} of {name}", "What was finished is in the registry."
@@ -164,7 +164,7 @@ class Bench:
             subject.model.release()
 
     def _keep_test_inputs(self) -> None:
-        """Test rows are read once for all models that are scored on them, where prompts stand after the input."""
+        """Keeps the test inputs' keys and values for all models that are scored on them (prompts after the input)."""
         cache = self.backbone.input_cache
         if cache is not None and self.backbone.cache_bytes_per_token:
             plain, limit = PromptedModel(self.backbone), self.config.max_length
@@ -175,18 +175,18 @@ class Bench:
             )
 
     def found(self, key: str, method: str, seed: int) -> Cell | None:
-        """The finished cell of a key; what was not trained counts for every seed and number of rows and sources."""
+        """Returns the finished cell of a key; what was not trained counts for every seed, k and number of sources."""
         cell = self.finished.get(key)
         return cell and replace(cell, seed=seed, k=self.k, sources=self._source_count(method))
 
     def warn(self, what: str, subject: Subject, listener: Listener | None) -> None:
-        """Passes on what the user should know of a training."""
+        """Passes on the warnings of a training."""
         note = self.note or (listener.note if listener else lambda text: None)
         for warning in subject.warnings:
             note(f"Warning: {what}: {warning}")
 
     def best_source(self, train: Rows) -> Prompt:
-        """The source that fits these training rows best, looked for once."""
+        """Returns the source that fits these training rows best; they are scored once."""
         if train.sha256 not in self._best:
             examples = train.examples
             if len(examples) > ROWS_FOR_CHOICE:
@@ -197,12 +197,12 @@ class Bench:
         return self._best[train.sha256]
 
     def parts(self, method: str, train: Rows, seed: int) -> Parts:
-        """What the method's training on these rows is made of."""
+        """Returns the settings and records that the method's training on these rows starts from."""
         made = METHODS[method]
         config = self.config.model_copy(update={**self.settings(method), **made.settings, "seed": seed})
         if config.method in PLACED_BEFORE:
             config = config.model_copy(update={"placement": "before"})
-        elif config.placement is None and self.sources:  # where the sources stand, for all methods alike
+        elif config.placement is None and self.sources:  # the sources' placement, for all methods alike
             config = config.model_copy(update={"placement": self.sources[0].placement})
         start = None
         if made.source in PREPARED:
@@ -220,7 +220,7 @@ class Bench:
         return len(self.sources) if METHODS[method].uses_sources else None
 
     def key(self, method: str, train: Rows, parts: Parts, together: Sequence[str] = ()) -> str:
-        """Hashes all that the result depends on: what was not trained hangs on no training rows, steps or seed.
+        """Hashes everything the result depends on; untrained, that includes no training rows, steps or seed.
 
         Args:
             together: the keys of the tasks that are trained with this one.
@@ -243,10 +243,10 @@ class Bench:
                 "train": train.sha256,
                 "validation": self.validation.sha256 if self.validation else None,
             }
-        return hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:16]
+        return content_key(identity)
 
     def evaluated(self, model: PromptedModel, config: TrainingConfig, task_index: int = 0) -> Evaluation:
-        """A model's result on the test rows."""
+        """Scores a model on the test rows."""
         return evaluate(
             model,
             self.task,
@@ -257,7 +257,7 @@ class Bench:
         )
 
     def scored(self, method: str, seed: int, key: str, train: Rows, subject: Subject, result: Evaluation) -> Cell:
-        """Keeps a model's result on the test rows."""
+        """Records a model's result on the test rows and returns its cell."""
         config = subject.config
         weights = result.mean_attention
         names = [*subject.sources, "target"]
@@ -309,7 +309,7 @@ class Bench:
 
 
 def finished_cells(registry: Registry) -> dict[str, Cell]:
-    """The cells that the registry's runs hold, by key; of several with one key the newest."""
+    """Reads the cells that the registry's runs hold, by key; of several with one key the newest."""
     return {
         run.settings["cell"]: cell
         for run in registry.runs()
@@ -318,7 +318,7 @@ def finished_cells(registry: Registry) -> dict[str, Cell]:
 
 
 def cell_of(run: Run) -> Cell | None:
-    """The cell that a run recorded; None where it is no cell's, or the cell failed."""
+    """Returns the cell that a run recorded; None where the run is no cell's, or the cell failed."""
     if "score" not in run.numbers:
         return None
     numbers = {name: value for name, value in run.numbers.items() if name in Cell.__dataclass_fields__}
@@ -326,7 +326,7 @@ def cell_of(run: Run) -> Cell | None:
 
 
 def drawn_rows(pool: Rows, task: Task, k: int, *, per_class: bool, seed: int) -> Rows:
-    """k of a task's rows, balanced over its classes.
+    """Draws k of a task's rows, balanced over its classes.
 
     Raises:
         AttemptError: there are fewer.
@@ -344,17 +344,17 @@ def best_source(
     sources: Sequence[Prompt],
     config: TrainingConfig,
 ) -> Prompt:
-    """The source that, as it stands, gives these rows' targets the highest likelihood (for free text: best score).
+    """Returns the source that, untrained, gives these rows' targets the highest likelihood (free text: best score).
 
-    Only training rows are looked at, never the test.
+    The rows are training rows, never the test's.
     """
     if len(sources) == 1:
         return sources[0]
 
     def fit(prompt: Prompt) -> float:
         model = load_prompt(registry, backbone, prompt).model
-        said = predict(model, task, examples, max_length=config.max_length)
-        likelihoods = [row.log_likelihood for row in said.rows if row.log_likelihood is not None]
+        predictions = predict(model, task, examples, max_length=config.max_length)
+        likelihoods = [row.log_likelihood for row in predictions.rows if row.log_likelihood is not None]
         if likelihoods:
             return sum(likelihoods) / len(likelihoods)
         return evaluate(model, task, examples, max_length=config.max_length).score

@@ -1,4 +1,4 @@
-"""The paper's figures from our numbers: scores against a quantity as lines or points, attention as a heat-map."""
+"""Draws the paper's figures from our numbers: scores against a quantity, and attention as a heat-map."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MARKERS = "os^Dv<>P*Xhpd"
-FEW_PLACES = 8  # so many different x are written under the axis as they are
-APART = 0.012  # of the axis: methods of the same x stand side by side, or their intervals would hide each other
+FEW_PLACES = 8  # up to this many different x have a tick each
+APART = 0.012  # of the axis: methods at the same x are drawn side by side, so that their intervals do not overlap
 AXES = {
     "trained_parameters": "trained parameters a task",
     "backbone_parameters": "parameters of the backbone",
@@ -32,7 +32,7 @@ class Series:
 
     Args:
         name: the method.
-        x, y: their places.
+        x, y: their coordinates.
         widths: half widths of the intervals of y, None where there is none.
     """
 
@@ -48,10 +48,10 @@ class Panel:
 
     Args:
         title: above it, e.g. the task.
-        x, y: what the axes show.
+        x, y: the labels of the axes.
         series: the methods.
-        lines: join the points.
-        log_x, log_y: logarithmic axes.
+        lines: joins the points.
+        log_x, log_y: makes an axis logarithmic.
     """
 
     title: str
@@ -68,7 +68,7 @@ def draw_experiment(file: Path, rows: Sequence[Row], plot: Mapping[str, Any], si
 
     Args:
         file: the PNG.
-        rows: as in the table.
+        rows: those of the table.
         plot: the `plot` field of the experiment.
         sizes: parameters by backbone.
 
@@ -86,9 +86,10 @@ def draw_experiment(file: Path, rows: Sequence[Row], plot: Mapping[str, Any], si
 
 
 def attention_map(rows: Sequence[Row]) -> HeatMap:
-    """Targets down, sources across, the target's own weight last (before the 1 of equation 4 is added).
+    """Makes the heat-map of targets (down) and sources (across).
 
-    A source that a target could not attend to (it was trained on the target's own rows) is an empty cell.
+    The target's own weight is last (before the 1 of equation 4 is added). A source that a target could not attend to
+    (it was trained on the target's own rows) is an empty cell.
 
     Raises:
         AttemptError: no row has attention.
@@ -108,9 +109,9 @@ def attention_map(rows: Sequence[Row]) -> HeatMap:
 
 
 def score_panels(rows: Sequence[Row], x: str, *, lines: bool, log: bool, sizes: Mapping[str, int]) -> list[Panel]:
-    """A panel a task: score in percent against a field of the row, or the size of its backbone.
+    """Makes a panel for each task: score in percent against a field of the row, or the size of its backbone.
 
-    A method for which the quantity is not defined (prompt tuning has no sources) stands at its lower end: 0.
+    A method for which the quantity is not defined (prompt tuning has no sources) is drawn at 0.
     """
     panels = []
     for task in dict.fromkeys(row.task for row in rows):
@@ -119,7 +120,7 @@ def score_panels(rows: Sequence[Row], x: str, *, lines: bool, log: bool, sizes: 
             of = [row for row in rows if (row.task, row.method) == (task, method)]
             places = [sizes.get(row.backbone, 0) if x == "backbone_parameters" else getattr(row, x) or 0 for row in of]
             if log and not all(places):
-                continue  # what trains nothing has no place on a logarithmic axis
+                continue  # 0 (nothing trained) has no place on a logarithmic axis
             order = sorted(range(len(of)), key=places.__getitem__)
             series.append(
                 Series(
@@ -134,7 +135,7 @@ def score_panels(rows: Sequence[Row], x: str, *, lines: bool, log: bool, sizes: 
 
 
 def short_number(value: float) -> str:
-    """A count in few signs: 350, 96k, 1.2M, 11B."""
+    """Shortens a count: 350, 96k, 1.2M, 11B."""
     for unit, name in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         if value >= unit:
             return f"{value / unit:.3g}{name}"
@@ -142,7 +143,7 @@ def short_number(value: float) -> str:
 
 
 def draw_panels(file: Path, panels: Sequence[Panel]) -> None:
-    """Writes panels beside and below each other as one PNG; a method has one colour and mark in all of them.
+    """Writes a grid of panels as one PNG; a method has the same colour and marker in all of them.
 
     Raises:
         AttemptError: there is nothing to draw, or matplotlib is not installed.
@@ -166,11 +167,11 @@ def draw_panels(file: Path, panels: Sequence[Panel]) -> None:
 
 
 def draw_dots(file: Path, rows: Sequence[Row], x: str) -> None:
-    """Writes a panel a task, a line a method: the score with its interval, or the memory.
+    """Writes a panel for each task with a line for each method: the score with its interval, or the memory.
 
     Args:
         file: the PNG.
-        rows: as in the table.
+        rows: those of the table.
         x: "score" or "memory".
 
     Raises:
@@ -210,7 +211,7 @@ def draw_dots(file: Path, rows: Sequence[Row], x: str) -> None:
 
 
 def _colour(place: int, count: int) -> tuple[float, ...]:
-    """One of matplotlib's ten colours, or of its twenty where ten are too few."""
+    """Picks one of matplotlib's ten colours, or of its twenty where ten are too few."""
     from matplotlib import colormaps
 
     colour: tuple[float, ...] = colormaps["tab10" if count <= 10 else "tab20"](place % 20)
@@ -245,7 +246,7 @@ def _draw(axes: Axes, panel: Panel, names: Sequence[str]) -> None:
     axes.set_ylabel(panel.y, fontsize=8)
     if panel.log_x:
         axes.set_xscale("log")
-    if panel.lines and len(places) <= FEW_PLACES:  # where they are counts: sizes, rows, sources
+    if panel.lines and len(places) <= FEW_PLACES:  # few counts: sizes, rows, sources
         axes.set_xticks(places, [short_number(x) for x in places])
         axes.set_xticks([], minor=True)
     if panel.log_y:

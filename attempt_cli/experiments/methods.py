@@ -1,4 +1,4 @@
-"""The methods that a comparison can hold, by name: the one place that says how a cell of each is made."""
+"""The methods that a comparison can hold, by name: the one table that says how a cell of each is made."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ PREPARED = ("attention", "shared", "factored")
 
 @dataclass(frozen=True)
 class Method:
-    """How a cell of a method is made.
+    """Describes a method and how its cells are filled.
 
     Args:
-        description: for `--help` and reports.
-        trains: False for what is scored as it stands.
-        source: "stands": the best source is the model; "starts": the training starts from it; "shared": it starts from
-            one prompt that was trained on all source tasks, "factored": with each task's factors; None: needs no
-            source.
-        mixes: "all": the sources go into the training (mixed by attention; for MPT, their mean is where it starts);
-            "best": only the best of them; None: none does.
+        description: for `--help`.
+        trains: False for a method that scores a prompt without training.
+        source: "stands": the best source is scored as it is; "starts": the training starts from it; "shared": it
+            starts from one prompt that was trained on all source tasks, "factored": with each task's factors; None:
+            needs no source.
+        mixes: "all": the sources go into the training (mixed by attention; MPT starts from their mean); "best": only
+            the best of them; None: none does.
         prior: G starts from one that was trained on the source tasks.
-        together: several targets in one training.
-        settings: what the method changes in `TrainingConfig`.
+        together: one training for several targets.
+        settings: the fields of `TrainingConfig` that the method changes.
     """
 
     description: str
@@ -41,28 +41,28 @@ class Method:
 
     @property
     def uses_sources(self) -> bool:
-        """Whether its result depends on source prompts."""
+        """True where its result depends on source prompts."""
         return self.source is not None or self.mixes is not None
 
     def needs_sources(self, start_is_given: bool = False) -> bool:
-        """Whether source prompts must be there; one that only starts from a prompt is content with a named one."""
+        """Tells whether it needs source prompts; a method that only starts from a prompt also takes a named one."""
         return self.uses_sources and not (self.source == "starts" and self.mixes is None and start_is_given)
 
     @property
     def prepared(self) -> str | None:
-        """What is trained on the source tasks once, before any target: a name in PREPARED, or nothing."""
+        """A name in PREPARED: trained on the source tasks once, before any target; None where nothing is."""
         return "attention" if self.prior else self.source if self.source in PREPARED else None
 
 
 def _attempt(
     description: str, *, mixes: str = "all", prior: bool = False, together: bool = False, **settings: Any
 ) -> Method:
-    """ATTEMPT and what differs from it: all start from the best source, and mix sources."""
+    """Makes ATTEMPT or a variant: all start from the best source and mix sources."""
     return Method(description, True, "starts", mixes, prior, together, {"method": "attempt", **settings})
 
 
 def _alone(method: str, description: str) -> Method:
-    """A method that needs no sources."""
+    """Makes a method that needs no sources."""
     return Method(description, settings={"method": method})
 
 
@@ -113,11 +113,16 @@ METHODS: dict[str, Method] = {
 ALONE = [name for name, method in METHODS.items() if method.prepared is None and not method.together]
 
 
+def methods_help(names: Iterable[str] = tuple(METHODS)) -> str:
+    """Returns the help of a `--methods` option: the names with their descriptions."""
+    return f"Comma separated: {'; '.join(f'{name}: {METHODS[name].description}' for name in names)}."
+
+
 def check_methods(names: Iterable[str], known: Iterable[str] = tuple(METHODS)) -> None:
-    """Refuses unknown methods, all of them at once.
+    """Checks the names of methods.
 
     Raises:
-        AttemptError: naming each with the nearest known ones.
+        AttemptError: some are unknown; names all of them with their nearest.
     """
     known = list(known)
     names = list(names)
@@ -129,7 +134,7 @@ def check_methods(names: Iterable[str], known: Iterable[str] = tuple(METHODS)) -
 
 
 def unknown_names(kind: str, names: Iterable[str], known: Iterable[str]) -> list[str]:
-    """What is wrong with names that are not among the known ones, each with its nearest."""
+    """Returns a message for each name that is not among the known ones, with the nearest of them."""
     known = list(known)
     problems = []
     for name in names:

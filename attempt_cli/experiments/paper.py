@@ -1,4 +1,4 @@
-"""The paper's tables and figures, as data: which tasks and methods each has, and what varies in it."""
+"""Reads the paper's tables and figures: the tasks and methods of each, and what varies in it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from attempt_cli.experiments.grid import Ask
+from attempt_cli.experiments.grid import CellSpec
 from attempt_cli.experiments.methods import METHODS
 
 
@@ -18,17 +18,17 @@ class Experiment:
 
     Args:
         name: "table1".
-        title: what it shows.
+        title: its subject.
         tasks: the tasks it runs on.
-        groups: those that are averaged together, by name.
+        groups: tasks that are averaged together, by name.
         methods: names in METHODS.
-        columns: of the table in the terminal.
-        seeds: how many, where the user does not say.
+        columns: the columns of the table in the terminal.
+        seeds: the default number of seeds.
         k: numbers of training rows that are drawn; empty for whole training splits.
-        vary_sources: run with 1, 2, … of the source prompts.
-        fresh: each training in a process of its own.
-        counted: modules are counted, nothing is trained.
-        plot: how its picture is drawn.
+        vary_sources: runs with 1, 2, … of the source prompts.
+        fresh: runs each training in a process of its own.
+        counted: counts modules and trains nothing.
+        plot: the kind of its picture, the quantity on its x axis, and whether that axis is logarithmic.
     """
 
     name: str
@@ -45,9 +45,9 @@ class Experiment:
     plot: Mapping[str, Any] = field(default_factory=dict)
 
     def trained_together(self, tasks: Sequence[str]) -> list[tuple[str, ...]]:
-        """The tasks in the groups that a method of many targets trains at once; those of no group are one, too.
+        """Splits tasks into the groups that a method of many targets trains at once; tasks without a group form one.
 
-        A task whose inputs are much longer than the others' is a group of its own (appendix C.7 of the paper).
+        A task whose inputs are much longer than the others' is alone in its group (appendix C.7 of the paper).
         """
         apart = _table()["apart"]
         groups = [
@@ -58,7 +58,7 @@ class Experiment:
         groups.append(tuple(task for task in tasks if task not in in_groups))
         return [group for group in groups if group]
 
-    def asks(
+    def specs(
         self,
         *,
         tasks: Sequence[str],
@@ -67,17 +67,17 @@ class Experiment:
         backbones: Sequence[str],
         ks: Sequence[int],
         sources: Mapping[tuple[str, str], Sequence[str]],
-    ) -> list[Ask]:
-        """The cells of the grid, those of one backbone and task next to each other.
+    ) -> list[CellSpec]:
+        """Lists the cells of the grid; those of one backbone and task are next to each other.
 
         Args:
             ks: numbers of training rows; empty for the whole training split.
-            sources: the source prompts of a backbone and a task.
+            sources: the source prompts, by backbone and task.
         """
         alone = [method for method in methods if not METHODS[method].together]
         together = [method for method in methods if METHODS[method].together]
         draws: list[int | None] = [*ks] or [None]
-        asks = []
+        specs = []
         for backbone in backbones:
             for task in tasks:
                 count = len(sources.get((backbone, task), ()))
@@ -86,20 +86,20 @@ class Experiment:
                         for method in alone:
                             varies = self.vary_sources and METHODS[method].mixes == "all"
                             numbers: list[int | None] = [*range(1, count + 1)] if varies else [None]
-                            asks += [Ask((task,), method, seed, backbone, k, number) for number in numbers]
-            asks += [
-                Ask(group, method, seed, backbone, k)
+                            specs += [CellSpec((task,), method, seed, backbone, k, number) for number in numbers]
+            specs += [
+                CellSpec(group, method, seed, backbone, k)
                 for group in self.trained_together(tasks)
                 for k in draws
                 for seed in range(seeds)
                 for method in together
             ]
-        return asks
+        return specs
 
 
 @cache
 def experiments() -> dict[str, Experiment]:
-    """All of them, by name."""
+    """Loads all experiments, by name."""
     table = _table()
     groups = {name: tuple(tasks) for name, tasks in table["groups"].items()}
     found = {}
@@ -114,7 +114,7 @@ def experiments() -> dict[str, Experiment]:
 
 
 def paper_sources() -> tuple[str, ...]:
-    """The paper's six source tasks."""
+    """Returns the paper's six source tasks."""
     return tuple(_table()["sources"])
 
 

@@ -1,4 +1,4 @@
-"""Published numbers, as data: they stand beside ours and enter nothing."""
+"""Reads published numbers, which are shown beside ours and used for nothing else."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Published:
 
 
 def published_scores() -> dict[tuple[str, str], Published]:
-    """Scores by task and method; the mean over a group's tasks is of the task "GLUE average"."""
+    """Returns scores by task and method; a group's mean has the task "GLUE average"."""
     table = _table()
     found: dict[tuple[str, str], Published] = {}
     for group, methods in table["averages"].items():
@@ -38,17 +38,17 @@ def published_scores() -> dict[tuple[str, str], Published]:
 
 
 def published_memory() -> dict[tuple[str, str], Published]:
-    """Peak memory in gigabytes by backbone and method."""
+    """Returns peak memory in gigabytes, by backbone and method."""
     return _by_backbone("memory")
 
 
 def published_parameters() -> dict[tuple[str, str], Published]:
-    """Trained parameters a task by backbone and method."""
+    """Returns trained parameters for a task, by backbone and method."""
     return _by_backbone("parameters")
 
 
 def methods_not_run() -> dict[str, str]:
-    """Methods of the paper that are not run here, with their papers."""
+    """Returns the paper's methods that are not run here, with their papers."""
     return {method: entry["name"] for method, entry in _table()["not_run"].items()}
 
 

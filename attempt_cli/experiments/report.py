@@ -1,4 +1,4 @@
-"""A grid's results as a sheet: means, intervals and differences, published numbers beside them, and what failed."""
+"""A grid's results as a table: means, intervals and differences, published numbers beside them, and failures."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from attempt_cli.experiments.cells import Cell
-from attempt_cli.experiments.grid import Ask
+from attempt_cli.experiments.grid import CellSpec
 from attempt_cli.experiments.methods import METHODS, unknown_names
 from attempt_cli.experiments.paper import Experiment
 from attempt_cli.experiments.published import Published, methods_not_run, published_memory, published_scores
-from attempt_cli.experiments.sheet import Sheet
+from attempt_cli.experiments.report_table import ReportTable
 from attempt_cli.experiments.summary import Row, averages, overall, summarise
 
 GIGABYTE = 1e9
 
-# what a table can show, in the order in which CSV has it
+# what a table can show, in the order of the CSV
 COLUMNS = (
     "task",
     "backbone",
@@ -39,20 +39,20 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Report:
-    """What came of an experiment.
+    """The results of an experiment.
 
     Args:
-        experiment: which.
+        experiment: its tasks, methods and columns.
         command: as it was typed.
         cells: the results.
-        failures: what went wrong, by ask.
-        backbone_parameters: the number of frozen weights by backbone.
+        failures: one line for each cell that failed.
+        backbone_parameters: the number of frozen weights, by backbone.
     """
 
     experiment: Experiment
     command: str
     cells: Sequence[Cell]
-    failures: Mapping[Ask, str]
+    failures: Mapping[CellSpec, str]
     backbone_parameters: Mapping[str, int]
 
     @property
@@ -62,26 +62,26 @@ class Report:
 
     @property
     def overall(self) -> list[Row]:
-        """Means over all settings, where the experiment has no groups of tasks whose means it shows."""
+        """Means over all settings; empty where the experiment shows means of groups of tasks."""
         alike = not self.experiment.groups and not self.experiment.vary_sources
         return overall(self.cells) if alike and "score" in self.experiment.columns else []
 
     @property
     def lines(self) -> list[dict[str, Any]]:
-        """A record a line of the table: results, failures, then published numbers of methods that have none."""
+        """The table's lines: results, failures, then published numbers of methods without a result."""
         published = self._published()
         lines = [self._line(row, published) for row in self.rows]
         failed: dict[tuple[Any, ...], list[str]] = {}
-        for ask, error in self.failures.items():
-            failed.setdefault((ask.task, ask.backbone, ask.k, ask.sources, ask.method), []).append(error)
+        for spec, error in self.failures.items():
+            failed.setdefault((spec.task, spec.backbone, spec.k, spec.sources, spec.method), []).append(error)
         for (task, backbone, k, sources, method), errors in failed.items():
-            said = f"{len(errors)} failed: {errors[0]}"
+            text = f"{len(errors)} failed: {errors[0]}"
             line = {"task": task, "backbone": backbone, "k": k, "sources": sources, "method": method}
             same = [one for one in lines if all(one[name] == line[name] for name in ("task", "k", "method"))]
             if len(same) == 1 and len({cell.backbone for cell in self.cells}) == 1:
-                same[0]["failed"] = said  # some seeds have a result
+                same[0]["failed"] = text  # some seeds have a result
             else:
-                lines.append({**dict.fromkeys(COLUMNS), **line, "failed": said})
+                lines.append({**dict.fromkeys(COLUMNS), **line, "failed": text})
         there = {(line["task"], line["method"]) for line in lines}
         if "published" in self.experiment.columns and self.experiment.groups:
             lines += self._published_lines(published, there)
@@ -90,7 +90,7 @@ class Report:
     def _published_lines(
         self, published: Mapping[tuple[str, str], Published], there: set[tuple[Any, Any]]
     ) -> list[dict[str, Any]]:
-        """A line for each published mean over a group of tasks that stands beside no number of ours."""
+        """Returns a line for each published mean over a group of tasks for which there is no number of ours."""
         tasks = [f"{group} average" for group in self.experiment.groups]
         numbers = {key: _published_text(number) for key, number in published.items() if key[0] in tasks}
         for method in methods_not_run():
@@ -111,30 +111,21 @@ class Report:
         memory = "memory" in self.experiment.columns
         number = published.get((row.backbone if memory else row.task, row.method))
         return {
-            "task": row.task,
+            **dict.fromkeys(COLUMNS),
+            **result_line(row),
             "backbone": row.backbone,
             "backbone_parameters": self.backbone_parameters.get(row.backbone),
             "k": row.k,
             "sources": row.sources,
-            "method": row.method,
-            "score": with_width(row.mean, row.width),
-            "against_prompt_tuning": None
-            if row.difference is None
-            else with_width(row.difference, row.difference_width, signed=True),
             "published": number and _published_text(number, percent=not memory),
-            "seeds": len(row.scores),
-            "n": row.n,
-            "steps": row.steps,
             "trained_parameters": row.trained_parameters,
             "memory": row.peak_memory and f"{row.peak_memory / GIGABYTE:.2f} GB",
-            "attention": ", ".join(f"{name} {weight:.2f}" for name, weight in (row.attention or {}).items()),
-            "failed": None,
         }
 
-    def sheet(self, columns: Sequence[str] = ()) -> Sheet:
-        """The report to be written; `columns` replaces the experiment's own."""
+    def table(self, columns: Sequence[str] = ()) -> ReportTable:
+        """Returns the report in written form; `columns` replaces the experiment's own."""
         failed = ["failed"] if self.failures else []
-        return Sheet(
+        return ReportTable(
             name=self.experiment.name,
             title=f"{self.experiment.name}: {self.experiment.title}",
             command=self.command,
@@ -146,7 +137,7 @@ class Report:
         )
 
     def matrix(self) -> list[dict[str, Any]]:
-        """Methods down, tasks across, one block a backbone, number of rows and number of sources."""
+        """Returns lines with methods down and tasks across, a block for each backbone and number of rows or sources."""
         lines: dict[tuple[Any, ...], dict[str, Any]] = {}
         many = {name: len({getattr(cell, name) for cell in self.cells}) > 1 for name in ("backbone", "k")}
         for row in self.rows:
@@ -160,7 +151,7 @@ class Report:
         return [{**line, **{task: line.get(task) for task in tasks}} for line in lines.values()]
 
     def document(self) -> dict[str, Any]:
-        """The JSON document, without the version."""
+        """Returns the JSON document, without its version."""
         published = self._published()
         tasks = {row.task for row in self.rows} | {f"{group} average" for group in self.experiment.groups}
         return {
@@ -177,44 +168,44 @@ class Report:
                 if of in tasks or of in self.backbone_parameters
             ],
             "not_run": methods_not_run(),
-            "failures": [{**asdict(ask), "error": error} for ask, error in self.failures.items()],
+            "failures": [{**asdict(spec), "error": error} for spec, error in self.failures.items()],
             "cells": [asdict(cell) for cell in self.cells],
         }
 
     def notes(self) -> list[str]:
-        """What a reader of the table has to know."""
+        """Returns what a reader of the table has to know."""
         cells = [cell for cell in self.cells if METHODS[cell.method].trains]
         steps = sorted({cell.steps for cell in cells})
         seeds = len({cell.seed for cell in self.cells})
-        told = [
+        notes = [
             f"Scores in percent; ± is the half width of the 95 % interval over {seeds} seeds."
             if seeds > 1
             else "Scores in percent, of one seed: no interval over seeds.",
         ]
         if any(row.difference is not None for row in self.rows):
-            told.append("Differences are paired by seed against prompt tuning on the same rows with the same steps.")
+            notes.append("Differences are paired by seed against prompt tuning on the same rows with the same steps.")
         if means := self.overall:
             settings = len({(cell.task, cell.k) for cell in self.cells})
             several = len({row.backbone for row in means}) > 1
-            said = []
+            texts = []
             for row in means:
                 text = f"{row.method}{f' ({row.backbone})' if several else ''} {100 * row.mean:.1f}"
                 if row.difference is not None:
                     text += f" ({with_width(row.difference, row.difference_width, signed=True)})"
-                said.append(text)
-            told.append(f"Mean over all {settings} settings, in brackets the difference: {', '.join(said)}.")
+                texts.append(text)
+            notes.append(f"Mean over all {settings} settings, in brackets the difference: {', '.join(texts)}.")
         if steps:
             budget = f"{steps[0]:,}" if len(steps) == 1 else f"{steps[0]:,} to {steps[-1]:,}"
-            told.append(f"Budget: {budget} optimiser steps for every trained method.")
+            notes.append(f"Budget: {budget} optimiser steps for every trained method.")
         shown = [number for key, number in self._published().items() if key[0] in self._published_keys()]
         if shown and "published" in self.experiment.columns:
-            told.append("Published (T5-base): " + "; ".join(dict.fromkeys(number.source for number in shown)) + ".")
+            notes.append("Published (T5-base): " + "; ".join(dict.fromkeys(number.source for number in shown)) + ".")
             if any(number.unchecked for number in shown):
-                told.append("Numbers marked (?) are quoted without the paper's table at hand.")
+                notes.append("Numbers marked (?) are quoted without the paper's table at hand.")
             names = methods_not_run()
             if self.experiment.groups:
-                told.append(f"Not run here, published numbers only: {'; '.join(names.values())}.")
-        return told
+                notes.append(f"Not run here, published numbers only: {'; '.join(names.values())}.")
+        return notes
 
     def _published_keys(self) -> set[str]:
         tasks = {cell.task for cell in self.cells}
@@ -222,12 +213,27 @@ class Report:
 
 
 def check_columns(names: Sequence[str]) -> list[str]:
-    """What is wrong with the names of columns."""
+    """Returns a message for each unknown name of a column."""
     return unknown_names("column", names, COLUMNS)
 
 
+def result_line(row: Row) -> dict[str, Any]:
+    """Returns a method's result as people read it, in percent."""
+    gap, gap_width = row.difference, row.difference_width
+    return {
+        "task": row.task,
+        "method": row.method,
+        "score": with_width(row.mean, row.width),
+        "against_prompt_tuning": None if gap is None else with_width(gap, gap_width, signed=True),
+        "seeds": len(row.scores),
+        "n": row.n,
+        "steps": row.steps,
+        "attention": ", ".join(f"{name} {weight:.2f}" for name, weight in (row.attention or {}).items()),
+    }
+
+
 def with_width(mean: float, width: float | None, *, signed: bool = False) -> str:
-    """A mean and its interval in percent: "81.2 ± 1.4"."""
+    """Writes a mean and its interval in percent: "81.2 ± 1.4"."""
     text = f"{100 * mean:+.1f}" if signed else f"{100 * mean:.1f}"
     return text if width is None else f"{text} ± {100 * width:.1f}"
 

@@ -1,4 +1,4 @@
-"""What a grid needs before its targets: source prompts, the attention prior, one prompt of all sources."""
+"""Trains what the targets of a grid start from: source prompts, the attention prior, one prompt of all sources."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import replace
 
 from attempt_cli.data.catalogue import load_task
 from attempt_cli.errors import AttemptError
-from attempt_cli.experiments.grid import Ask, Plan
-from attempt_cli.experiments.workers import Filled
+from attempt_cli.experiments.cell_queue import GridResult
+from attempt_cli.experiments.grid import CellSpec, Plan
 
 SOURCE_SEED = 0
 
@@ -21,73 +21,75 @@ def train_sources(
     names: Sequence[str],
     backbones: Sequence[str],
     targets: Sequence[str],
-    fill: Callable[[Plan, Sequence[Ask]], Filled],
-) -> tuple[Sources, Filled]:
+    fill: Callable[[Plan, Sequence[CellSpec]], GridResult],
+) -> tuple[Sources, GridResult]:
     """Trains a source prompt of each task on each backbone.
 
     Args:
-        plan: of the grid that needs them.
+        plan: the grid's that needs them.
         names: the source tasks.
         backbones: as the user named them.
         targets: the tasks of the grid; a source of a target's own task is not among that target's sources, because it
-            has seen its training rows.
+            has seen the target's training rows.
         fill: fills the cells of a plan.
 
     Returns:
-        The sources, and what came of their cells.
+        The sources, and the result of the grid that trained them.
 
     Raises:
         AttemptError: a task is unknown, or there is no source for a target.
     """
     source_plan = replace(plan, tasks={name: load_task(name) for name in names})
-    asks = [
-        Ask((name,), "prompt-tuning", SOURCE_SEED, backbone, kind="source") for backbone in backbones for name in names
+    specs = [
+        CellSpec((name,), "prompt-tuning", SOURCE_SEED, backbone, kind="source")
+        for backbone in backbones
+        for name in names
     ]
-    filled = fill(source_plan, asks)
+    result = fill(source_plan, specs)
     sources = {}
     for backbone in backbones:
         for task in targets:
             refs = tuple(
-                result.made
-                for ask, result in filled.results.items()
-                if ask.backbone == backbone and ask.task != task and result.made
+                one.artefact
+                for spec, one in result.results.items()
+                if spec.backbone == backbone and spec.task != task and one.artefact
             )
             if not refs:
-                failed = [error for ask, error in filled.failures.items() if ask.task != task]
+                failed = [error for spec, error in result.failures.items() if spec.task != task]
                 raise AttemptError(
                     f"there is no source prompt for {task} on {backbone}",
                     failed[0] if failed else "Name other tasks than the target with --train-sources.",
                 )
             sources[backbone, task] = refs
-    return sources, filled
+    return sources, result
 
 
 def prepare(
-    plan: Plan, kinds: Sequence[str], fill: Callable[[Plan, Sequence[Ask]], Filled]
-) -> tuple[dict[tuple[str, str, str], str], Filled]:
+    plan: Plan, kinds: Sequence[str], fill: Callable[[Plan, Sequence[CellSpec]], GridResult]
+) -> tuple[dict[tuple[str, str, str], str], GridResult]:
     """Trains what targets start from on the source tasks, once for every different set of sources.
 
     Args:
-        plan: of the grid, with its sources.
+        plan: the grid's, with its sources.
         kinds: names in `methods.PREPARED`.
         fill: fills the cells of a plan.
 
     Returns:
-        Full names for a backbone, a task and a kind, and what came of it.
+        Full names for a backbone, a task and a kind, and the result of the grid that trained them.
     """
     alike: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     for (backbone, task), refs in plan.sources.items():
         alike.setdefault((backbone, refs), []).append(task)
     first = {
-        Ask((tasks[0],), "", SOURCE_SEED, backbone, kind=kind): tasks
+        CellSpec((tasks[0],), "", SOURCE_SEED, backbone, kind=kind): tasks
         for kind in kinds
         for (backbone, _), tasks in alike.items()
     }
-    filled = fill(plan, list(first))
+    result = fill(plan, list(first))
     made = {
-        (ask.backbone, task, ask.kind): result.made
-        for ask, result in filled.results.items()
-        for task in first[ask]
-        if result.made
+        (spec.backbone, task, spec.kind): one.artefact
+        for spec, one in result.results.items()
+        for task in first[spec]
+        if one.artefact
     }
-    return made, filled
+    return made, result

@@ -1,4 +1,4 @@
-"""What a cell scores: a model as it stands, one trained on a task alone, or one trained on several tasks at once."""
+"""Makes the model that a cell scores: untrained, trained on a task alone, or trained on several tasks at once."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from attempt_registry import Attention, Prompt, Registry
 
 @dataclass(frozen=True)
 class Parts:
-    """What a training is made of, besides its rows.
+    """Holds what a training starts from, besides its rows.
 
     Args:
         config: the settings, with method and seed.
-        start: the prompt that it starts from; where nothing is trained, the prompt that is scored.
+        start: the prompt it starts from; where nothing is trained, the prompt that is scored.
         mixed: the source prompts that are mixed.
         attention: the trained G that it starts from.
     """
@@ -38,18 +38,18 @@ class Parts:
 
 @dataclass(frozen=True)
 class Subject:
-    """What is scored.
+    """Holds a model to score.
 
     Args:
         model: ready to predict.
         name: a prompt's or a composition's full name, or "no prompt".
-        inputs: what it is made of, as a run records it.
-        config: the settings that it was trained with, or is read with.
+        inputs: its records, as a run names them.
+        config: the settings it was trained with; untrained, the settings for reading rows.
         sources: names of the sources, in the order of the attention's weights.
         steps: optimiser steps of the task.
-        trained_parameters: numbers that were trained for the task.
-        numbers: of the training, as a record keeps them.
-        warnings: what the user should know of it.
+        trained_parameters: the number of parameters that were trained for the task.
+        numbers: the training's numbers, as a run records them.
+        warnings: the training's warnings.
     """
 
     model: PromptedModel
@@ -63,18 +63,19 @@ class Subject:
     warnings: Sequence[str] = ()
 
 
-Look = Callable[[PromptedModel], None]
+OnTrained = Callable[[PromptedModel], None]
 
 
 @dataclass(frozen=True)
 class Workshop:
-    """Where trainings are made and kept.
+    """Makes trainings and records them.
 
     Args:
-        registry, backbone: where prompts are kept, and what they are for.
+        registry: holds the prompts and the runs.
+        backbone: the model they belong to.
         command: as it was typed.
         tags: for the registry.
-        resume: go on from the checkpoint of an unfinished training.
+        resume: continues unfinished trainings from their checkpoints.
         data_dir: rows in the hub's layout.
         train_limit: the most training rows of a task.
     """
@@ -95,20 +96,20 @@ class Workshop:
         rows: tuple[Rows, Rows | None],
         parts: Parts,
         listener: Listener | None,
-        look: Look,
+        on_trained: OnTrained,
     ) -> Subject:
-        """A training on one task.
+        """Trains on one task.
 
         Args:
             kind: "source" or "target".
-            name: under which it is kept.
-            rows: for training, and for choosing the checkpoint (None: the last step counts).
-            look: is shown the trained model before anything is recorded.
+            name: the prompt's name in the registry.
+            rows: training rows, and the rows that choose the checkpoint (None: the last step counts).
+            on_trained: is called with the trained model before anything is recorded.
         """
         train, validation = rows
-        if parts.attention is not None:  # a given G comes with the training on many tasks, of which this is one
+        if parts.attention is not None:  # only the training on several tasks takes a given G
             given = (train,) if validation is None else ()
-            (subject,) = self.train_together((task,), name, given, (parts,), listener, look)
+            (subject,) = self.train_together((task,), name, given, (parts,), listener, on_trained)
             return subject
         request = Request(
             task=task,
@@ -122,7 +123,9 @@ class Workshop:
             command=self.command,
             tags=self.tags,
         )
-        outcome = train_prompt(self.registry, self.backbone, request, resume=self.resume, listener=listener, look=look)
+        outcome = train_prompt(
+            self.registry, self.backbone, request, resume=self.resume, listener=listener, look=on_trained
+        )
         assert outcome is not None
         kept = {"prompt": outcome.prompt, "composition": outcome.composition}
         made = [f"{kind}:{ref}" for kind, ref in kept.items() if ref is not None]
@@ -145,15 +148,15 @@ class Workshop:
         trains: Sequence[Rows],
         parts: Sequence[Parts],
         listener: Listener | None,
-        look: Look,
+        on_trained: OnTrained,
     ) -> list[Subject]:
-        """One training on several tasks with one G, of as many steps a task as each has alone; a subject a task.
+        """Trains several tasks with one G, each for as many steps as alone, and returns a subject for each.
 
         Args:
-            trains: training rows of each task, of which the last step counts; empty takes the tasks' own and looks at
-                validation rows.
-            parts: of each task; settings, sources and G are the first one's.
-            look: as in `train_one`.
+            trains: training rows of each task, without validation; empty takes the tasks' own rows, and their
+                validation rows choose the checkpoint.
+            parts: one for each task; settings, sources and G are the first one's.
+            on_trained: as in `train_one`.
         """
         config = _for_all(parts[0].config, len(tasks))
         weights = config.method in WEIGHT_METHODS
@@ -171,7 +174,7 @@ class Workshop:
             command=self.command,
             tags=self.tags,
         )
-        outcome = self._many(request, listener, look)
+        outcome = self._many(request, listener, on_trained)
         return [
             Subject(
                 outcome.model,
@@ -203,7 +206,7 @@ class Workshop:
         sources: tuple[Prompt, ...],
         listener: Listener | None,
     ) -> str:
-        """What targets start from, trained on the source tasks: the attention prior, or one prompt for all.
+        """Trains on the source tasks what targets start from: the attention prior, or one prompt for all.
 
         Args:
             kind: a name in `methods.PREPARED`.
@@ -227,18 +230,22 @@ class Workshop:
         assert made is not None
         return made
 
-    def _many(self, request: ManyRequest, listener: Listener | None, look: Look | None = None) -> ManyOutcome:
-        outcome = train_many(self.registry, self.backbone, request, resume=self.resume, listener=listener, look=look)
+    def _many(
+        self, request: ManyRequest, listener: Listener | None, on_trained: OnTrained | None = None
+    ) -> ManyOutcome:
+        outcome = train_many(
+            self.registry, self.backbone, request, resume=self.resume, listener=listener, look=on_trained
+        )
         assert outcome is not None
         return outcome
 
 
 def as_it_stands(loaded: Loaded, config: TrainingConfig) -> Subject:
-    """A model without a training."""
+    """Makes the subject of an untrained model."""
     return Subject(loaded.model, loaded.name, loaded.inputs, config)
 
 
 def _for_all(config: TrainingConfig, tasks: int) -> TrainingConfig:
-    """The settings of a training on several tasks: every task has the steps that it would have alone."""
+    """Returns the settings of a training on several tasks: each has the steps that it would have alone."""
     steps = config.steps if config.epochs is not None else config.total_steps(0)
     return config.model_copy(update={"steps": steps and steps * tasks})

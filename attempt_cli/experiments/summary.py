@@ -1,4 +1,4 @@
-"""Cells of several seeds as one row: means with intervals, and paired differences against one method."""
+"""Summarises cells of several seeds: means with intervals, and paired differences against one method."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ class Row:
 
     Args:
         mean, width: mean score and the half width of its 95 % interval over seeds (None for a single seed, and where
-            nothing was trained: the same number many times is no interval).
+            nothing was trained: the same number several times gives no interval).
         scores: by seed.
-        difference, difference_width: against prompt tuning with the same seeds; None for itself or where it is missing.
+        difference, difference_width: against prompt tuning with the same seeds; None for prompt tuning itself and
+            where it has no result.
     """
 
     task: str
@@ -38,10 +39,10 @@ class Row:
 
 
 def summarise(cells: Sequence[Cell], against: str = "prompt-tuning") -> list[Row]:
-    """Mean and interval over seeds of every setting and method, and the paired difference against one method.
+    """Computes means and intervals over seeds of every setting and method, and paired differences against one method.
 
-    A setting is a backbone, a task and a number of training rows; differences stay inside it. A method with several
-    numbers of sources has a row for each.
+    A setting is a backbone, a task and a number of training rows; differences are taken within it. A method with
+    several numbers of sources has a row for each.
     """
     rows = []
     for setting in dict.fromkeys(_setting(cell) for cell in cells):
@@ -54,10 +55,10 @@ def summarise(cells: Sequence[Cell], against: str = "prompt-tuning") -> list[Row
 
 
 def averages(cells: Sequence[Cell], groups: Mapping[str, Sequence[str]]) -> list[Cell]:
-    """The mean over the tasks of each group that were run, one a seed, as cells of a task named "GLUE average".
+    """Averages over the tasks of each group that were run; each seed's mean is a cell of a task "GLUE average".
 
-    A group of which some tasks are missing says how many there are: "GLUE average (3 of 8)". A seed counts where the
-    method has a result on each of them. Groups of which fewer than two tasks were run have none.
+    Where tasks of a group are missing, the name says so: "GLUE average (3 of 8)". A seed counts where the method has a
+    result on each task that was run. Groups with fewer than two such tasks have no mean.
     """
     made = []
     for group, tasks in groups.items():
@@ -75,11 +76,10 @@ def averages(cells: Sequence[Cell], groups: Mapping[str, Sequence[str]]) -> list
 
 
 def overall(cells: Sequence[Cell]) -> list[Row]:
-    """Every method's mean over all settings (tasks, and numbers of training rows), by backbone.
+    """Averages every method over all settings (tasks, and numbers of training rows), by backbone.
 
-    Seeds are what is paired and what the interval is over: a difference that no single setting can show may show in
-    their mean. A method that lacks a setting with some seed has no such mean; nor has anything, where there is one
-    setting only.
+    Differences are paired by seed, and intervals are over seeds: the mean can show a difference that no single setting
+    shows. A method that lacks a setting with some seed has no such mean; with one setting only there is none.
     """
     by_seed: dict[tuple[str, str, int], dict[object, Cell]] = {}
     for cell in cells:
@@ -96,7 +96,7 @@ def overall(cells: Sequence[Cell]) -> list[Row]:
 
 
 def _mean_cell(task: str, of: Sequence[Cell]) -> Cell:
-    """The mean of a seed's cells, as a cell of a task of that name."""
+    """Averages a seed's cells into one cell with the given task name."""
     return replace(
         of[0],
         task=task,
@@ -105,7 +105,7 @@ def _mean_cell(task: str, of: Sequence[Cell]) -> Cell:
         prompt=", ".join(sorted({cell.prompt for cell in of})),
         steps=max(cell.steps for cell in of),
         attention=None,
-        # each task may have left out another source: the one of its own rows
+        # each task may lack another source: the one that was trained on its own rows
         sources=max((cell.sources for cell in of if cell.sources is not None), default=None),
         peak_memory=max((cell.peak_memory for cell in of if cell.peak_memory is not None), default=None),
         key="",
@@ -117,7 +117,7 @@ def _setting(cell: Cell) -> tuple[str, str, int | None]:
 
 
 def _row(group: Sequence[Cell], base: Mapping[int, float]) -> Row:
-    """One line of the table; `base` holds the scores by seed that it is compared with."""
+    """Makes one row; `base` holds the scores, by seed, that it is compared with."""
     first = group[0]
     mean, width = mean_interval([cell.score for cell in group])
     row = Row(

@@ -61,13 +61,6 @@ def free_memory(device: torch.device) -> int:
     return int(psutil.virtual_memory().available)
 
 
-def total_memory() -> int:
-    """Returns the bytes of the machine's memory."""
-    import psutil
-
-    return int(psutil.virtual_memory().total)
-
-
 def activation_bytes(model: PromptedModel, rows: Sequence[EncodedRow]) -> int:
     """Returns the bytes that are kept for the backward pass of these rows, without weights."""
     kept: weakref.WeakSet[_Kept] = weakref.WeakSet()

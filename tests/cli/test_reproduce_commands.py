@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import os
 import re
 import signal
@@ -13,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from attempt_cli.experiments.methods import ALONE
+from attempt_cli.experiments.methods import METHODS as METHODS_TABLE
 from attempt_cli.experiments.paper import experiments
 from attempt_registry import Registry, Run
 from tests.training.commands import Attempt
@@ -43,6 +44,14 @@ def whole(tmp_path_factory: pytest.TempPathFactory, llama: Path) -> tuple[Attemp
     """The grid of SMALL, filled in one go, with its JSON."""
     attempt = Attempt(tmp_path_factory.mktemp("whole"), llama)
     return attempt, attempt.json(f"{SMALL} --output out")
+
+
+@pytest.mark.parametrize(("command", "methods"), [("reproduce", list(METHODS_TABLE)), ("fewshot", ALONE)])
+def test_help_names_every_method_with_its_description(attempt: Attempt, command: str, methods: list[str]) -> None:
+    # click breaks lines at spaces and behind hyphens
+    shown = re.sub(r"\s+", "", attempt.succeed(f"{command} --help").out)
+    for name in methods:
+        assert f"{name}: {METHODS_TABLE[name].description}".replace(" ", "") in shown
 
 
 def test_a_report_in_every_form(whole: tuple[Attempt, Any]) -> None:
@@ -141,15 +150,18 @@ def test_ctrl_c_stops_the_workers_and_the_grid_goes_on(attempt: Attempt, whole: 
     assert stopped.code == 130
     assert stopped.err.splitlines()[-2:] == [
         "stopped; what was finished is in the registry",
-        "Go on with the same command and --resume.",
+        "Continue with the same command and --resume.",
     ]
     assert results(attempt.json(f"{SMALL} --resume")) == results(whole[1])
 
 
-@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
-def test_two_actors_of_a_local_ray(attempt: Attempt, whole: tuple[Attempt, Any]) -> None:
-    document = attempt.json(f"{SMALL} --ray --workers 2", PYTHONPATH=str(Path(__file__).parents[2]))
-    assert results(document) == results(whole[1])
+@pytest.mark.slow
+def test_two_actors_of_a_local_ray(attempt: Attempt) -> None:
+    pytest.importorskip("ray")
+    command = f"reproduce table3 --tasks support-chats -k 4,8 --seeds 1 {QUICK} --methods prompt-tuning"
+    document = attempt.json(f"{command} --ray --workers 2", PYTHONPATH=str(Path(__file__).parents[2]))
+    assert [cell["k"] for cell in document["cells"]] == [4, 8]
+    assert results(document) == results(attempt.json(command))
 
 
 def test_a_cell_that_fails_is_shown_and_the_others_go_on(attempt: Attempt) -> None:

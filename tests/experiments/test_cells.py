@@ -16,7 +16,7 @@ from attempt_cli.data.rows import Rows, examples_sha256, load_examples
 from attempt_cli.data.task import Task
 from attempt_cli.errors import AttemptError
 from attempt_cli.evaluation.evaluate import evaluate
-from attempt_cli.experiments.cells import Bench, Cell, best_source
+from attempt_cli.experiments.cells import Cell, TaskContext, best_source
 from attempt_cli.experiments.methods import ALONE, check_methods
 from attempt_cli.experiments.summary import summarise
 from attempt_cli.training.config import TrainingConfig
@@ -37,13 +37,13 @@ def task(tmp_path: Path) -> Task:
 
 
 @pytest.fixture
-def bench(tmp_path: Path, backbone: FrozenBackbone, task: Task) -> Bench:
+def context(tmp_path: Path, backbone: FrozenBackbone, task: Task) -> TaskContext:
     registry = Registry.open(tmp_path / "kept")
     config = TrainingConfig(prompt_length=4, steps=4, batch_size=8, learning_rate=0.1, eval_every=0)
     for seed, name in enumerate(("bad", "good")):
         learned = config.model_copy(update={"seed": seed, "steps": 25 if name == "good" else 1})
         train_prompt(registry, backbone, Request(task=task, kind="source", name=name, config=learned))
-    return Bench(
+    return TaskContext(
         registry=registry,
         backbone=backbone,
         task=task,
@@ -66,11 +66,11 @@ def drawn(task: Task, seed: int) -> Rows:
 METHODS = ["none", "source", "prompt-tuning", "spot", "attempt"]
 
 
-def test_every_method_has_the_same_rows_and_steps(bench: Bench, task: Task) -> None:
-    registry, cells = bench.registry, list[Cell]()
+def test_every_method_has_the_same_rows_and_steps(context: TaskContext, task: Task) -> None:
+    registry, cells = context.registry, list[Cell]()
     before = len(registry.runs())
     for seed in (0, 1):
-        cells += bench.run(METHODS, drawn(task, seed), seed)
+        cells += context.run(METHODS, drawn(task, seed), seed)
     assert [(cell.method, cell.seed) for cell in cells] == [(method, seed) for seed in (0, 1) for method in METHODS]
     assert [cell.steps for cell in cells] == [0, 0, 4, 4, 4] * 2
     assert {cell.n for cell in cells} == {14}
@@ -96,18 +96,18 @@ def test_every_method_has_the_same_rows_and_steps(bench: Bench, task: Task) -> N
             assert run.rows["train"]["sha256"] == drawn(task, seed).sha256
             assert (run.budget["steps"], run.budget["training_rows"]) == (4, 8)
     scored = {run.numbers["prompt"]: run for run in runs if "score" in run.numbers}
-    for cell in cells:  # every score is on record, those that hang on no seed once
+    for cell in cells:  # every score is on record, those that depend on no seed once
         assert scored[cell.prompt].numbers["score"] == pytest.approx(cell.score)
-        assert scored[cell.prompt].rows["test"]["sha256"] == bench.test.sha256
+        assert scored[cell.prompt].rows["test"]["sha256"] == context.test.sha256
     assert len([run for run in runs if "score" in run.numbers]) == 8
 
 
 @pytest.mark.parametrize("method", ["attempt", "bitfit"])
 def test_a_kill_while_a_cell_is_scored_repeats_no_step_and_leaves_no_double(
-    bench: Bench, task: Task, method: str, monkeypatch: pytest.MonkeyPatch
+    context: TaskContext, task: Task, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train, steps = drawn(task, 0), list[int]()
-    before = len(bench.registry.runs())
+    before = len(context.registry.runs())
 
     class Counter(_Silent):
         def step(self, step: int, loss: float, rows_per_second: float) -> None:
@@ -119,25 +119,25 @@ def test_a_kill_while_a_cell_is_scored_repeats_no_step_and_leaves_no_double(
     with monkeypatch.context() as patched:
         patched.setattr("attempt_cli.experiments.cells.evaluate", killed)
         with pytest.raises(KeyboardInterrupt):
-            bench.cell(method, train, 0, Counter())
+            context.cell(method, train, 0, Counter())
     assert steps == [1, 2, 3, 4]
-    assert len(bench.registry.runs()) == before  # nothing half done is on record
-    cell = replace(bench, resume=True).cell(method, train, 0, Counter())
+    assert len(context.registry.runs()) == before  # nothing half done is on record
+    cell = replace(context, resume=True).cell(method, train, 0, Counter())
     assert steps == [1, 2, 3, 4]
     assert cell.steps == 4
-    (training,) = (run for run in bench.registry.runs()[before:] if "last_loss" in run.numbers)
+    (training,) = (run for run in context.registry.runs()[before:] if "last_loss" in run.numbers)
     assert cell.peak_memory == training.numbers["peak_memory"] > 0  # of the steps, which another process took
     assert training.numbers["padding"] >= 1
-    assert len(bench.registry.runs()) == before + 2  # the training and its score
-    assert list((bench.registry.folder / "checkpoints").glob("*")) == []
-    assert bench.backbone.tuned is None
+    assert len(context.registry.runs()) == before + 2  # the training and its score
+    assert list((context.registry.folder / "checkpoints").glob("*")) == []
+    assert context.backbone.tuned is None
 
 
-def test_a_cell_s_score_is_that_of_its_prompt(bench: Bench, task: Task) -> None:
-    cells = {cell.method: cell for cell in bench.run(["source", "spot", "attempt"], drawn(task, 0), 0)}
+def test_a_cell_s_score_is_that_of_its_prompt(context: TaskContext, task: Task) -> None:
+    cells = {cell.method: cell for cell in context.run(["source", "spot", "attempt"], drawn(task, 0), 0)}
     for method in ("source", "spot"):
-        loaded = load_prompt(bench.registry, bench.backbone, bench.registry.prompt(cells[method].prompt))
-        result = evaluate(loaded.model, task, bench.test.examples)
+        loaded = load_prompt(context.registry, context.backbone, context.registry.prompt(cells[method].prompt))
+        result = evaluate(loaded.model, task, context.test.examples)
         assert (cells[method].score, cells[method].interval) == (result.score, result.interval)
         assert cells[method].attention is None
     attention = cells["attempt"].attention
@@ -146,23 +146,23 @@ def test_a_cell_s_score_is_that_of_its_prompt(bench: Bench, task: Task) -> None:
     assert sum(attention.values()) == pytest.approx(1, abs=1e-5)
 
 
-def test_the_best_source_is_the_one_that_fits_the_training_rows(bench: Bench, task: Task) -> None:
+def test_the_best_source_is_the_one_that_fits_the_training_rows(context: TaskContext, task: Task) -> None:
     rows = drawn(task, 0).examples
     likelihoods = {}
-    for prompt in bench.sources:
-        said = evaluate(load_prompt(bench.registry, bench.backbone, prompt).model, task, rows).predictions.rows
+    for prompt in context.sources:
+        said = evaluate(load_prompt(context.registry, context.backbone, prompt).model, task, rows).predictions.rows
         likelihoods[prompt.name] = sum(row.log_likelihood or 0.0 for row in said)
     assert likelihoods["good"] > likelihoods["bad"]
-    best = best_source(bench.registry, bench.backbone, task, rows, bench.sources, bench.config)
+    best = best_source(context.registry, context.backbone, task, rows, context.sources, context.config)
     assert best.name == "good"
-    assert best_source(bench.registry, bench.backbone, task, [], bench.sources[:1], bench.config).name == "bad"
+    assert best_source(context.registry, context.backbone, task, [], context.sources[:1], context.config).name == "bad"
 
 
-def test_a_start_that_is_named_is_taken(bench: Bench, task: Task) -> None:
-    named = replace(bench, init_from=bench.sources[0])
+def test_a_start_that_is_named_is_taken(context: TaskContext, task: Task) -> None:
+    named = replace(context, init_from=context.sources[0])
     named.run(["spot", "attempt"], drawn(task, 0), 0)
-    assert bench.registry.prompt("toy-8-shot-spot").parents == ("bad@1",)
-    assert bench.registry.prompt("toy-8-shot-attempt").settings["init_from"] == "bad@1"
+    assert context.registry.prompt("toy-8-shot-spot").parents == ("bad@1",)
+    assert context.registry.prompt("toy-8-shot-attempt").settings["init_from"] == "bad@1"
 
 
 def test_an_unknown_method_names_the_nearest() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from attempt_cli.data.catalogue import load_task
 from attempt_cli.errors import AttemptError
-from attempt_cli.experiments.grid import Ask
+from attempt_cli.experiments.grid import CellSpec
 from attempt_cli.experiments.methods import METHODS
 from attempt_cli.experiments.paper import Experiment, experiments, paper_sources
 from attempt_cli.experiments.parameters import COUNTINGS
@@ -51,7 +51,7 @@ def test_the_tasks_are_the_paper_s_twenty_one() -> None:
 def test_the_grid_goes_task_by_task() -> None:
     experiment = experiments()["fig5"]
     sources = {("tiny", "boolq"): ("a@1", "b@1", "c@1"), ("tiny", "rte"): ("a@1", "b@1")}
-    asks = experiment.asks(
+    specs = experiment.specs(
         tasks=["boolq", "rte"],
         methods=["prompt-tuning", "attempt"],
         seeds=2,
@@ -59,15 +59,15 @@ def test_the_grid_goes_task_by_task() -> None:
         ks=[],
         sources=sources,
     )
-    assert asks[:4] == [
-        Ask(("boolq",), "prompt-tuning", 0, "tiny"),
-        *(Ask(("boolq",), "attempt", 0, "tiny", None, t) for t in (1, 2, 3)),
+    assert specs[:4] == [
+        CellSpec(("boolq",), "prompt-tuning", 0, "tiny"),
+        *(CellSpec(("boolq",), "attempt", 0, "tiny", None, t) for t in (1, 2, 3)),
     ]
-    assert [ask.task for ask in asks] == ["boolq"] * 8 + ["rte"] * 6
-    assert len(set(asks)) == len(asks)
+    assert [spec.task for spec in specs] == ["boolq"] * 8 + ["rte"] * 6
+    assert len(set(specs)) == len(specs)
     few: Experiment = experiments()["table3"]
-    shots = few.asks(tasks=["cb"], methods=["none"], seeds=1, backbones=["x", "y"], ks=few.k, sources={})
-    assert [(ask.backbone, ask.k) for ask in shots] == [(b, k) for b in "xy" for k in (4, 16, 32)]
+    shots = few.specs(tasks=["cb"], methods=["none"], seeds=1, backbones=["x", "y"], ks=few.k, sources={})
+    assert [(spec.backbone, spec.k) for spec in shots] == [(b, k) for b in "xy" for k in (4, 16, 32)]
 
 
 def test_published_numbers_are_fractions_with_a_source() -> None:

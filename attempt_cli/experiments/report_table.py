@@ -1,4 +1,4 @@
-"""An experiment's result in every written form: lines of a table, CSV, JSON, Markdown."""
+"""Writes an experiment's results: lines of a table, CSV, JSON, Markdown."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from attempt_cli.errors import AttemptError
 
 
 @dataclass(frozen=True)
-class Sheet:
-    """What is written of an experiment.
+class ReportTable:
+    """An experiment's results, ready to be printed or written.
 
     Args:
         name: "table1".
-        title: what it shows.
+        title: its subject.
         command: as it was typed.
-        columns: what the table shows of its lines, in order.
-        lines: a record a line, values as people read them.
+        columns: the fields of a line that the table shows, in order.
+        lines: one record each, values as people read them.
         document: the numbers themselves, for programs.
         notes: what a reader has to know.
-        matrix: methods down, tasks across, as further lines; empty for none.
+        matrix: further lines with methods down and tasks across; empty for none.
     """
 
     name: str
@@ -39,20 +39,20 @@ class Sheet:
 
     @property
     def shown(self) -> list[str]:
-        """The columns that have something in them."""
+        """The columns that are not empty."""
         return [column for column in self.columns if any(line.get(column) not in (None, "") for line in self.lines)]
 
     @property
     def printed(self) -> list[dict[str, Any]]:
-        """The lines as a table prints them: counts with separators of thousands."""
+        """The lines as a table prints them: counts have separators of thousands."""
         return [{name: _cell(value) for name, value in line.items()} for line in self.lines]
 
     def write(self, folder: Path, version: int) -> list[Path]:
-        """Writes NAME.csv, NAME.json and NAME.md into a folder; returns them.
+        """Writes NAME.csv, NAME.json and NAME.md into a folder and returns their paths.
 
         Args:
-            folder: made where it is not there.
-            version: of the JSON shapes.
+            folder: made where it does not exist.
+            version: the version of the JSON shapes.
 
         Raises:
             AttemptError: the folder cannot be written to.

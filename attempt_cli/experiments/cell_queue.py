@@ -1,0 +1,265 @@
+"""The queue of a grid's cells: workers take from it, and their results and failures are collected."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import queue
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from attempt_cli.errors import AttemptError, first_line
+from attempt_cli.experiments.cells import Cell
+from attempt_cli.experiments.grid import CellResult, CellSpec
+from attempt_cli.training.loop import Listener, TrainingStoppedError
+
+Event = tuple[Any, ...]  # a method's name of GridListener with its arguments; "done" with a CellResult for the cells
+
+
+class WorkerDiedError(AttemptError):
+    """A worker ended in the middle of a cell: it was killed, or ran out of memory."""
+
+
+class Worker(Protocol):
+    """Fills one cell at a time."""
+
+    def run(self, spec: CellSpec, listener: Listener | None = None) -> CellResult: ...
+
+    def close(self) -> None: ...
+
+
+class GridListener(Protocol):
+    """Follows the progress of a grid; all calls come from the thread that called `fill`."""
+
+    def began(self, spec: CellSpec) -> None: ...
+
+    def step(self, spec: CellSpec, step: int, total: int, loss: float) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+    def done(self, spec: CellSpec, cells: tuple[Cell, ...], seconds: float) -> None: ...
+
+    def failed(self, spec: CellSpec, error: str, seconds: float) -> None: ...
+
+
+KeepFailure = Callable[[CellSpec, str, float], None]  # records a cell, the line that says why it failed, its seconds
+
+
+@dataclass
+class GridResult:
+    """The results and failures of a grid.
+
+    Args:
+        results: by cell, in the order of the grid.
+        failures: one line that says why, for each cell without a result.
+    """
+
+    results: dict[CellSpec, CellResult] = field(default_factory=dict)
+    failures: dict[CellSpec, str] = field(default_factory=dict)
+
+    @property
+    def cells(self) -> list[Cell]:
+        """The cells of all results."""
+        return [cell for result in self.results.values() for cell in result.cells]
+
+
+class CellQueue:
+    """The cells that no worker has taken yet.
+
+    A worker keeps its affinity (backbone and tasks) while cells of it are left, so that it loads nothing twice.
+    """
+
+    def __init__(self, specs: Sequence[CellSpec]) -> None:
+        self._specs = list(specs)
+        self._taken: list[tuple[str, tuple[str, ...]]] = []  # the affinities of the workers
+        self._lock = threading.Lock()
+
+    def take(self, last: CellSpec | None) -> CellSpec | None:
+        """Hands out a worker's next cell: of its own affinity, else of one that no worker has, else any.
+
+        Args:
+            last: the worker's previous cell, which is finished.
+        """
+        with self._lock:
+            if last is not None:
+                self._taken.remove(last.affinity)
+            if not self._specs:
+                return None
+            same = [spec for spec in self._specs if last is not None and spec.affinity == last.affinity]
+            free = [spec for spec in self._specs if spec.affinity not in self._taken]
+            chosen = (same or free or self._specs)[0]
+            self._specs.remove(chosen)
+            self._taken.append(chosen.affinity)
+            return chosen
+
+
+def fill(
+    specs: Sequence[CellSpec],
+    make_worker: Callable[[], Worker],
+    listener: GridListener,
+    keep_failure: KeepFailure,
+    *,
+    workers: int = 0,
+    fresh: bool = False,
+) -> GridResult:
+    """Fills the cells of a grid; where one fails, the others continue.
+
+    Args:
+        specs: the cells.
+        make_worker: makes a worker, and a new one for each that died.
+        listener: follows the progress.
+        keep_failure: records a failed cell.
+        workers: how many at once; 0 for one in this thread, where signals reach the training.
+        fresh: makes a new worker for every cell (to measure its memory).
+
+    Raises:
+        TrainingStoppedError: stopped by a signal. What was finished is in the registry.
+    """
+    results: dict[CellSpec, CellResult] = {}
+    failures: dict[CellSpec, str] = {}
+
+    def handle(event: Event) -> None:
+        name, *arguments = event
+        if name == "done":
+            spec, result, seconds = arguments
+            results[spec] = result
+            arguments = [spec, result.cells, seconds]
+        elif name == "failed":
+            failures[arguments[0]] = arguments[1]
+            keep_failure(*arguments)
+        getattr(listener, name)(*arguments)
+
+    if workers == 0:
+        finished = _fill_here(specs, make_worker, handle)
+    else:
+        finished = _fill_in_threads(specs, make_worker, handle, min(workers, len(specs)), fresh)
+    if not finished:
+        raise TrainingStoppedError(
+            "stopped; what was finished is in the registry", "Continue with the same command and --resume."
+        )
+    return GridResult(
+        {spec: results[spec] for spec in specs if spec in results},
+        {spec: failures[spec] for spec in specs if spec in failures},
+    )
+
+
+def _fill_here(specs: Sequence[CellSpec], make_worker: Callable[[], Worker], put: Callable[[Event], None]) -> bool:
+    """Fills the cells in this thread, one after the other; returns False where a signal stopped them."""
+    worker = make_worker()
+    try:
+        return not any(isinstance(_fill_cell(spec, lambda: worker, put), TrainingStoppedError) for spec in specs)
+    finally:
+        worker.close()
+
+
+def _fill_in_threads(
+    specs: Sequence[CellSpec],
+    make_worker: Callable[[], Worker],
+    handle: Callable[[Event], None],
+    count: int,
+    fresh: bool,
+) -> bool:
+    """Fills the cells with a thread for each worker; returns False where a signal stopped them."""
+    cells, events, stopping = CellQueue(specs), queue.SimpleQueue[Event](), threading.Event()
+
+    def work() -> None:
+        worker: Worker | None = None
+        spec: CellSpec | None = None
+
+        def current() -> Worker:
+            nonlocal worker
+            worker = worker or make_worker()
+            return worker
+
+        try:
+            while not stopping.is_set() and (spec := cells.take(spec)) is not None:
+                error = _fill_cell(spec, current, events.put)
+                if isinstance(error, TrainingStoppedError):
+                    stopping.set()
+                if worker is not None and (fresh or isinstance(error, WorkerDiedError)):
+                    worker.close()
+                    worker = None
+        finally:
+            if worker is not None:
+                worker.close()
+            events.put(("left",))
+
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(count)]
+    with _stop_signals(stopping):
+        for thread in threads:
+            thread.start()
+        working = count
+        while working:
+            event = events.get()
+            if event == ("left",):
+                working -= 1
+            elif event[0] != "failed" or not stopping.is_set():  # workers that are stopped may die of it
+                handle(event)
+    return not stopping.is_set()
+
+
+def _fill_cell(spec: CellSpec, worker: Callable[[], Worker], put: Callable[[Event], None]) -> Exception | None:
+    """Fills one cell and puts its events; returns the error that ended it."""
+    put(("began", spec))
+    started = time.monotonic()
+    try:
+        result = worker().run(spec, _Forwarder(spec, put))
+    except TrainingStoppedError as error:
+        return error
+    except Exception as error:  # whatever it is, the failure is this cell's
+        put(("failed", spec, failure_line(error), time.monotonic() - started))
+        return error
+    put(("done", spec, result, time.monotonic() - started))
+    return None
+
+
+def failure_line(error: BaseException) -> str:
+    """Returns the first line of an error's message, with the error's type where it is not one of ours."""
+    line, kind = first_line(error), type(error).__name__
+    return line if isinstance(error, AttemptError) or line == kind else f"{kind}: {line}"
+
+
+class _Forwarder:
+    """Listens to the training of one cell and passes on its progress."""
+
+    def __init__(self, spec: CellSpec, put: Callable[[Event], None]) -> None:
+        self._spec = spec
+        self._put = put
+        self._total = 0
+
+    def start(self, step: int, total: int) -> None:
+        self._total = total
+
+    def note(self, text: str) -> None:
+        if self._total:  # notes before the start are about checkpoints, which a grid uses without being asked
+            self._put(("note", text))
+
+    def step(self, step: int, loss: float, rows_per_second: float) -> None:
+        self._put(("step", self._spec, step, self._total, loss))
+
+    def evaluation(self, step: int, metrics: dict[str, float], best: bool) -> None: ...
+
+
+@contextlib.contextmanager
+def _stop_signals(stopping: threading.Event) -> Iterator[None]:
+    """Passes SIGINT and SIGTERM on to the worker processes, which write their checkpoints; a second one kills."""
+
+    def stop(number: int, _frame: object) -> None:
+        stopping.set()
+        for child in multiprocessing.active_children():
+            assert child.pid is not None
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child.pid, signal.SIGTERM)
+        signal.signal(number, previous[number])
+
+    previous = {int(number): signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,100 @@
+"""A worker in a process of its own on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+from attempt_cli.errors import AttemptError
+from attempt_cli.experiments.cell_queue import WorkerDiedError, failure_line
+from attempt_cli.experiments.grid import CellResult, CellSpec, Plan, Runner
+from attempt_cli.training.loop import Listener, TrainingStoppedError
+
+
+class ProcessWorker:
+    """A process on this machine that shares the registry.
+
+    Args:
+        plan: what all cells share.
+        threads: of the process; all workers share the processor.
+    """
+
+    def __init__(self, plan: Plan, threads: int) -> None:
+        context = multiprocessing.get_context("spawn")  # a fork would inherit threads and a GPU's state
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(plan, theirs, threads))
+        self._process.start()
+        theirs.close()
+
+    def run(self, spec: CellSpec, listener: Listener | None = None) -> CellResult:
+        """Sends the cell to the process and passes on its progress until the result comes back.
+
+        Raises:
+            WorkerDiedError: the process ended before.
+            AttemptError: the cell failed.
+        """
+        try:
+            self._pipe.send(spec)
+            while True:
+                name, *arguments = self._pipe.recv()
+                if name == "done":
+                    result: CellResult = arguments[0]
+                    return result
+                if name == "raised":
+                    raise arguments[0]
+                if listener is not None:
+                    getattr(listener, name)(*arguments)
+        except (EOFError, ConnectionError) as error:
+            self._process.join(5)
+            code = self._process.exitcode
+            how = f"by signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"with code {code}"
+            raise WorkerDiedError(f"the worker process ended {how}", "Is there enough memory for --workers?") from error
+
+    def close(self) -> None:
+        """Ends the process once it has nothing to do."""
+        with contextlib.suppress(OSError):
+            self._pipe.send(None)
+        self._process.join(10)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+        self._pipe.close()
+
+
+def _serve(plan: Plan, pipe: Connection, threads: int) -> None:
+    """Fills the cells that come through the pipe until it is told to end, or its parent is gone."""
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all; the parent decides, and says so once
+    import torch
+
+    torch.set_num_threads(threads)
+
+    class Listening:
+        def __getattr__(self, name: str) -> Callable[..., None]:
+            return lambda *arguments: pipe.send((name, *arguments))
+
+    runner = Runner(plan)
+    listener: Any = Listening()
+    with contextlib.suppress(EOFError):
+        while (spec := pipe.recv()) is not None:
+            try:
+                pipe.send(("done", runner.run(spec, listener)))
+            except TrainingStoppedError as error:
+                pipe.send(("raised", TrainingStoppedError(error.message)))
+            except Exception as error:
+                pipe.send(("raised", AttemptError(failure_line(error))))
+    runner.close()
+
+
+def _die_with_parent() -> None:
+    """Ends this process when its parent is gone: the next command resumes the same checkpoint."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(1)

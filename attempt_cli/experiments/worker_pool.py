@@ -1,0 +1,51 @@
+"""The workers of a grid: this process, others on this machine, or actors of a Ray cluster."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from attempt_cli.experiments.cell_queue import GridListener, GridResult, KeepFailure, Worker, fill
+from attempt_cli.experiments.grid import CellSpec, Plan, Runner
+from attempt_cli.experiments.process_worker import ProcessWorker
+from attempt_cli.experiments.ray_worker import RayWorker, processors_of_an_actor
+
+
+@dataclass(frozen=True)
+class WorkerPool:
+    """Fills grids with a number of workers.
+
+    Args:
+        workers: how many at once.
+        on_ray: as actors of a Ray cluster, else as processes of this machine (a single one is this process).
+    """
+
+    workers: int = 1
+    on_ray: bool = False
+
+    def fill(
+        self,
+        plan: Plan,
+        specs: Sequence[CellSpec],
+        listener: GridListener,
+        keep_failure: KeepFailure,
+        *,
+        fresh: bool = False,
+    ) -> GridResult:
+        """Fills the cells of a plan; see `cell_queue.fill`.
+
+        Raises:
+            AttemptError: Ray is asked for and not installed.
+            TrainingStoppedError: stopped by a signal.
+        """
+        workers = min(self.workers, len(specs))
+        if not self.on_ray and workers <= 1 and not fresh:
+            return fill(specs, partial(Runner, plan), listener, keep_failure)
+        worker: Callable[[], Worker]
+        if self.on_ray:  # connects before there are threads, which would each connect
+            worker = partial(RayWorker, plan, processors_of_an_actor(workers))
+        else:
+            worker = partial(ProcessWorker, plan, max(1, (os.cpu_count() or 1) // workers))
+        return fill(specs, worker, listener, keep_failure, workers=workers, fresh=fresh)
