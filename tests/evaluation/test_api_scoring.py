@@ -104,13 +104,19 @@ def test_a_model_predicts_what_the_command_predicts(trained: Attempt, session: S
 
 
 def test_evaluations_are_those_of_the_command(trained: Attempt, session: Session, tmp_path: Path) -> None:
-    command = f"eval --tasks aim.yaml --prompt none --composition aim-attempt --drop one --output said.jsonl {FLOAT}"
+    command = (
+        f"eval --tasks aim.yaml --prompt none --composition aim-attempt --drop one --output predictions.jsonl {FLOAT}"
+    )
     expected = trained.json(command)["evaluations"]
-    task, output = trained.folder / "aim.yaml", tmp_path / "said.jsonl"
+    task, output = trained.folder / "aim.yaml", tmp_path / "predictions.jsonl"
     found = evaluate(["none", "aim-attempt"], task, changes=Changes(drop=["one"]), output=output, session=session)
     assert [comparable(one.record()) for one in found] == [comparable(one) for one in expected]
     assert found[2].change is not None
-    assert len(output.read_text().splitlines()) == len((trained.folder / "said.jsonl").read_text().splitlines()) == 72
+    assert (
+        len(output.read_text().splitlines())
+        == len((trained.folder / "predictions.jsonl").read_text().splitlines())
+        == 72
+    )
     with Registry.open(trained.folder / trained.registry) as registry:
         ours, theirs = (registry.run(number) for number in (found[2].run or 0, expected[2]["run"]))
     assert (ours.command, ours.inputs, ours.rows) == ("a test", theirs.inputs, theirs.rows)

@@ -20,10 +20,10 @@ def test_attention_is_that_of_predictions(backbone: FrozenBackbone) -> None:
     assert model.mixture is not None
     assert model.mixture.attention is not None
     torch.nn.init.normal_(model.mixture.attention.up.weight, generator=torch.Generator().manual_seed(0))
-    said = predict(model, toy, examples(toy, 9))
+    predictions = predict(model, toy, examples(toy, 9))
     weights = row_attention(model, toy, examples(toy, 9), max_tokens=40)  # in several batches
     assert weights.shape == (9, 4)
-    torch.testing.assert_close(weights, torch.tensor([row.attention for row in said.rows]))
+    torch.testing.assert_close(weights, torch.tensor([row.attention for row in predictions.rows]))
     assert weights.std(dim=0).max() > 0  # rows attend differently, so the order matters
 
 
