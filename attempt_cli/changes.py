@@ -1,4 +1,4 @@
-"""A composition with other sources or with forced weights, without training: G scores prompts by a dot product."""
+"""Changes the sources or forces the weights of a composition, without training: G scores prompts by a dot product."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ TARGET = "target"  # the target prompt's name among weights
 
 @dataclass(frozen=True)
 class Changes:
-    """What is to be another in a composition.
+    """Edits to a composition.
 
     Args:
-        add: prompts that become sources, at the end.
-        drop: sources that go.
-        only: the sources that stay; empty keeps all.
-        weights: a of equation 4, forced: a source's name, or "target" -> its weight; who is not named gets 0. Empty
-            leaves the weights to the attention.
+        add: prompts that become sources, after the others.
+        drop: sources to remove.
+        only: the sources to keep; empty keeps all.
+        weights: forced weights (a of equation 4): a source's name, or "target" -> its weight; sources without one get
+            0. Empty leaves the weights to the attention.
     """
 
     add: Sequence[str] = ()
@@ -44,17 +44,18 @@ class Changes:
 
 
 def changed(registry: Registry, composition: Composition, changes: Changes) -> Composition:
-    """The composition as it would be: a record for `load_composition`, not kept in the registry.
+    """Applies changes to a composition: returns a record for `load_composition`, which is not kept in the registry.
 
     Args:
-        composition: what is changed; its name stays, forced weights stand in its settings under "weights".
-        changes: `add` comes first, then `only` and `drop`, then `weights`.
+        registry: the registry.
+        composition: the composition; its name stays, forced weights are in its settings under "weights".
+        changes: `add` is applied first, then `only` and `drop`, then `weights`.
 
     Raises:
-        AttemptError: a name that is not among the sources, one that is there already, a prompt of another backbone,
-            length or placement, no source left, a weight that is negative or no number, or of a target that takes no
-            part.
-        RegistryError: `add` names no prompt.
+        AttemptError: a name that is not among the sources or that is there already, a prompt of another backbone,
+            length or placement, no source left, a weight that is negative or not a number, or a target's weight where
+            the mixture has no target.
+        RegistryError: `add` names an unknown prompt.
     """
     sources = list(composition.sources)
     if not sources and not changes.add:
@@ -65,7 +66,7 @@ def changed(registry: Registry, composition: Composition, changes: Changes) -> C
     for name in changes.add:
         prompt = registry.prompt(name)
         if prompt.ref in sources:
-            raise AttemptError(f"'{prompt.ref}' is a source of '{composition.ref}' already", "Leave it out of --add.")
+            raise AttemptError(f"'{prompt.ref}' is already a source of '{composition.ref}'", "Leave it out of --add.")
         _check_fits(registry, composition, prompt)
         sources.append(prompt.ref)
     if changes.only:
@@ -93,7 +94,8 @@ def changed(registry: Registry, composition: Composition, changes: Changes) -> C
                 )
             if not (math.isfinite(weight) and weight >= 0):
                 raise AttemptError(
-                    f"the weight of '{name}' is {weight:g}", "A weight is a number from 0 on, as in mnli=.5,target=.5."
+                    f"the weight of '{name}' is {weight:g}",
+                    "A weight is a number of at least 0, as in mnli=.5,target=.5.",
                 )
             if ref in forced:
                 raise AttemptError(f"'{ref}' has two weights", "Name each source once in --weights.")
@@ -101,7 +103,7 @@ def changed(registry: Registry, composition: Composition, changes: Changes) -> C
     elif forced and changes.add:
         raise AttemptError(
             f"the weights of '{composition.ref}' are forced, and {', '.join(changes.add)} would have none",
-            "Say them all with --weights.",
+            "Name all weights with --weights.",
         )
     if forced:
         settings["weights"] = {ref: forced.get(ref, 0.0) for ref in (*sources, TARGET)}
@@ -114,10 +116,10 @@ def changed(registry: Registry, composition: Composition, changes: Changes) -> C
 
 
 def source_named(name: str, sources: Sequence[str], composition: str) -> str:
-    """The full name of the source that is meant, "mnli@2" for "mnli".
+    """Finds the full name of a source, "mnli@2" for "mnli".
 
     Raises:
-        AttemptError: there is none of that name, with the nearest; or several versions of it.
+        AttemptError: there is none of that name (with the nearest names), or there are several versions of it.
     """
     found = [ref for ref in sources if name in (ref, parse(ref).name)]
     if len(found) == 1:
@@ -129,7 +131,7 @@ def source_named(name: str, sources: Sequence[str], composition: str) -> str:
 
 
 def _check_fits(registry: Registry, composition: Composition, prompt: Prompt) -> None:
-    """Refuses a prompt that cannot be mixed with the composition's own."""
+    """Refuses a prompt that cannot be mixed with the composition's prompts."""
     own = registry.prompt((*composition.targets, *composition.sources)[0])
     ours = (composition.fingerprint, own.length, composition.placement)
     theirs = (prompt.fingerprint, prompt.length, prompt.placement)

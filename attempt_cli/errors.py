@@ -23,6 +23,12 @@ class AttemptError(Exception):
         self.hint = hint
 
 
+class ArgumentsError(AttemptError):
+    """Arguments that do not go together; the command line exits with 2, as for other wrong usage."""
+
+    exit_code = 2
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str], list_command: str) -> AttemptError:
     """Returns the error for an unknown name: the nearest known names and the command that lists them all."""
     return AttemptError(*unknown_name_text(kind, name, known, list_command))

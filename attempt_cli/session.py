@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -86,6 +86,12 @@ class Session:
                 backbone.input_cache = InputCache(budget, folder=self.input_cache_dir, pin_memory=pin)
             self._loaded[name] = backbone
         return self._loaded[name]
+
+    def with_listener(self, listener: Listener) -> Session:
+        """Returns the same session with another listener; both share the loaded backbone."""
+        told = replace(self, registry=self.store, listener=listener)
+        vars(told)["_loaded"] = self._loaded
+        return told
 
     @cached_property
     def _loaded(self) -> dict[str, FrozenBackbone]:

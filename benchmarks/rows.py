@@ -12,7 +12,7 @@ from attempt_cli.backbones.base import FrozenBackbone
 from attempt_cli.backbones.rows import EncodedRow
 from attempt_cli.data.catalogue import load_task
 from attempt_cli.data.rows import load_examples
-from attempt_cli.evaluation.predict import encode_examples
+from attempt_cli.evaluation.prediction import encode_examples
 from attempt_cli.prompted import PromptedModel
 from attempt_cli.training.order import BatchOrder
 

@@ -334,7 +334,7 @@ class Adder(Finder):
 
 
 def _check_placement(placement: str) -> None:
-    if placement not in ("before", "after"):
+    if placement not in ("before", "after"):  # as in attempt_cli.placement, which may not be imported here
         raise RegistryError(f"'{placement}' is not a placement", "A prompt stands before or after the input.")
 
 

@@ -22,16 +22,17 @@ MAY_IMPORT: dict[str, set[str]] = {
     "plots": set(),
     "changes": set(),
     "sources": set(),
+    "composing": {"changes", "sources"},
     "data": set(),
     "backbones": set(),
     "prompted": {"method", "backbones"},
     "artefacts": {"method", "changes", "data", "backbones", "prompted"},
     "session": {"method", "changes", "data", "backbones", "prompted", "artefacts"},
-    "evaluation": {"method", "changes", "data", "backbones", "prompted", "artefacts", "session"},
+    "evaluation": {"method", "changes", "sources", "data", "backbones", "prompted", "artefacts", "session"},
 }
 MAY_IMPORT["training"] = MAY_IMPORT["evaluation"] | {"evaluation"}
 MAY_IMPORT["experiments"] = MAY_IMPORT["training"] | {"training", "plots"}
-MAY_IMPORT["api"] = MAY_IMPORT["experiments"] | {"experiments", "sources"}
+MAY_IMPORT["api"] = MAY_IMPORT["experiments"] | {"experiments", "sources", "composing"}
 MAY_IMPORT["cli"] = MAY_IMPORT["api"] | {"api"}
 MAY_IMPORT["__main__"] = {"cli"}
 MAY_IMPORT["__init__"] = {"api"}  # lazily: `import attempt_cli` stays free of torch

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from attempt_cli.cli.options import backbone_options, chosen_backbone, typed_command
+from attempt_cli.cli.options import BackboneOptions, where_options
 
 if TYPE_CHECKING:
     from attempt_cli.cli.main import Settings
@@ -19,9 +19,9 @@ TARGET_ROWS, SOURCE_STEPS, TARGET_STEPS, LENGTH, BATCH = 32, 60, 40, 10, 8
 
 
 @click.command("demo")
-@backbone_options
+@where_options
 @click.pass_obj
-def command(settings: Settings, /, **options: Any) -> None:
+def command(settings: Settings, /, where: BackboneOptions) -> None:
     """Train two source prompts and an ATTEMPT target on example rows, and compare it with prompt tuning.
 
     The sources: is a shop review positive, and what is a message about. The target: is a customer happy after a chat
@@ -32,6 +32,7 @@ def command(settings: Settings, /, **options: Any) -> None:
       attempt demo
       attempt --registry ./demo demo
     """
+    from attempt_cli.api.training import train_source
     from attempt_cli.cli.progress import TrainingProgress
     from attempt_cli.data.catalogue import load_task
     from attempt_cli.data.fewshot import few_shot
@@ -40,36 +41,32 @@ def command(settings: Settings, /, **options: Any) -> None:
     from attempt_cli.experiments.report import result_line
     from attempt_cli.experiments.summary import summarise
     from attempt_cli.training.config import make_config
-    from attempt_cli.training.recipes import Request, train_prompt
 
-    registry = settings.registry()
-    options["backbone"] = options["backbone"] or "smollm2-135m"
-    backbone = chosen_backbone(registry, options, note=settings.output.note)
+    session = settings.session(replace(where, backbone=where.backbone or "smollm2-135m"), input_cache=0)
+    backbone = session.load_backbone()
     silent = settings.output.format == "quiet"
-    config = make_config(None, steps=SOURCE_STEPS, prompt_length=LENGTH, batch_size=BATCH, eval_every=0, warmup_steps=5)
+    training: dict[str, Any] = {"prompt_length": LENGTH, "batch_size": BATCH, "eval_every": 0, "warmup_steps": 5}
     sources = []
     for name in SOURCES:
-        request = Request(
-            task=load_task(name), kind="source", name=name, config=config, command=typed_command(), tags=("demo",)
-        )
         with TrainingProgress(f"source {name}", silent=silent) as progress:
-            outcome = train_prompt(registry, backbone, request, listener=progress)
+            told = session.with_listener(progress)
+            outcome = train_source(name, steps=SOURCE_STEPS, tags=("demo",), session=told, **training)
         assert outcome is not None
         assert outcome.prompt is not None
-        sources.append(registry.prompt(outcome.prompt))
+        sources.append(session.store.prompt(outcome.prompt))
     task = load_task(TARGET)
     pool = load_examples(task, "train")
     rows = few_shot(pool.examples, TARGET_ROWS, per_class=False, label_count=2, seed=0)
     context = TaskContext(
-        registry=registry,
+        registry=session.store,
         backbone=backbone,
         task=task,
         test=load_examples(task, "test"),
-        config=config.model_copy(update={"steps": TARGET_STEPS}),
+        config=make_config(None, steps=TARGET_STEPS, **training),
         sources=tuple(sources),
         init_from=None,
         name=TARGET,
-        command=typed_command(),
+        command=session.command,
         tags=("demo",),
         note=settings.output.note,
     )

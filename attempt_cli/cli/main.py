@@ -199,7 +199,7 @@ def _defect(error: Exception) -> None:
 def _fail(message: str, hint: str | None, error: BaseException, exit_code: int = 1) -> None:
     if "--debug" in sys.argv or os.environ.get("ATTEMPT_DEBUG"):
         raise error
-    click.echo(f"Error: {message}" if exit_code == 1 else message, err=True)
+    click.echo(f"Error: {message}" if exit_code in (1, 2) else message, err=True)
     if hint:
         click.echo(hint, err=True)
     sys.exit(exit_code)

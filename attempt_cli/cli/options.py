@@ -119,6 +119,11 @@ class RowOptions:
             )
         )
 
+    def files(self) -> dict[str, Path]:
+        """Returns the files that are given, by split."""
+        files = {"train": self.train_file, "validation": self.validation_file, "test": self.test_file}
+        return {split: path for split, path in files.items() if path is not None}
+
     def tasks(self, names: str | None) -> list[Task]:
         """Returns the tasks of a comma list, or the one task that the options describe.
 
@@ -307,13 +312,48 @@ max_tokens_option = click.option(
     help="Positions computed at once, pads included; lower where memory is short.",
 )
 
-mixture_options = stacked(
-    click.option("--add", help="Source prompts that the compositions mix, too, comma separated."),
-    click.option("--drop", help="Sources that they mix no longer."),
-    click.option("--only", help="The sources that they mix; all others go."),
+
+@dataclasses.dataclass(frozen=True)
+class MixtureOptions:
+    """Changes to compositions, as they are typed."""
+
+    add: str | None
+    drop: str | None
+    only: str | None
+    weights: str | None
+
+    def changes(self) -> Changes:
+        """Reads the changes.
+
+        Raises:
+            click.UsageError: a weight without a name or without a number.
+        """
+        from attempt_cli.changes import Changes
+
+        forced: dict[str, float] = {}
+        for part in split_names(self.weights) if self.weights is not None else ():
+            name, _, number = (text.strip() for text in part.partition("="))
+            if name in forced:
+                raise click.UsageError(f"--weights: '{name}' has two weights")
+            try:
+                forced[name] = float(number)
+            except ValueError:
+                raise click.UsageError(f"--weights: '{part}' is not a name and a number, as in mnli=.5") from None
+        add, drop, only = (
+            tuple(split_names(text)) if text is not None else () for text in (self.add, self.drop, self.only)
+        )
+        return Changes(add, drop, only, forced)
+
+
+change_options = option_group(
+    "mixture",
+    MixtureOptions,
+    click.option("--add", help="Source prompts that the compositions mix as well, comma separated."),
+    click.option("--drop", help="Sources to leave out of the mixture."),
+    click.option("--only", help="The only sources to keep in the mixture."),
     click.option(
         "--weights",
-        help="Forced weights instead of the attention's, e.g. mnli=.5,target=.5; who is not named gets 0.",
+        help="Forced weights instead of the attention's, e.g. mnli=.5,target=.5; sources without one get 0.",
     ),
 )
 
@@ -468,28 +508,6 @@ def check_lengths(prompts: Sequence[Prompt], length: int | None = None) -> None:
             f"--prompt-length {length} is not the length of the prompts it is to start from ({lengths.pop()})",
             "Leave --prompt-length out, or choose other prompts.",
         )
-
-
-def chosen_changes(options: dict[str, Any]) -> Changes:
-    """What `mixture_options` ask for; takes them out of `options`.
-
-    Raises:
-        click.UsageError: a weight without a name or without a number.
-    """
-    from attempt_cli.changes import Changes
-
-    add, drop, only, weights = (options.pop(name) for name in ("add", "drop", "only", "weights"))
-    forced: dict[str, float] = {}
-    for part in split_names(weights) if weights is not None else ():
-        name, _, number = (text.strip() for text in part.partition("="))
-        if name in forced:
-            raise click.UsageError(f"--weights: '{name}' has two weights")
-        try:
-            forced[name] = float(number)
-        except ValueError:
-            raise click.UsageError(f"--weights: '{part}' is not a name and a number, as in mnli=.5") from None
-    added, dropped, kept = (tuple(split_names(text)) if text is not None else () for text in (add, drop, only))
-    return Changes(added, dropped, kept, forced)
 
 
 def split_names(text: str) -> list[str]:

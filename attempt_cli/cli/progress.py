@@ -128,23 +128,22 @@ class TrainingProgress(_Progress, Listener):
             click.echo(text.rstrip(), err=True)
 
 
-class RowProgress(_Progress):
-    """A bar over rows on a terminal, nothing elsewhere.
+class RowProgress(_Progress, NoteListener):
+    """Shows a bar over rows on a terminal, nothing elsewhere, and passes remarks on to the output."""
 
-    Args:
-        total: number of all rows.
-        output_format: under `quiet` there is no bar.
-    """
+    def __init__(self, output: Output) -> None:
+        super().__init__(output)
+        self._shown = output.format != "quiet" and sys.stderr.isatty()
 
-    def __init__(self, total: int, output_format: str = "table") -> None:
-        if output_format != "quiet" and sys.stderr.isatty():
+    def rows(self, done: int, total: int) -> None:
+        """Shows how many rows are done."""
+        if not self._shown:
+            return
+        if self._bar is None:
             self._bar = _bar(numbers=False)
             self._task = self._bar.add_task("rows", total=total)
-
-    def advance(self, rows: int) -> None:
-        """Moves the bar by a number of rows."""
-        if self._bar is not None:
-            self._bar.advance(self._task, rows)
+            self._bar.start()
+        self._bar.update(self._task, completed=done, total=total)
 
 
 class GridProgress:

@@ -1,4 +1,4 @@
-"""Predictions against the rows' own answers: metrics with intervals."""
+"""Scores predictions against the rows' own answers: metrics with intervals."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from attempt_cli.data.example import Example
 from attempt_cli.data.scoring import row_scores, score
 from attempt_cli.data.task import Task
-from attempt_cli.evaluation.predict import MAX_TOKENS, Asked, Predictions, predict_many
+from attempt_cli.evaluation.prediction import MAX_TOKENS, Predictions, PromptedTask, predict_many
 from attempt_cli.evaluation.statistics import bootstrap_interval, proportion_interval
 from attempt_cli.prompted import PromptedModel
 
@@ -19,10 +19,10 @@ class Evaluation:
     """A model's score on rows.
 
     Args:
-        metrics: every metric of the task; the first is the one that counts.
+        metrics: every metric of the task; the first one is the score.
         interval: the 95 % interval of the first metric.
-        n: rows.
-        predictions: what the model said of each.
+        n: the number of rows.
+        predictions: one per row.
     """
 
     metrics: dict[str, float]
@@ -32,11 +32,12 @@ class Evaluation:
 
     @property
     def score(self) -> float:
-        """The first metric."""
+        """The first metric's value."""
         return next(iter(self.metrics.values()))
 
     @property
     def rows_per_second(self) -> float:
+        """Rows per second, tokenisation included."""
         return self.n / max(self.predictions.seconds, 1e-9)
 
     @property
@@ -59,30 +60,33 @@ def evaluate(
     progress: Callable[[int], Any] | None = None,
 ) -> Evaluation:
     """Scores a model on rows; see `predict` for the arguments."""
-    asked = [Asked(model, task, task_index)]
-    return evaluate_many(asked, examples, max_length=max_length, max_tokens=max_tokens, progress=progress)[0]
+    prompted = [PromptedTask(model, task, task_index)]
+    return evaluate_many(prompted, examples, max_length=max_length, max_tokens=max_tokens, progress=progress)[0]
 
 
 def evaluate_many(
-    asked: Sequence[Asked],
+    prompted: Sequence[PromptedTask],
     examples: Sequence[Example],
     *,
     max_length: int | None = None,
     max_tokens: int = MAX_TOKENS,
     progress: Callable[[int], Any] | None = None,
 ) -> list[Evaluation]:
-    """Scores several prompts on the same rows, whose inputs are read once; see `predict_many` for the arguments."""
-    answers = predict_many(asked, examples, max_length=max_length, max_tokens=max_tokens, progress=progress)
+    """Scores several prompts on one reading of the same rows; see `predict_many` for the arguments."""
+    found = predict_many(prompted, examples, max_length=max_length, max_tokens=max_tokens, progress=progress)
     return [
         Evaluation(
-            score(one.task, said.texts, examples), score_interval(one.task, said.texts, examples), len(examples), said
+            score(one.task, predictions.texts, examples),
+            score_interval(one.task, predictions.texts, examples),
+            len(examples),
+            predictions,
         )
-        for one, said in zip(asked, answers, strict=True)
+        for one, predictions in zip(prompted, found, strict=True)
     ]
 
 
 def score_interval(task: Task, texts: Sequence[str], examples: Sequence[Example]) -> tuple[float, float]:
-    """The 95 % interval of the task's first metric: Wilson's for accuracy, else a bootstrap over rows."""
+    """Computes the 95 % interval of the task's first metric: Wilson's for accuracy, else a bootstrap over rows."""
     name, n = task.metrics[0], len(examples)
     per_row = row_scores(task, texts, examples)
     if name == "accuracy" and per_row is not None:

@@ -1,4 +1,4 @@
-"""What a prompt looks like from inside: who attends to what, and which words a prompt is near to."""
+"""Looks inside prompts: the attention of rows on sources, and the vocabulary's tokens nearest to a prompt."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from attempt_cli.backbones.base import FrozenBackbone
 from attempt_cli.backbones.batches import by_length
 from attempt_cli.data.example import Example
 from attempt_cli.data.task import Task
-from attempt_cli.evaluation.predict import MAX_TOKENS, encode_examples
+from attempt_cli.evaluation.prediction import MAX_TOKENS, encode_examples
 from attempt_cli.prompted import PromptedModel
 
 VOCABULARY_AT_ONCE = 8192
@@ -29,19 +29,21 @@ def row_attention(
     max_length: int | None = None,
     max_tokens: int = MAX_TOKENS,
 ) -> Tensor:
-    """The mixture's weights for every row; the backbone's layers do not run, only its embeddings are looked up.
+    """Computes the mixture's weights for every row from embeddings alone: the backbone's layers do not run.
 
     Args:
-        model: with sources in its mixture.
-        task_index: which of its target prompts these rows have.
-        max_length: the longest input in tokens; the task's own limit without it.
-        max_tokens: token positions at once.
+        model: a model with sources in its mixture.
+        task: renders and limits the rows.
+        examples: the rows.
+        task_index: the index of these rows' target prompt in the mixture.
+        max_length: the longest input in tokens; None takes the task's own limit.
+        max_tokens: the token budget of a batch.
 
     Returns:
-        a of equation 3, [n, t + 1], float32; the target is the last, its own weight before it is added once more.
+        a of equation 3, [n, t + 1], float32; the target is the last, without the 1 that equation 4 adds.
 
     Raises:
-        ValueError: the model mixes nothing.
+        ValueError: the model has no sources.
     """
     encoded = encode_examples(model, task, examples, max_length)
     found: list[Tensor | None] = [None] * len(encoded)
@@ -58,11 +60,11 @@ def row_attention(
 
 @dataclass(frozen=True)
 class NearToken:
-    """A token of the vocabulary and how near its embedding is to a prompt's row.
+    """A token of the vocabulary and the distance of its embedding to a prompt's row.
 
     Args:
-        token: as people read it, a space before a word as "▁".
-        cosine: of the two vectors.
+        token: its text, a space before a word as "▁".
+        cosine: the cosine of the two vectors.
         l2: the length of their difference, in the units of the embedding table.
     """
 
@@ -73,12 +75,12 @@ class NearToken:
 
 @torch.no_grad()
 def nearest_tokens(backbone: FrozenBackbone, prompt: Tensor, count: int) -> list[list[NearToken]]:
-    """The tokens of the vocabulary that are nearest to each row of a prompt by cosine, nearest first.
+    """Finds the tokens of the vocabulary that are nearest to each row of a prompt by cosine, nearest first.
 
     Args:
-        backbone: whose vocabulary.
+        backbone: has the vocabulary.
         prompt: [m, d], as it enters the model.
-        count: tokens for each row.
+        count: the number of tokens for each row.
     """
     prompt = prompt.to(backbone.device).float()
     ids = torch.arange(min(len(backbone.tokenizer), backbone.vocabulary_size), device=backbone.device)
@@ -99,14 +101,14 @@ def nearest_tokens(backbone: FrozenBackbone, prompt: Tensor, count: int) -> list
 
 
 def token_text(tokenizer: Any, token_id: int) -> str:
-    """A token as people read it: a space before a word is "▁" in every vocabulary, a line break "\\n"."""
+    """Returns a readable token: a space before a word is "▁" in every vocabulary, a line break "\\n"."""
     piece: str = tokenizer.convert_ids_to_tokens(token_id)
     text = piece if piece.startswith("▁") else tokenizer.decode([token_id]).replace(" ", "▁")
     return text.replace("\n", "\\n") or piece
 
 
 def prompt_cosines(prompt: Tensor, target: Tensor) -> tuple[float, float]:
-    """How alike two prompts are, in SPoT's two ways (Vu et al. 2022): of their mean rows, and the mean over all rows.
+    """Computes SPoT's two similarities of prompts (Vu et al. 2022): of their mean rows, and the mean over row pairs.
 
     Args:
         prompt, target: [m, d], in any units.

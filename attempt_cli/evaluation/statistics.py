@@ -1,10 +1,11 @@
-"""How sure a number is: intervals of one score, of a mean over seeds, and of a paired difference."""
+"""Estimates uncertainty: intervals of one score, of a mean over seeds, and of a paired difference."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +14,7 @@ CONFIDENCE = 0.95
 
 
 def proportion_interval(hits: int, n: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a proportion; unlike the normal one it holds near 0 and 1 and for few rows."""
+    """Computes Wilson's 95 % interval of a proportion; unlike the normal one it holds near 0 and 1 and for few rows."""
     from scipy.stats import binomtest
 
     interval = binomtest(hits, n).proportion_ci(CONFIDENCE, method="wilson")
@@ -21,12 +22,12 @@ def proportion_interval(hits: int, n: int) -> tuple[float, float]:
 
 
 def bootstrap_interval(metric: Callable[[list[int]], float], n: int, seed: int = 0) -> tuple[float, float]:
-    """The percentile bootstrap's 95 % interval of any metric of n rows.
+    """Computes the percentile bootstrap's 95 % interval of any metric of n rows.
 
     Args:
-        metric: the metric over the rows with these numbers (a row may come more than once).
+        metric: the metric over the rows with these numbers (a row may occur more than once).
         n: the number of rows.
-        seed: of the resampling.
+        seed: the seed of the resampling.
     """
     generator = np.random.default_rng(seed)
     values = [metric(generator.integers(0, n, n).tolist()) for _ in range(RESAMPLES)]
@@ -35,7 +36,7 @@ def bootstrap_interval(metric: Callable[[list[int]], float], n: int, seed: int =
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float | None]:
-    """The mean of a few runs and the half width of its 95 % interval (Student's t); no width for a single run."""
+    """Computes the mean of a few runs and its 95 % interval's half width (Student's t); None for a single run."""
     mean = sum(values) / len(values)
     if len(values) < 2:
         return mean, None
@@ -46,31 +47,31 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float | None]:
 
 
 def paired_difference(a: Sequence[float], b: Sequence[float]) -> tuple[float, float | None]:
-    """The mean of a - b over the same seeds and rows, and the half width of its 95 % interval.
+    """Computes the mean of a - b over the same seeds and rows, and the half width of its 95 % interval.
 
     Raises:
-        ValueError: not equally many of both.
+        ValueError: the lengths differ.
     """
     return mean_interval([x - y for x, y in zip(a, b, strict=True)])
 
 
 # the normal quantiles of a two-sided test at 5 % and of a power of 80 %
 _Z_TEST, _Z_POWER = 1.959964, 0.841621
-# from so many discordant rows on, chi-square is as good as the exact binomial
+# with at least this many discordant rows chi-square is as good as the exact binomial
 CHI_SQUARE_FROM = 25
 
 
 @dataclass(frozen=True)
 class PairedTest:
-    """Whether two models differ on the same rows.
+    """A test of the difference of two models on the same rows.
 
     Args:
         name: the test, in words.
-        difference: the first's score less the second's.
+        difference: the first's score minus the second's.
         interval: its 95 % interval.
-        p: two-sided: how often so large a difference would come about if there were none.
-        smallest: the smallest true difference that so many rows show in 80 % of samples (two-sided, 5 %); None where
-            even the largest would not.
+        p: the two-sided p-value: how often a difference at least this large occurs by chance if there is none.
+        smallest: the smallest true difference that this many rows detect in 80 % of samples (two-sided, 5 %); None
+            where they would not detect even the largest.
     """
 
     name: str
@@ -79,17 +80,27 @@ class PairedTest:
     p: float
     smallest: float | None
 
+    def record(self) -> dict[str, Any]:
+        """Returns the difference as runs and JSON hold it."""
+        return {
+            "difference": round(self.difference, 6),
+            "interval": [round(bound, 6) for bound in self.interval],
+            "p": float(f"{self.p:.4g}"),
+            "test": self.name,
+            "smallest_difference": None if self.smallest is None else round(self.smallest, 6),
+        }
+
 
 def mcnemar(only_first: int, only_second: int, n: int) -> PairedTest:
-    """McNemar's test of two models that are right or wrong on the same n rows.
+    """Runs McNemar's test of two models that are right or wrong on the same n rows.
 
-    The p-value is the exact binomial one of few discordant rows, else of chi-square with continuity correction. The
-    interval is Wald's with Bonett and Price's (2012) adjustment, which holds for few rows, too. It does not invert the
-    test: at the border of 5 % the two may disagree.
+    The p-value is the exact binomial one for few discordant rows, else that of chi-square with continuity correction.
+    The interval is Wald's with Bonett and Price's (2012) adjustment, which also holds for few rows. It does not invert
+    the test: near 5 % the two may disagree.
 
     Args:
         only_first, only_second: the discordant rows: those that only the first, or only the second, has right.
-        n: all rows.
+        n: the number of all rows.
     """
     from scipy.stats import binomtest, chi2
 
@@ -108,17 +119,17 @@ def mcnemar(only_first: int, only_second: int, n: int) -> PairedTest:
 
 
 def smallest_difference_of_shares(discordance: float, n: int) -> float | None:
-    """The smallest difference of two shares that n rows show with 80 % power, by Connor's (1987) formula.
+    """Computes the smallest difference of two shares that n rows detect with 80 % power, by Connor's (1987) formula.
 
     δ·√n = z_test·√ψ + z_power·√(ψ - δ²), where ψ is the discordance. A difference cannot be larger than the
     discordance: where δ would be, ψ is δ.
 
     Args:
         discordance: the share of rows that only one of the two has right.
-        n: the rows.
+        n: the number of rows.
 
     Returns:
-        δ in (0, 1], or None where n rows cannot show any difference.
+        δ in (0, 1], or None where n rows cannot detect any difference.
     """
     from scipy.optimize import brentq
 
@@ -128,18 +139,18 @@ def smallest_difference_of_shares(discordance: float, n: int) -> float | None:
 
     if excess(1.0) <= 0:
         return None
-    # with no discordance the excess is 0 at 0, too: the search begins where it is surely negative
+    # without discordance the excess is also 0 at 0: the search starts where it is certainly negative
     return float(brentq(excess, 1 / n, 1.0))
 
 
 def paired_bootstrap(difference: Callable[[list[int]], float], n: int, seed: int = 0) -> PairedTest:
-    """The paired percentile bootstrap of any two scores of the same n rows (or groups of rows).
+    """Runs the paired percentile bootstrap of any two scores of the same n rows (or groups of rows).
 
     Args:
-        difference: the first's score less the second's over the rows with these numbers (a row may come more than
-            once, for both alike).
+        difference: the first's score minus the second's over the rows with these numbers (a row may occur more than
+            once, then for both).
         n: the number of rows, or of groups that are drawn whole.
-        seed: of the resampling.
+        seed: the seed of the resampling.
     """
     generator = np.random.default_rng(seed)
     values = np.array([difference(generator.integers(0, n, n).tolist()) for _ in range(RESAMPLES)])

@@ -9,7 +9,7 @@ from dataclasses import replace
 from attempt_cli.artefacts import remember_backbone
 from attempt_cli.backbones.base import FrozenBackbone
 from attempt_cli.backbones.rows import EncodedRow
-from attempt_cli.evaluation.predict import encode_examples
+from attempt_cli.evaluation.prediction import encode_examples
 from attempt_cli.listener import Listener
 from attempt_cli.prompted import PromptedModel
 from attempt_cli.training.build import build_model

@@ -11,7 +11,7 @@ from attempt_cli.backbones.batches import by_length
 from attempt_cli.data.example import Example
 from attempt_cli.data.scoring import score
 from attempt_cli.data.task import Task
-from attempt_cli.evaluation.predict import encode_examples, predict
+from attempt_cli.evaluation.prediction import encode_examples, predict
 from attempt_cli.prompted import PromptedModel
 from attempt_cli.training.config import TrainingConfig
 from attempt_cli.training.request import Request

@@ -16,7 +16,7 @@ from attempt_cli.backbones.rows import EncodedRow
 from attempt_cli.data.example import Example
 from attempt_cli.data.task import Task
 from attempt_cli.errors import AttemptError
-from attempt_cli.evaluation.predict import MAX_NEW_TOKENS, predict
+from attempt_cli.evaluation.prediction import MAX_NEW_TOKENS, predict
 from attempt_cli.method import DecomposedPrompt, PromptMixture, constant_weights
 from attempt_cli.prompted import PromptedModel
 from attempt_cli.training import memory

@@ -58,13 +58,13 @@ def test_the_whole_table(trained: Attempt) -> None:
 
 
 def test_scores_intervals_and_predictions_agree(trained: Attempt) -> None:
-    document = trained.json(f"eval {TEST} --prompt one --composition aim-attempt --output said.jsonl")
+    document = trained.json(f"eval {TEST} --prompt one --composition aim-attempt --output predictions.jsonl")
     assert document["version"] == 1
-    said = lines_of(trained.folder / "said.jsonl")
-    assert len(said) == 2 * 24
+    predictions = lines_of(trained.folder / "predictions.jsonl")
+    assert len(predictions) == 2 * 24
     moods = [row["mood"] for row in toy_rows(24, 2)]
     for evaluation in document["evaluations"]:
-        lines = [line for line in said if line["model"] == evaluation["model"]]
+        lines = [line for line in predictions if line["model"] == evaluation["model"]]
         assert [line["row"] for line in lines] == list(range(24))
         assert [line["target"] for line in lines] == moods
         assert lines[0]["input"].endswith(" label:")
@@ -182,9 +182,9 @@ def read_only_registry() -> None:
 
 def test_an_output_that_cannot_be_written_is_told_before_the_work(trained: Attempt) -> None:
     before = len(opened(trained).runs())
-    result = trained(f"eval {TEST} --prompt one --output nowhere/said.jsonl")
+    result = trained(f"eval {TEST} --prompt one --output nowhere/predictions.jsonl")
     assert result.code == 1
-    assert "nowhere/said.jsonl" in result.err
+    assert "nowhere/predictions.jsonl" in result.err
     assert len(opened(trained).runs()) == before
 
 
@@ -208,8 +208,8 @@ def test_a_prompt_from_a_file_is_evaluated(trained: Attempt) -> None:
     files = f"--test-file test.csv {READ} {FLOAT}"
     names = ("one", "from-raw", "from-rms")
     trained.succeed(f"eval {files} {' '.join(f'--prompt {name}' for name in names)} --output files.jsonl")
-    said = lines_of(trained.folder / "files.jsonl")
-    by_model = [[line["probabilities"] for line in said if line["model"] == f"{name}@1"] for name in names]
+    predictions = lines_of(trained.folder / "files.jsonl")
+    by_model = [[line["probabilities"] for line in predictions if line["model"] == f"{name}@1"] for name in names]
     for row, raw, rms in zip(*by_model, strict=True):
         assert raw == pytest.approx(row, abs=1e-4)
         assert rms == pytest.approx(row, abs=1e-4)
@@ -235,9 +235,9 @@ def test_free_text_is_trained_generated_and_scored(attempt: Attempt) -> None:
     ]
     assert list(evaluation["metrics"]) == ["squad_f1", "squad_em"]
     assert evaluation["interval"][0] <= evaluation["score"] <= evaluation["interval"][1]
-    said = lines_of(attempt.folder / "qa.jsonl")
-    assert len(said) == 6
-    assert all("probabilities" not in line and isinstance(line["prediction"], str) for line in said)
+    predictions = lines_of(attempt.folder / "qa.jsonl")
+    assert len(predictions) == 6
+    assert all("probabilities" not in line and isinstance(line["prediction"], str) for line in predictions)
     predicted = attempt.succeed(f"predict qa {FLOAT}", input="it was two\nit is one\n").lines
     assert [set(line) for line in predicted] == [{"text"}, {"text"}]
 
@@ -303,8 +303,8 @@ def test_a_row_is_a_line_whatever_is_in_it(trained: Attempt) -> None:
 
 def test_predict_says_what_eval_says(trained: Attempt) -> None:
     trained.succeed(f"eval {TEST} --composition aim-attempt --output by-eval.jsonl")
-    said = trained.succeed(f"predict aim-attempt test.csv {FLOAT}").lines
-    for line, other in zip(lines_of(trained.folder / "by-eval.jsonl"), said, strict=True):
+    predictions = trained.succeed(f"predict aim-attempt test.csv {FLOAT}").lines
+    for line, other in zip(lines_of(trained.folder / "by-eval.jsonl"), predictions, strict=True):
         assert other["word"] == line["prediction"]
         assert other["probabilities"] == pytest.approx(line["probabilities"], abs=2e-5)
         assert other["attention"] == pytest.approx(line["attention"], abs=2e-5)
@@ -354,12 +354,14 @@ def test_several_targets_in_one_composition(trained: Attempt) -> None:
     unclear = trained(f"predict both test.csv {FLOAT}")
     assert unclear.code == 2
     assert "choose one with --task (aim, other)" in unclear.err
-    said = {task: trained.succeed(f"predict both test.csv --task {task} {FLOAT}").lines for task in ("aim", "other")}
+    predictions = {
+        task: trained.succeed(f"predict both test.csv --task {task} {FLOAT}").lines for task in ("aim", "other")
+    }
     alone = trained.succeed(f"predict aim-attempt test.csv {FLOAT}").lines
-    assert [line["probabilities"] for line in said["aim"]] == [
+    assert [line["probabilities"] for line in predictions["aim"]] == [
         pytest.approx(line["probabilities"], abs=2e-5) for line in alone
     ]
-    assert said["other"] != said["aim"]
+    assert predictions["other"] != predictions["aim"]
 
 
 # --- fewshot

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from attempt_cli.evaluation.statistics import mcnemar
@@ -175,21 +176,21 @@ WRONG = [
         "no source of 'aim-attempt@1' would be left",
         "--prompt aim-att",
     ),
-    ("eval --composition aim-attempt --weights one=-1", 1, "the weight of 'one' is -1", "from 0 on"),
+    ("eval --composition aim-attempt --weights one=-1", 1, "the weight of 'one' is -1", "at least 0"),
     ("eval --composition aim-attempt --weights one", 2, "'one' is not a name and a number", "mnli=.5"),
     ("eval --composition aim-attempt --weights one=1,one=2", 2, "'one' has two weights", "--help"),
     ("eval --composition aim-attempt --add on", 1, "no prompt named 'on'", "one"),
     ("eval --composition alone --drop one", 1, "the composition 'alone@1' has no sources to change", "--add"),
-    ("eval --prompt one --drop one", 2, "name one with --composition", "--help"),
-    ("predict one test.csv --drop one", 2, "'one@1' is a prompt", "--help"),
+    ("eval --prompt one --drop one", 2, "name one with --composition", "--what compositions"),
+    ("predict one test.csv --drop one", 2, "'one@1' is a prompt", "--what compositions"),
     ("compose x --from aim-attempt", 2, "--from wants a change", "--help"),
-    ("compose x --from aim-attempt --target one --drop one", 2, "leave --sources, --target", "--help"),
+    ("compose x --from aim-attempt --target one --drop one", 2, "leave --sources, --target", "--add"),
     ("compose x --from nobody --drop one", 1, "no composition named 'nobody'", "attempt registry list"),
-    ("compose x", 2, "--target", "--help"),
-    ("inspect alone", 1, "the composition 'alone@1' has no sources", "--tokens"),
+    ("compose x", 2, "--target", "attempt registry list"),
+    ("inspect alone", 1, "'alone@1' has no sources", "--tokens"),
     ("inspect one --png one.png", 1, "'one@1' has no sources", "compositions"),
     ("inspect nobody", 1, "no prompt or composition named 'nobody'", "attempt registry list"),
-    ("inspect one --drop two", 2, "'one@1' is a prompt", "--help"),
+    ("inspect one --drop two", 2, "'one@1' is a prompt", "--what compositions"),
     ("rank-sources aim.yaml --composition alone", 1, "'alone@1' has no sources to leave out", "attempt registry"),
     ("rank-sources aim.yaml --sources nobody", 1, "no prompt named 'nobody'", "attempt registry list"),
     ("rank-sources amy", 1, "no task named 'amy'", "attempt tasks list"),
@@ -205,6 +206,70 @@ def test_what_is_refused(trained: Attempt, command: str, code: int, message: str
     assert next_step in result.err
 
 
+EARLY = [
+    ("eval --tasks aim.yaml --prompt one --output nowhere/out.jsonl", "nowhere/out.jsonl"),
+    ("eval --prompt one --split validation --train-file train.csv", "no file for 'validation'"),
+    ("eval --tasks aim.yaml --composition both --limit 4", "'both@1' has no target prompt for the task 'aim'"),
+    ("eval --tasks aim.yaml --prompt one --prompt stranger", "'one@1' was trained for tiny"),
+    ("eval --tasks aim.yaml --composition aim-attempt --weights one=-1", "the weight of 'one' is -1"),
+    ("predict one columns.csv", "no column 'text'"),
+    ("predict --prompts one,nobody train.csv", "no prompt or composition named 'nobody'"),
+    ("predict aim-attempt train.csv --weights two=nan", "the weight of 'two' is nan"),
+    ("inspect aim-attempt --png nowhere/heat.png", "nowhere/heat.png"),
+    ("inspect aim-attempt --task rows.yaml", "missing.csv"),
+    ("rank-sources rows.yaml", "missing.csv"),
+    ("rank-sources aim.yaml --sources one,stranger", "'one@1' was trained for tiny"),
+    ("compose x --target one --sources longer --weights longer=1", "differ in length"),
+]
+
+
+@pytest.mark.parametrize(("command", "message"), EARLY, ids=[row[0] for row in EARLY])
+def test_what_is_refused_before_the_backbone_is_loaded(early: Attempt, command: str, message: str) -> None:
+    result = early(command)
+    assert (result.code, result.out) == (1, "")
+    assert message in result.err
+    assert "loading" not in result.err
+
+
+@pytest.fixture(scope="module")
+def early(trained: Attempt) -> Attempt:
+    """A prompt of another backbone, one of another length, a composition of two other targets, and rows that miss."""
+    (trained.folder / "rows.yaml").write_text(TASK.replace("validation.csv", "missing.csv"))
+    write_csv(trained.folder / "columns.csv", [{"words": "it was good"}])
+    with opened(trained) as registry:
+        one = registry.prompt("one")
+        for name, fingerprint, length in (
+            ("stranger", "another", 4),
+            ("longer", one.fingerprint, 6),
+            ("here", one.fingerprint, 4),
+            ("there", one.fingerprint, 4),
+        ):
+            registry.add_prompt(
+                np.ones((length, one.width), np.float32),
+                name=name,
+                kind="target",
+                method="imported",
+                backbone=one.backbone if fingerprint == one.fingerprint else "other",
+                fingerprint=fingerprint,
+                task=name,
+                task_version=None,
+                embedding_scale=1.0,
+                placement=one.placement,
+                settings={},
+                numbers={},
+                seed=None,
+            )
+    trained.succeed("compose both --target here,there")
+    return trained
+
+
+def test_an_output_is_left_as_it_was_where_the_work_does_not_begin(trained: Attempt) -> None:
+    (trained.folder / "kept.jsonl").write_text("kept\n")
+    refused = trained(f"eval --tasks aim.yaml --prompt one --output kept.jsonl --device warp {FLOAT}")
+    assert refused.code == 1
+    assert (trained.folder / "kept.jsonl").read_text() == "kept\n"
+
+
 # --- inspect
 
 
@@ -218,9 +283,9 @@ def test_attention_as_cells_and_as_json(trained: Attempt) -> None:
     everything = trained.json(f"inspect aim-attempt --rows 16 {FLOAT}")["inspection"]["tasks"][0]["per_row"]
     for name, weight in aim["attention"].items():
         assert weight == pytest.approx(sum(row["attention"][name] for row in everything) / 16, abs=2e-5)
-    said = trained.succeed(f"predict aim-attempt validation.csv {FLOAT}").lines
+    predictions = trained.succeed(f"predict aim-attempt validation.csv {FLOAT}").lines
     for row in everything:
-        assert row["attention"] == pytest.approx(said[row["row"]]["attention"], abs=2e-5)
+        assert row["attention"] == pytest.approx(predictions[row["row"]]["attention"], abs=2e-5)
     lines = trained.succeed(f"inspect aim-attempt --rows 2 {FLOAT}").out.splitlines()
     assert lines[0].split() == ["task", "n", "one@1", "two@1", "target"]
     assert re.fullmatch(r"aim +16(  0\.\d\d [█▏▎▍▌▋▊▉░]+){3}", lines[1])

@@ -7,8 +7,8 @@ import torch
 
 from attempt_cli.backbones.base import FrozenBackbone
 from attempt_cli.evaluation.inside import nearest_tokens, prompt_cosines, row_attention, token_text
-from attempt_cli.evaluation.predict import predict
-from tests.evaluation.test_predict import examples, task
+from attempt_cli.evaluation.prediction import predict
+from tests.evaluation.test_prediction import examples, task
 from tests.models import unigram_tokenizer
 from tests.training import tiny
 
@@ -20,10 +20,10 @@ def test_attention_is_that_of_predictions(backbone: FrozenBackbone) -> None:
     assert model.mixture is not None
     assert model.mixture.attention is not None
     torch.nn.init.normal_(model.mixture.attention.up.weight, generator=torch.Generator().manual_seed(0))
-    said = predict(model, toy, examples(toy, 9))
+    predictions = predict(model, toy, examples(toy, 9))
     weights = row_attention(model, toy, examples(toy, 9), max_tokens=40)  # in several batches
     assert weights.shape == (9, 4)
-    torch.testing.assert_close(weights, torch.tensor([row.attention for row in said.rows]))
+    torch.testing.assert_close(weights, torch.tensor([row.attention for row in predictions.rows]))
     assert weights.std(dim=0).max() > 0  # rows attend differently, so the order matters
 
 

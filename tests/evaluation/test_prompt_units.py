@@ -13,10 +13,10 @@ from attempt_cli.artefacts import bare, load_composition, load_prompt
 from attempt_cli.backbones.base import FrozenBackbone
 from attempt_cli.backbones.load import load_backbone
 from attempt_cli.errors import AttemptError
-from attempt_cli.evaluation.predict import Prediction, predict
+from attempt_cli.evaluation.prediction import RowPrediction, predict
 from attempt_cli.method import PromptAttention, rms_temperature
 from attempt_registry import Registry, RegistryError
-from tests.evaluation.test_predict import examples, task
+from tests.evaluation.test_prediction import examples, task
 from tests.models import save_llama
 from tests.training import tiny
 
@@ -52,7 +52,7 @@ def keep(registry: Registry, backbone: FrozenBackbone, name: str, seed: int, sca
     )
 
 
-def assert_same(ours: list[Prediction], theirs: list[Prediction]) -> None:
+def assert_same(ours: list[RowPrediction], theirs: list[RowPrediction]) -> None:
     for one, other in zip(ours, theirs, strict=True):
         assert one.probabilities == pytest.approx(other.probabilities, abs=1e-5)
         assert one.attention == (None if other.attention is None else pytest.approx(other.attention, abs=1e-5))

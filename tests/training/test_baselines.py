@@ -17,7 +17,7 @@ from attempt_cli.data.own_files import task_from_files
 from attempt_cli.data.rows import load_examples
 from attempt_cli.data.task import Task
 from attempt_cli.errors import AttemptError
-from attempt_cli.evaluation.predict import encode_examples, predict
+from attempt_cli.evaluation.prediction import encode_examples, predict
 from attempt_cli.method import DecomposedPrompt, PromptMixture, SharedPrompt, decomposed_shape
 from attempt_cli.prompted import PromptedModel
 from attempt_cli.training.build import build_model, offset_positions

@@ -18,7 +18,7 @@ from attempt_cli.data.own_files import task_from_files
 from attempt_cli.data.rows import load_examples
 from attempt_cli.data.task import Task
 from attempt_cli.errors import AttemptError
-from attempt_cli.evaluation.predict import predict
+from attempt_cli.evaluation.prediction import predict
 from attempt_cli.listener import Listener
 from attempt_cli.method import paper_temperature, rms_temperature
 from attempt_cli.prompted import PromptedModel

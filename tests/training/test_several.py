@@ -15,7 +15,7 @@ from attempt_cli.data.own_files import task_from_files
 from attempt_cli.data.rows import load_examples
 from attempt_cli.data.task import Task
 from attempt_cli.errors import AttemptError
-from attempt_cli.evaluation.predict import Asked, encode_examples, predict, predict_many
+from attempt_cli.evaluation.prediction import PromptedTask, encode_examples, predict, predict_many
 from attempt_cli.method import SharedPrompt, attempt_parameters
 from attempt_cli.prompted import PromptedModel
 from attempt_cli.training.config import TrainingConfig
@@ -277,7 +277,7 @@ def test_an_epoch_holds_the_shares_and_mixes_tasks() -> None:
 def test_many_are_asked_as_each_alone(registry: Registry, backbone: FrozenBackbone, tasks: tuple[Task, ...]) -> None:
     outcome = made(registry, backbone, request(registry, tasks))
     examples = load_examples(tasks[0], "train").examples
-    asked = [Asked(outcome.model, task, index) for index, task in enumerate(tasks)]
+    asked = [PromptedTask(outcome.model, task, index) for index, task in enumerate(tasks)]
     for one, said in zip(asked, predict_many(asked, examples, max_tokens=200), strict=True):
         alone = predict(one.model, one.task, examples, task_index=one.task_index)
         assert said.texts == alone.texts

@@ -13,7 +13,7 @@ from attempt_cli.data.fields import task_from_fields
 from attempt_cli.data.scoring import score
 from attempt_cli.data.task import Task
 from attempt_cli.errors import AttemptError
-from attempt_cli.evaluation.compare import PerRow, compare, per_row
+from attempt_cli.evaluation.pairing import PerRow, compare, per_row
 
 ANSWERS = ["yes", "no", "yes", "yes", "no", "no"]
 
@@ -51,9 +51,9 @@ def test_right_and_wrong_rows_are_counted() -> None:
 def test_a_metric_that_is_no_mean_is_computed_from_texts() -> None:
     toy, examples = task("f1", "accuracy"), rows(ANSWERS * 20)
     texts = [["yes", "yes", "yes", "yes", "no", "no"] * 20, ["no", " yes", "yes", "no", "no", "no"] * 20]
-    kept = [through_json(per_row(toy, said, examples)) for said in texts]
+    kept = [through_json(per_row(toy, predictions, examples)) for predictions in texts]
     result = compare(toy, *kept)
-    scores = [score(toy, said, examples)["f1"] for said in texts]
+    scores = [score(toy, predictions, examples)["f1"] for predictions in texts]
     assert result.metric == "f1"
     assert result.scores == pytest.approx(scores)
     assert result.test.difference == pytest.approx(scores[0] - scores[1])
@@ -67,7 +67,10 @@ def test_a_metric_that_is_no_mean_is_computed_from_texts() -> None:
 def test_row_scores_between_nought_and_one_are_bootstrapped() -> None:
     toy = task("squad_f1", "squad_em", answers="answers")
     examples = [Example("it", "two three", references=("two three",), row=i) for i in range(40)]
-    kept = [through_json(per_row(toy, said, examples)) for said in (["two three"] * 20 + ["two"] * 20, ["two"] * 40)]
+    kept = [
+        through_json(per_row(toy, predictions, examples))
+        for predictions in (["two three"] * 20 + ["two"] * 20, ["two"] * 40)
+    ]
     result = compare(toy, *kept)
     assert "bootstrap" in result.test.name
     assert result.counts == {"first": 20, "second": 0, "equal": 20}
@@ -77,12 +80,12 @@ def test_row_scores_between_nought_and_one_are_bootstrapped() -> None:
 
 def test_rows_of_a_group_are_drawn_together() -> None:
     """Two rows that always go together say no more than one: the interval is as wide as that of half as many."""
-    answers, said = ["yes", "no"] * 30, (["yes", "no"] * 15 + ["no", "no"] * 15)
+    answers, predictions = ["yes", "no"] * 30, (["yes", "no"] * 15 + ["no", "no"] * 15)
     alone, paired = rows(answers), rows([a for a in answers for _ in "12"], "".join(2 * chr(40 + i) for i in range(60)))
     toy = task("multirc_f1a", "accuracy", group="{question}")
     other = ["no"] * 60
-    one = compare(toy, per_row(toy, said, alone), per_row(toy, other, alone))
-    twice = [text for text in said for _ in "12"]
+    one = compare(toy, per_row(toy, predictions, alone), per_row(toy, other, alone))
+    twice = [text for text in predictions for _ in "12"]
     two = compare(toy, per_row(toy, twice, paired), per_row(toy, other * 2, paired))
     assert two.n == 2 * one.n
     assert two.test.interval == pytest.approx(one.test.interval)

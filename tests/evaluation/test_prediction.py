@@ -15,7 +15,7 @@ from attempt_cli.data.example import Example
 from attempt_cli.data.fields import task_from_fields
 from attempt_cli.data.task import Task
 from attempt_cli.evaluation.evaluate import evaluate, score_interval
-from attempt_cli.evaluation.predict import MAX_NEW_TOKENS, encode_examples, predict
+from attempt_cli.evaluation.prediction import MAX_NEW_TOKENS, encode_examples, predict
 from attempt_cli.evaluation.statistics import proportion_interval
 from attempt_cli.prompted import PromptedModel
 from tests.models import save_gpt2, save_t5
@@ -51,14 +51,14 @@ def test_every_row_gets_its_own_prediction_in_any_batch(backbone: FrozenBackbone
             assert one.log_likelihood == pytest.approx(other.log_likelihood, abs=1e-4)
             assert one.attention == pytest.approx(other.attention, abs=1e-5) if sources else one.attention is None
     encoded = encode_examples(model, toy, rows)
-    for row, said in zip(encoded, whole.rows, strict=True):
-        assert said.probabilities is not None
-        assert sum(said.probabilities) == pytest.approx(1, abs=1e-6)
-        assert said.text == ("yes", "no")[said.probabilities[1] > said.probabilities[0]]
-        assert said.log_likelihood == pytest.approx(float(model.log_likelihood([row]).detach()), abs=1e-4)
-        if said.attention is not None:
-            assert len(said.attention) == sources + 1
-            assert sum(said.attention) == pytest.approx(1, abs=1e-6)
+    for row, prediction in zip(encoded, whole.rows, strict=True):
+        assert prediction.probabilities is not None
+        assert sum(prediction.probabilities) == pytest.approx(1, abs=1e-6)
+        assert prediction.text == ("yes", "no")[prediction.probabilities[1] > prediction.probabilities[0]]
+        assert prediction.log_likelihood == pytest.approx(float(model.log_likelihood([row]).detach()), abs=1e-4)
+        if prediction.attention is not None:
+            assert len(prediction.attention) == sources + 1
+            assert sum(prediction.attention) == pytest.approx(1, abs=1e-6)
 
 
 def test_a_row_without_an_answer_is_predicted_as_with_one(backbone: FrozenBackbone) -> None:
@@ -101,10 +101,10 @@ def test_free_text_is_generated(kind: str, tmp_path: Path, llama: Path) -> None:
     rows = [{**row, "answer": "two"} for row in toy_rows(5)]
     rows[0]["text"] = "the text was three " * 60 + rows[0]["text"]  # no room for an answer without a cut
     known = [free.render(row) for row in rows]
-    said = predict(model, free, known)
-    assert said.truncated == (0 if kind == "t5" else 1)
+    predictions = predict(model, free, known)
+    assert predictions.truncated == (0 if kind == "t5" else 1)
     one_by_one = [predict(model, free, [example]).rows[0] for example in known]
-    for row, alone in zip(said.rows, one_by_one, strict=True):
+    for row, alone in zip(predictions.rows, one_by_one, strict=True):
         assert row.text == alone.text
         assert (row.probabilities, row.log_likelihood) == (None, None)
         assert row.attention is not None
@@ -112,7 +112,7 @@ def test_free_text_is_generated(kind: str, tmp_path: Path, llama: Path) -> None:
         assert len(backbone.tokenizer(row.text)["input_ids"]) <= 4 * MAX_NEW_TOKENS
         assert "\n" not in row.text
     asked = predict(model, free, [free.render_input({"text": row["text"]}) for row in rows])
-    assert asked.texts == said.texts
+    assert asked.texts == predictions.texts
     result = evaluate(model, free, known)
     assert list(result.metrics) == ["squad_f1", "squad_em"]
     assert result.interval[0] <= result.score <= result.interval[1]
@@ -121,8 +121,8 @@ def test_free_text_is_generated(kind: str, tmp_path: Path, llama: Path) -> None:
 def test_long_inputs_lose_their_middle_and_are_counted(backbone: FrozenBackbone) -> None:
     model, toy = tiny.model(backbone), task()
     rows = [toy.render({"text": "it was the " * 40 + end, "mood": "yes"}) for end in ("good", "bad")]
-    said = predict(model, toy, [*rows, *examples(toy, 3)], max_length=40)
-    assert said.truncated == 2
+    predictions = predict(model, toy, [*rows, *examples(toy, 3)], max_length=40)
+    assert predictions.truncated == 2
     encoded = encode_examples(model, toy, rows, 40)
     assert [len(row.input_ids) for row in encoded] == [40, 40]
     assert all(backbone.tokenizer.decode(row.input_ids).endswith(" label:") for row in encoded)
@@ -132,7 +132,7 @@ def test_an_evaluation(backbone: FrozenBackbone) -> None:
     model, toy = tiny.model(backbone, sources=2), task()
     rows = examples(toy)
     result = evaluate(model, toy, rows)
-    hits = sum(said == example.target for said, example in zip(result.predictions.texts, rows, strict=True))
+    hits = sum(prediction == example.target for prediction, example in zip(result.predictions.texts, rows, strict=True))
     assert (result.score, result.n) == (pytest.approx(hits / 13), 13)
     assert result.interval == proportion_interval(hits, 13)
     assert result.mean_attention is not None
@@ -148,13 +148,13 @@ def test_the_interval_of_a_metric_that_is_no_mean_brackets_it(metric: str) -> No
     rows = examples(toy, 60)
     generator = torch.Generator().manual_seed(0)
     wrong = torch.rand(60, generator=generator) < 0.3
-    said = [
+    predictions = [
         ("no" if row.target == "yes" else "yes") if flip else row.target for row, flip in zip(rows, wrong, strict=True)
     ]
     from attempt_cli.data.scoring import score
 
-    low, high = score_interval(toy, said, rows)
-    assert low < score(toy, said, rows)[metric] < high
+    low, high = score_interval(toy, predictions, rows)
+    assert low < score(toy, predictions, rows)[metric] < high
     assert 0.05 < high - low < 0.6
 
 

@@ -1,4 +1,4 @@
-"""What a prompted model says of rows: a label word by its probability, or free text."""
+"""Predicts rows with prompted models: a label word by its probability, or generated text."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ MAX_NEW_TOKENS = 32  # an extracted answer is a few words
 
 
 @dataclass(frozen=True)
-class Prediction:
-    """What the model said of one row.
+class RowPrediction:
+    """The prediction for one row.
 
     Args:
-        text: the label word, or the generated text.
-        probabilities: of the label words among each other; None for free text.
+        text: the most probable label word, or the generated text.
+        probabilities: of the label words, summing to 1; None for free text.
         log_likelihood: log p of the row's own target; None for free text.
         attention: the mixture's weights, sources first, the target last; None without a mixture.
     """
@@ -42,25 +42,25 @@ class Predictions:
     """Predictions of rows, in the rows' order.
 
     Args:
-        rows: one prediction a row.
+        rows: one prediction per row.
         seconds: the time they took, tokenisation included.
-        truncated: how many rows were longer than the limit.
+        truncated: the number of rows that were longer than the limit.
     """
 
-    rows: list[Prediction]
+    rows: list[RowPrediction]
     seconds: float
     truncated: int
 
     @property
     def texts(self) -> list[str]:
-        """What metrics are computed from."""
+        """The predicted texts: metrics are computed from them."""
         return [row.text for row in self.rows]
 
 
 def encode_examples(
     model: PromptedModel, task: Task, examples: Sequence[Example], max_length: int | None = None
 ) -> list[EncodedRow]:
-    """The examples' tokens, targets included."""
+    """Tokenises the examples and their targets."""
     backbone = model.backbone
     if task.is_classification:
         words = backbone.label_tokens(task.label_words)
@@ -69,7 +69,7 @@ def encode_examples(
     else:
         targets = [backbone.target_tokens(example.target, end=True) for example in examples]
         room = max([MAX_NEW_TOKENS, *map(len, targets)])
-    # room for any answer, also where the row's own is short or not known: a row is cut alike whatever is asked of it
+    # room for any answer, even where the row's own is short or unknown: it must not change where an input is cut
     limit = model.longest_input(max_length or task.max_length, room)
     inputs, tails = [example.input for example in examples], [example.tail for example in examples]
     return backbone.encode(inputs, targets, limit, tails)
@@ -85,29 +85,29 @@ def predict(
     max_tokens: int = MAX_TOKENS,
     progress: Callable[[int], Any] | None = None,
 ) -> Predictions:
-    """Scores the label words of every row in one pass, or generates where the task is free text.
+    """Scores the label words of every row in one pass, or generates text where the task is free text.
 
     Args:
         model: the backbone and its prompts.
         task: gives the label words.
         examples: the rows.
-        task_index: which of the mixture's target prompts these rows have.
-        max_length: the longest input in tokens; the task's own limit without it.
+        task_index: the index of these rows' target prompt in the mixture.
+        max_length: the longest input in tokens; None takes the task's own limit.
         max_tokens: the token budget of a batch.
-        progress: is told how many more rows are done.
+        progress: is called with the number of rows that were finished since its last call.
     """
-    asked = [Asked(model, task, task_index)]
-    return predict_many(asked, examples, max_length=max_length, max_tokens=max_tokens, progress=progress)[0]
+    prompted = [PromptedTask(model, task, task_index)]
+    return predict_many(prompted, examples, max_length=max_length, max_tokens=max_tokens, progress=progress)[0]
 
 
 @dataclass(frozen=True)
-class Asked:
-    """One of several prompts that are asked about the same rows.
+class PromptedTask:
+    """A prompted model and the task that it predicts; several of them can share one reading of the rows.
 
     Args:
         model: the backbone and its prompts.
-        task: gives the label words; its inputs read as those of the others do.
-        task_index: which of the mixture's target prompts is meant.
+        task: gives the label words; it renders the rows to the same inputs as the others' tasks do.
+        task_index: the index of its target prompt in the mixture.
     """
 
     model: PromptedModel
@@ -116,39 +116,39 @@ class Asked:
 
 
 def predict_many(
-    asked: Sequence[Asked],
+    prompted: Sequence[PromptedTask],
     examples: Sequence[Example],
     *,
     max_length: int | None = None,
     max_tokens: int = MAX_TOKENS,
     progress: Callable[[int], Any] | None = None,
 ) -> list[Predictions]:
-    """Asks several prompts of one backbone about the same rows.
+    """Predicts the same rows with several prompts of one backbone.
 
-    Where prompts stand after the input it is read once: N tasks cost one reading and N short tails.
+    With prompts after the input, an input is read once: N tasks cost one reading and N short suffixes.
 
     Args:
-        asked: the prompts; `predict` is this with one.
+        prompted: the prompts; `predict` is this function with one.
         examples, max_length, max_tokens, progress: as in `predict`.
 
     Returns:
-        The predictions of each; its time is its share of the time of all.
+        The predictions of each prompt; the time is shared equally between them.
     """
     began = time.monotonic()
-    # one cut for all: the longest prompt leaves the least room
-    longest = max(asked, key=lambda one: one.model.prompt_length)
+    # all prompts see the same truncated input: the longest prompt leaves the least room
+    longest = max(prompted, key=lambda one: one.model.prompt_length)
     encoded = encode_examples(longest.model, longest.task, examples, max_length)
     targets = [
-        encoded if one is longest else encode_examples(one.model, one.task, examples, max_length) for one in asked
+        encoded if one is longest else encode_examples(one.model, one.task, examples, max_length) for one in prompted
     ]
-    found: list[list[Prediction | None]] = [[None] * len(encoded) for _ in asked]
-    for indices, batches in _batches(asked, encoded, targets, max_tokens):
+    found: list[list[RowPrediction | None]] = [[None] * len(encoded) for _ in prompted]
+    for indices, batches in _batches(prompted, encoded, targets, max_tokens):
         for predictions, batch in zip(found, batches, strict=True):
             for index, prediction in zip(indices, batch, strict=True):
                 predictions[index] = prediction
         if progress is not None:
             progress(len(indices))
-    seconds = (time.monotonic() - began) / len(asked)
+    seconds = (time.monotonic() - began) / len(prompted)
     truncated = sum(row.truncated > 0 for row in encoded)
     return [
         Predictions([prediction for prediction in predictions if prediction is not None], seconds, truncated)
@@ -157,42 +157,45 @@ def predict_many(
 
 
 def _batches(
-    asked: Sequence[Asked], encoded: Sequence[EncodedRow], targets: Sequence[Sequence[EncodedRow]], max_tokens: int
-) -> Iterator[tuple[list[int], list[list[Prediction]]]]:
-    """Indices of a batch's rows and what each of those asked says of them."""
-    backbone = asked[0].model.backbone
-    labels = [backbone.label_tokens(one.task.label_words) if one.task.is_classification else [] for one in asked]
+    prompted: Sequence[PromptedTask],
+    encoded: Sequence[EncodedRow],
+    targets: Sequence[Sequence[EncodedRow]],
+    max_tokens: int,
+) -> Iterator[tuple[list[int], list[list[RowPrediction]]]]:
+    """Yields a batch's row indices and the predictions of every prompt for them."""
+    backbone = prompted[0].model.backbone
+    labels = [backbone.label_tokens(one.task.label_words) if one.task.is_classification else [] for one in prompted]
     behind = max(sum(len(word) for word in words) if words else MAX_NEW_TOKENS for words in labels)
     lengths = [len(row.input_ids) for row in encoded]
     widest = max(lengths, default=0) + behind
     prompt = max(
         one.model.overhead(widest) if words else one.model.prompt_length
-        for one, words in zip(asked, labels, strict=True)
+        for one, words in zip(prompted, labels, strict=True)
     )
     scored = [number for number, words in enumerate(labels) if words]
     for indices in by_length(lengths, prompt + behind, max_tokens, least=backbone.least_positions):
         rows = [encoded[i] for i in indices]
-        results: list[list[Prediction]] = [[] for _ in asked]
+        results: list[list[RowPrediction]] = [[] for _ in prompted]
         answers = score_many(
-            [asked[number].model for number in scored],
+            [prompted[number].model for number in scored],
             rows,
             [labels[number] for number in scored],
-            task_ids=[asked[number].task_index for number in scored],
+            task_ids=[prompted[number].task_index for number in scored],
             max_tokens=max_tokens,
         )
         for number, (scores, weights) in zip(scored, answers, strict=True):
             words, golds = labels[number], [targets[number][i].target_ids for i in indices]
-            texts = [asked[number].task.label_words[best] for best in scores.argmax(dim=-1).tolist()]
-            # a row that is only to be predicted has no answer among the labels
+            texts = [prompted[number].task.label_words[best] for best in scores.argmax(dim=-1).tolist()]
+            # a row without an answer has none of the labels as its target
             places = [words.index(gold) if gold in words else None for gold in golds]
             likelihoods = [None if g is None else float(scores[i, g]) for i, g in enumerate(places)]
             results[number] = _predictions(texts, weights, scores.softmax(dim=-1).tolist(), likelihoods)
-        for number, one in enumerate(asked):
+        for number, one in enumerate(prompted):
             if labels[number]:
                 continue
             own = [replace(row, task=one.task_index) for row in rows]
             written, weights = one.model.generate(own, MAX_NEW_TOKENS)
-            # an answer is one line; a bare decoder-only model goes on with the next question
+            # an answer is one line; a decoder-only model without a prompt continues with a next question
             results[number] = _predictions([text.split("\n", 1)[0].strip() for text in written], weights)
         yield indices, results
 
@@ -202,10 +205,10 @@ def _predictions(
     weights: Tensor | None,
     probabilities: Sequence[Sequence[float]] | None = None,
     likelihoods: Sequence[float | None] | None = None,
-) -> list[Prediction]:
+) -> list[RowPrediction]:
     attention = None if weights is None else weights.tolist()
     return [
-        Prediction(
+        RowPrediction(
             text,
             tuple(probabilities[i]) if probabilities else None,
             likelihoods[i] if likelihoods else None,

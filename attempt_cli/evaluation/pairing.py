@@ -1,10 +1,10 @@
-"""Two evaluations on the same rows: what a run keeps of every row, and the paired test of two runs."""
+"""Compares two evaluations on the same rows: what a run keeps of every row, and the paired test of two runs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from attempt_cli.data.example import Example
 from attempt_cli.data.metrics import METRICS
@@ -12,18 +12,15 @@ from attempt_cli.data.task import Task
 from attempt_cli.errors import unknown_name
 from attempt_cli.evaluation.statistics import PairedTest, mcnemar, paired_bootstrap
 
-if TYPE_CHECKING:
-    from attempt_cli.data.rows import Rows
-
 
 @dataclass(frozen=True)
 class PerRow:
-    """What an evaluation says of each of its rows, as far as its metrics need it.
+    """An evaluation's result on each row, as far as a paired test needs it.
 
     Args:
-        scores: of every metric that is a mean over rows, each row's value.
-        texts, targets: what was said and what was right, where a metric is no mean (F1, correlations); else empty.
-        groups: which rows belong together, where the task has groups; else empty.
+        scores: for every metric that is a mean over rows, each row's value.
+        texts, targets: predictions and answers, where a metric is no mean (F1, correlations); else empty.
+        groups: the group of each row, where the task has groups; else empty.
     """
 
     scores: Mapping[str, Sequence[float]]
@@ -32,7 +29,7 @@ class PerRow:
     groups: Sequence[str | None] = ()
 
     def record(self) -> dict[str, Any]:
-        """As a run keeps it; `PerRow(**record)` reads it back."""
+        """Returns what a run keeps; `PerRow(**record)` reads it back."""
         scores = {
             name: [int(v) if v in (0, 1) else round(v, 6) for v in values] for name, values in self.scores.items()
         }
@@ -41,11 +38,11 @@ class PerRow:
 
 
 def per_row(task: Task, texts: Sequence[str], examples: Sequence[Example]) -> PerRow:
-    """What is to be kept of an evaluation, so that it can be compared later without the model and the rows.
+    """Returns what to keep of an evaluation, so that it can be compared later without the model and the rows.
 
     Args:
         task: names the metrics.
-        texts: what the model said, one text a row.
+        texts: the predictions, one text per row.
         examples: the rows, in the same order.
     """
     metrics = {name: METRICS[name].per_row for name in task.metrics}
@@ -57,22 +54,16 @@ def per_row(task: Task, texts: Sequence[str], examples: Sequence[Example]) -> Pe
     return PerRow(scores, [text.strip() for text in texts], targets, groups if any(groups) else ())
 
 
-def rows_record(rows: Rows) -> dict[str, Any]:
-    """Which rows a run is of: their place, their digest and their numbers in the file."""
-    numbers = [example.row for example in rows.examples]
-    return {"origin": rows.origin, "sha256": rows.sha256, "n": len(numbers), "rows": numbers}
-
-
 @dataclass(frozen=True)
 class Comparison:
     """Two models on the same rows.
 
     Args:
-        metric: what is compared.
+        metric: the metric that is compared.
         scores: the first's and the second's.
-        n: rows.
-        test: the difference (first less second), its interval, and whether it may be chance.
-        counts: rows by who does better: `first`, `second`, `both` and `neither` where a row is right or wrong, `first`,
+        n: the number of rows.
+        test: the difference (first minus second) with its interval and p-value.
+        counts: rows by the better model: `first`, `second`, `both`, `neither` where a row is right or wrong, `first`,
             `second` and `equal` for other row scores, `different` and `equal` predictions where rows have no score.
     """
 
@@ -84,15 +75,15 @@ class Comparison:
 
 
 def compare(task: Task, first: PerRow, second: PerRow, metric: str | None = None) -> Comparison:
-    """The paired test of two evaluations of a task on the same rows, in the same order.
+    """Tests the paired difference of two evaluations of a task on the same rows, in the same order.
 
     McNemar's test where a row is right or wrong, a paired bootstrap for everything else. Rows of one group are drawn
     together: they are not independent.
 
     Args:
         task: names the metrics and the label words.
-        first, second: what the runs kept.
-        metric: one of the task's; the first without it.
+        first, second: the rows' results.
+        metric: one of the task's metrics; None takes the first.
 
     Raises:
         AttemptError: the task has no such metric.
@@ -150,7 +141,7 @@ def _by_texts(task: Task, metric: str, first: PerRow, second: PerRow) -> Compari
 
 
 def _units(groups: Sequence[str | None], n: int) -> list[list[int]]:
-    """The rows that are drawn together: each alone, or those of a group."""
+    """Returns the rows that are drawn together: each alone, or those of a group."""
     if not groups:
         return [[row] for row in range(n)]
     units: dict[str | None, list[int]] = {}

@@ -1,0 +1,241 @@
+"""Predicts rows that have no answer, with one model or with several that share one reading of the rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from attempt_cli.errors import ArgumentsError, AttemptError
+from attempt_cli.evaluation.models import (
+    TrainedModel,
+    find_model,
+    note_lone_targets,
+    records_of,
+    trained_length,
+    trained_task,
+)
+
+if TYPE_CHECKING:
+    from attempt_cli.changes import Changes
+    from attempt_cli.data.example import Example
+    from attempt_cli.data.task import Task
+    from attempt_cli.evaluation.prediction import RowPrediction
+    from attempt_cli.session import Session
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A model's prediction for a row.
+
+    Args:
+        text: the predicted label word, or the generated text.
+        label: the value of the label column that the word stands for; None for free text.
+        probabilities: label word -> probability, summing to 1; None for free text.
+        attention: source -> weight, and "target" -> its own weight; None without a mixture.
+    """
+
+    text: str
+    label: str | None = None
+    probabilities: Mapping[str, float] | None = None
+    attention: Mapping[str, float] | None = None
+
+    def record(self) -> dict[str, Any]:
+        """Returns the prediction as JSON holds it."""
+        found: dict[str, Any] = {"text": self.text} if self.label is None else {"label": self.label, "word": self.text}
+        if self.probabilities is not None:
+            found["probabilities"] = rounded(self.probabilities)
+        if self.attention is not None:
+            found["attention"] = rounded(self.attention)
+        return found
+
+
+def rounded(numbers: Mapping[str, float]) -> dict[str, float]:
+    """Rounds numbers to five digits."""
+    return {name: round(value, 5) for name, value in numbers.items()}
+
+
+def named(names: Iterable[str], values: Iterable[float]) -> dict[str, float]:
+    """Puts numbers under their names."""
+    return dict(zip(names, values, strict=True))
+
+
+def prediction_of(task: Task, row: RowPrediction, sources: Sequence[str]) -> Prediction:
+    """Puts a row's prediction under the names of labels and sources."""
+    label = list(task.labels)[task.label_words.index(row.text)] if task.labels is not None else None
+    return Prediction(
+        row.text,
+        label,
+        None if row.probabilities is None else named(task.label_words, row.probabilities),
+        None if row.attention is None else named((*sources, "target"), row.attention),
+    )
+
+
+@dataclass(frozen=True)
+class ServedTask:
+    """One task of a model.
+
+    Args:
+        model: the model.
+        task: one that it has a target prompt for; any task where it mixes sources alone.
+        max_length: the longest input that its target prompt was trained with.
+    """
+
+    model: TrainedModel
+    task: Task
+    max_length: int | None
+
+
+def served_tasks(model: TrainedModel, task: str | None = None) -> list[ServedTask]:
+    """Lists what a model can predict: one task for each of its target prompts.
+
+    Args:
+        model: the model.
+        task: only this task; required where the model has no target prompt.
+
+    Raises:
+        AttemptError: no target prompt is for the task, or there is no target prompt and no task is named.
+    """
+    if not model.targets:
+        if task is None:
+            raise AttemptError(
+                f"'{model.name}' has no target prompt, so its task is not known", "Name one with --task."
+            )
+        return [ServedTask(model, trained_task(None, task), None)]
+    chosen = [prompt for prompt in model.targets if task in (None, prompt.task)]
+    if not chosen:
+        raise AttemptError(f"'{model.name}' has no target prompt for the task '{task}'", "Leave --task out.")
+    return [ServedTask(model, trained_task(p.settings, p.task), trained_length(p)) for p in chosen]
+
+
+def find_served(
+    session: Session, models: Sequence[str | TrainedModel], task: str | None, changes: Changes | None
+) -> dict[str, ServedTask]:
+    """Finds what models can predict: their names as given -> a task, "name:task" where one predicts several.
+
+    Args:
+        session: says where the registry is.
+        models: names of prompts or compositions, or loaded models.
+        task: only this task of each model.
+        changes: other sources or forced weights for the compositions.
+
+    Raises:
+        RegistryError, AttemptError: as in `find_model`, `TrainedModel.with_changes` and `served_tasks`.
+    """
+    found: dict[str, ServedTask] = {}
+    for each in models:
+        model = find_model(session, each) if isinstance(each, str) else each
+        served = served_tasks(model.with_changes(changes), task)
+        name = each if isinstance(each, str) else model.name
+        found |= {name if len(served) == 1 else f"{name}:{one.task.name}": one for one in served}
+    return found
+
+
+def check_one_task(served: Mapping[str, ServedTask]) -> None:
+    """Refuses a model that serves several tasks.
+
+    Raises:
+        ArgumentsError: naming the tasks.
+    """
+    if len(served) > 1:
+        model, tasks = next(iter(served.values())).model, [one.task.name for one in served.values()]
+        raise ArgumentsError(
+            f"'{model.name}' serves several tasks: choose one with --task ({', '.join(tasks)})",
+            f"For example --task {tasks[0]}.",
+        )
+
+
+def predict_rows(
+    served: Sequence[ServedTask],
+    rows: Sequence[str | Mapping[str, Any]],
+    session: Session,
+    *,
+    max_length: int | None = None,
+    max_tokens: int | None = None,
+    place: str = "rows",
+) -> list[list[Prediction]]:
+    """Predicts the same rows for several tasks of models of one backbone.
+
+    Inputs that several tasks render alike are read once for all prompts that stand after them.
+
+    Args:
+        served: the models with their tasks.
+        rows: texts where the tasks read one column, else dicts from column to value.
+        session: gives the backbone.
+        max_length: the longest input in tokens; None takes what each prompt was trained with.
+        max_tokens: the token budget of a batch; None takes 8192.
+        place: where the rows come from, for error messages.
+
+    Returns:
+        The predictions for each task.
+
+    Raises:
+        AttemptError: a row cannot be rendered, or the models belong to several backbones.
+    """
+    from attempt_cli.evaluation.prediction import MAX_TOKENS, PromptedTask, predict_many
+
+    rendered = [[_example(one.task, row, number, place) for number, row in enumerate(rows)] for one in served]
+    lengths = [max_length or one.max_length for one in served]
+    groups = _alike(rendered, lengths)
+    models = [one.model for one in served]
+    note_lone_targets(models, session.listener.note)
+    backbone = session.load_backbone(records_of(models))
+    loaded = [model.load(backbone) for model in models]
+    found: list[list[Prediction]] = [[] for _ in served]
+    truncated = 0
+    progress = counted(session, len(rows) * len(groups))
+    for group in groups:
+        prompted = [
+            PromptedTask(loaded[i].model, served[i].task, loaded[i].task_index(served[i].task.name)) for i in group
+        ]
+        answers = predict_many(
+            prompted,
+            rendered[group[0]],
+            max_length=lengths[group[0]],
+            max_tokens=max_tokens or MAX_TOKENS,
+            progress=progress,
+        )
+        for number, predictions in zip(group, answers, strict=True):
+            one = served[number]
+            found[number] = [prediction_of(one.task, row, one.model.sources) for row in predictions.rows]
+            truncated = max(truncated, predictions.truncated)
+    note_truncated(truncated, session)
+    return found
+
+
+def counted(session: Session, total: int) -> Callable[[int], None]:
+    """Returns a function that adds up rows and tells the session's listener how many of `total` are done."""
+    done = 0
+
+    def progress(count: int) -> None:
+        nonlocal done
+        done += count
+        session.listener.rows(done, total)
+
+    return progress
+
+
+def note_truncated(count: int, session: Session) -> None:
+    """Remarks on inputs that were longer than the limit."""
+    if count:
+        session.listener.note(f"{count:,} inputs were longer than the limit and lost their middle.")
+
+
+def _example(task: Task, row: str | Mapping[str, Any], number: int, place: str) -> Example:
+    if isinstance(row, str):
+        columns = task.input_columns()
+        if len(columns) != 1:
+            raise AttemptError(
+                f"the task '{task.name}' reads the columns {', '.join(columns)}, a text has only one",
+                "Give rows as dicts with these columns.",
+            )
+        row = {columns[0]: row}
+    return task.render_input(row, number, place=place)
+
+
+def _alike(rendered: Sequence[Sequence[Example]], lengths: Sequence[int | None]) -> list[list[int]]:
+    """Groups the tasks whose inputs are the same texts under the same limit."""
+    groups: dict[tuple[Any, ...], list[int]] = {}
+    for number, (examples, length) in enumerate(zip(rendered, lengths, strict=True)):
+        groups.setdefault((length, *(example.input for example in examples)), []).append(number)
+    return list(groups.values())
