@@ -12,6 +12,9 @@ class Listener:
 
     stopped: bool = False
 
+    def begin(self, name: str) -> None:
+        """A training of this name is about to begin."""
+
     def start(self, step: int, total: int) -> None:
         """A training begins at a step (0, or where its checkpoint ends) of `total`."""
 

@@ -116,7 +116,7 @@ def train_target(
     """
     session = session or Session()
     row = find_method(method)
-    tasks = [as_task(one) for one in (task if isinstance(task, Sequence) and not isinstance(task, str) else [task])]
+    tasks = as_tasks(task)
     names = [one.name for one in tasks]
     if len(tasks) > 1 and not row.several:
         raise AttemptError(f"several tasks only go with --method attempt, not with {method}", "Name one task.")
@@ -212,6 +212,13 @@ def train_attention(
         note=note,
         tags=tuple(tags),
     )
+
+
+def as_tasks(tasks: AnyTask | Sequence[AnyTask]) -> list[Task]:
+    """Returns the tasks of names, YAML files or `Task`s; of a single one, a list of it."""
+    if isinstance(tasks, str | Path | Task):
+        return [as_task(tasks)]
+    return [as_task(task) for task in tasks]
 
 
 def as_task(task: AnyTask) -> Task:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from attempt_cli.cli.options import BackboneOptions, where_options
+from attempt_cli.cli.options import BackboneOptions, CacheOptions, where_options
+from attempt_cli.cli.training import training_session
 
 if TYPE_CHECKING:
     from attempt_cli.cli.main import Settings
@@ -32,55 +33,37 @@ def command(settings: Settings, /, where: BackboneOptions) -> None:
       attempt demo
       attempt --registry ./demo demo
     """
+    from attempt_cli.api.experiments import fewshot
     from attempt_cli.api.training import train_source
-    from attempt_cli.cli.progress import TrainingProgress
-    from attempt_cli.data.catalogue import load_task
-    from attempt_cli.data.fewshot import few_shot
-    from attempt_cli.data.rows import Rows, examples_sha256, load_examples
-    from attempt_cli.experiments.cells import TaskContext
     from attempt_cli.experiments.report import result_line
-    from attempt_cli.experiments.summary import summarise
-    from attempt_cli.training.config import make_config
 
-    session = settings.session(replace(where, backbone=where.backbone or "smollm2-135m"), input_cache=0)
-    backbone = session.load_backbone()
-    silent = settings.output.format == "quiet"
-    training: dict[str, Any] = {"prompt_length": LENGTH, "batch_size": BATCH, "eval_every": 0, "warmup_steps": 5}
-    sources = []
-    for name in SOURCES:
-        with TrainingProgress(f"source {name}", silent=silent) as progress:
-            told = session.with_listener(progress)
-            outcome = train_source(name, steps=SOURCE_STEPS, tags=("demo",), session=told, **training)
-        assert outcome is not None
-        assert outcome.prompt is not None
-        sources.append(session.store.prompt(outcome.prompt))
-    task = load_task(TARGET)
-    pool = load_examples(task, "train")
-    rows = few_shot(pool.examples, TARGET_ROWS, per_class=False, label_count=2, seed=0)
-    context = TaskContext(
-        registry=session.store,
-        backbone=backbone,
-        task=task,
-        test=load_examples(task, "test"),
-        config=make_config(None, steps=TARGET_STEPS, **training),
-        sources=tuple(sources),
-        init_from=None,
-        name=TARGET,
-        command=session.command,
-        tags=("demo",),
-        note=settings.output.note,
-    )
-    train = Rows(rows, f"{pool.origin}, {TARGET_ROWS} of these, class-balanced", examples_sha256(rows))
-    with TrainingProgress(f"target {TARGET}", silent=silent) as progress:
-        cells = context.run(["none", "source", "prompt-tuning", "attempt"], train, 0, progress)
-    if settings.output.format == "json":
-        settings.output.json(
-            {"methods": [asdict(row) for row in summarise(cells)], "cells": [asdict(c) for c in cells]}
+    training: dict[str, Any] = {"prompt_length": LENGTH, "batch_size": BATCH, "warmup_steps": 5}
+    where = replace(where, backbone=where.backbone or "smollm2-135m")
+    with training_session(settings, where, CacheOptions("0", None)) as session:
+        sources = []
+        for name in SOURCES:
+            outcome = train_source(name, steps=SOURCE_STEPS, eval_every=0, tags=("demo",), session=session, **training)
+            assert outcome is not None
+            sources.append(outcome.prompt or "")
+        result = fewshot(
+            TARGET,
+            k=TARGET_ROWS,
+            seeds=1,
+            methods=("none", "source", "prompt-tuning", "attempt"),
+            sources=sources,
+            limit=None,
+            steps=TARGET_STEPS,
+            tags=("demo",),
+            session=session,
+            **training,
         )
+    if settings.output.format == "json":
+        document = {"methods": [asdict(row) for row in result.methods], "cells": [asdict(c) for c in result.cells]}
+        settings.output.json(document)
         return
     columns = ["task", "method", "score", "n", "steps", "attention"]
-    settings.output.rows("methods", [result_line(row) for row in summarise(cells)], columns, name="method")
+    settings.output.rows("methods", [result_line(row) for row in result.methods], columns, name="method")
     settings.output.note(
         "Next: `attempt registry list`, or\n"
-        f"  echo 'Third agent today and still no answer.' | attempt predict {TARGET}-attempt"
+        f"  echo 'Third agent today and still no answer.' | attempt predict {TARGET}-{TARGET_ROWS}-shot-attempt"
     )

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
-from attempt_cli.errors import AttemptError
 from attempt_cli.placement import PLACEMENTS
 
 if TYPE_CHECKING:
-    from attempt_cli.backbones.base import FrozenBackbone
     from attempt_cli.changes import Changes
     from attempt_cli.data.task import Task
-    from attempt_registry import Prompt, Registry
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -186,7 +182,6 @@ backbone_option_list = (
     click.option("--device", help="cuda, mps or cpu. [default: the best there is]"),
     click.option("--dtype", help="bfloat16 or float32. [default: bfloat16 where the processor has it]"),
 )
-backbone_options = stacked(*backbone_option_list)
 where_options = option_group("where", BackboneOptions, *backbone_option_list)
 
 task_option_list = (
@@ -204,7 +199,6 @@ task_option_list = (
         help="`reference`: the text format of the ATTEMPT authors' code, for prompts trained under it.",
     ),
 )
-task_options = stacked(*task_option_list)
 row_options = option_group("rows", RowOptions, *task_option_list)
 
 input_cache_list = (
@@ -219,7 +213,6 @@ input_cache_list = (
         help="Keep them in files here instead; later trainings on the same rows find them.",
     ),
 )
-input_cache_options = stacked(*input_cache_list)
 cache_options = option_group("cache", CacheOptions, *input_cache_list)
 
 # how fast a comparison's methods learn, and how sharply G chooses
@@ -358,156 +351,6 @@ change_options = option_group(
 )
 
 FILE_FIELDS = ("train_file", "validation_file", "test_file", "input_template", "label", "labels", "answers")
-
-
-def chosen_task(name: str | None, options: dict[str, Any]) -> Task:
-    """The task by its name, or from files; takes the task options out of `options`.
-
-    Raises:
-        AttemptError: the name is unknown, or the files' options are incomplete.
-    """
-    from attempt_cli.data.catalogue import load_task
-    from attempt_cli.data.own_files import task_from_files
-
-    train, validation, test, template, label, labels, answers = (options.pop(field) for field in FILE_FIELDS)
-    text_format = options.pop("text_format")
-    if train is None and validation is None and test is None:
-        given = {"input": template, "label": label, "labels": labels, "answers": answers}
-        unused = [f"--{name}" for name, value in given.items() if value is not None]
-        if unused:
-            raise click.UsageError(
-                f"{' and '.join(unused)} only go with --train-file, --validation-file or --test-file"
-            )
-        if name is None:
-            raise click.UsageError("name a task, or give --train-file with --input and --label")
-        task = load_task(name)
-    else:
-        if template is None or (label is None) == (answers is None):
-            raise click.UsageError('rows from files need --input "{column} …" and --label COLUMN (or --answers COLUMN)')
-        task = task_from_files(
-            train=train,
-            validation=validation,
-            test=test,
-            input=template,
-            label=label,
-            labels=labels,
-            answers=answers,
-            name=name,
-        )
-    return task.with_format(text_format) if text_format else task
-
-
-def chosen_backbone(
-    registry: Registry, options: dict[str, Any], prompts: Sequence[Any] = (), note: Callable[[str], None] | None = None
-) -> FrozenBackbone:
-    """Loads the backbone that is named, else the one of the prompts in use, else the paper's.
-
-    Takes --backbone, --device and --dtype out of `options`.
-    """
-    from attempt_cli.backbones.names import DEFAULT_BACKBONE
-
-    name = options.pop("backbone") or os.environ.get("ATTEMPT_BACKBONE")
-    device, dtype = options.pop("device"), options.pop("dtype")
-    if name is None and prompts:
-        name = where_from(registry, prompts[0])
-    name = name or DEFAULT_BACKBONE
-    if note and os.environ.get("RANK", "0") == "0":  # of several processes one speaks
-        note(f"loading {name} …")
-    from attempt_cli.backbones.load import load_backbone
-
-    return load_backbone(name, device=device, dtype=dtype)
-
-
-def attach_input_cache(backbone: FrozenBackbone, options: dict[str, Any]) -> None:
-    """Gives the backbone its store of inputs; takes --input-cache and --input-cache-dir out of `options`.
-
-    Raises:
-        AttemptError: the size is no size.
-    """
-    from attempt_cli.backbones.input_cache import InputCache
-    from attempt_cli.byte_sizes import parse_size, total_memory
-
-    size, folder = options.pop("input_cache"), options.pop("input_cache_dir")
-    # of all memory, not of what is free now: which rows are kept should not hang on what else is running
-    budget = parse_size(size) if size is not None else total_memory() // 4
-    if budget:
-        backbone.input_cache = InputCache(budget, folder=folder, pin_memory=backbone.device.type == "cuda")
-
-
-def where_from(registry: Registry, record: Any) -> str:
-    """The name or path under which a record's backbone can be loaded again."""
-    from attempt_cli.backbones.names import aliases
-
-    if record.backbone in aliases() or record.backbone.count("/") == 1:
-        return str(record.backbone)
-    return registry.backbone(record.fingerprint).source
-
-
-def backbone_name(options: dict[str, Any]) -> str | None:
-    """The name that prompts of the chosen backbone are kept under; None when nothing is chosen."""
-    from attempt_cli.backbones.names import find_backbone
-
-    name = options.get("backbone") or os.environ.get("ATTEMPT_BACKBONE")
-    return find_backbone(name).name if name else None
-
-
-def chosen_sources(
-    registry: Registry, names: str | None, backbone: str | None, *, targets: Sequence[str] = ()
-) -> tuple[Prompt, ...]:
-    """The source prompts of `--sources a,b,c` or `--sources all`.
-
-    Args:
-        names: as typed; `all` means the newest version of every source prompt of the backbone.
-        backbone: the backbone's name; with None, `all` needs the sources to be of one backbone.
-        targets: the tasks that the sources are to help: a source prompt of one of them is not among `all`, because it
-            has seen that task's training rows.
-
-    Raises:
-        AttemptError: `all` finds none, or sources of several backbones.
-    """
-    if names is None:
-        return ()
-    if names.strip() != "all":
-        return tuple(registry.prompt(name) for name in split_names(names))
-    newest: dict[str, Prompt] = {}
-    for prompt in registry.prompts(kind="source", backbone=backbone):
-        if prompt.task in targets:
-            continue
-        if prompt.name not in newest or newest[prompt.name].version < prompt.version:
-            newest[prompt.name] = prompt
-    sources = tuple(newest[name] for name in sorted(newest))
-    if not sources:
-        where = f" of {backbone}" if backbone else ""
-        other = f" of another task than {', '.join(targets)}" if targets else ""
-        raise AttemptError(f"there is no source prompt{where}{other} yet", "Train one: `attempt train-source sst2`.")
-    if len({prompt.fingerprint for prompt in sources}) > 1:
-        found = ", ".join(sorted({prompt.backbone for prompt in sources}))
-        raise AttemptError(f"the source prompts belong to several backbones: {found}", "Choose one with --backbone.")
-    return sources
-
-
-def check_lengths(prompts: Sequence[Prompt], length: int | None = None) -> None:
-    """Refuses prompts that cannot be mixed.
-
-    Args:
-        prompts: sources, targets and starts of one mixture.
-        length: the length that is asked for, where it is.
-
-    Raises:
-        AttemptError: naming every prompt with its length.
-    """
-    lengths = {prompt.length for prompt in prompts}
-    if len(lengths) > 1:
-        found = ", ".join(f"{prompt.ref} {prompt.length}" for prompt in dict.fromkeys(prompts))
-        raise AttemptError(
-            f"the prompts differ in length: {found}",
-            "A mixture needs prompts of one length: choose others with --sources.",
-        )
-    if lengths and length is not None and length not in lengths:
-        raise AttemptError(
-            f"--prompt-length {length} is not the length of the prompts it is to start from ({lengths.pop()})",
-            "Leave --prompt-length out, or choose other prompts.",
-        )
 
 
 def split_names(text: str) -> list[str]:

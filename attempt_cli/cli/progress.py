@@ -61,11 +61,11 @@ class TrainingProgress(_Progress, Listener):
     training at most ten more: a log stays short.
 
     Args:
-        title: the name of what is trained.
+        title: the name of what is trained, until a training says its own.
         silent: write nothing (other processes, `--format quiet`).
     """
 
-    def __init__(self, title: str, *, silent: bool = False) -> None:
+    def __init__(self, title: str = "training", *, silent: bool = False) -> None:
         self._title = title
         self._silent = silent
         self._metric = ""
@@ -82,6 +82,10 @@ class TrainingProgress(_Progress, Listener):
         super().__exit__(kind, error, trace)
         if self._pending:  # it stopped before the last step
             self._say(self._pending)
+
+    def begin(self, name: str) -> None:
+        """Takes the name of the training that is about to begin."""
+        self._title = name
 
     def start(self, step: int, total: int) -> None:
         """Takes the step to start from and the number of all steps."""

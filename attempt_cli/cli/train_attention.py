@@ -65,7 +65,7 @@ def command(
     from attempt_cli.api.training import train_attention
 
     name = record.name or "prior"
-    with training_session(settings, name, where, cache) as session:
+    with training_session(settings, where, cache) as session:
         outcome = train_attention(
             names_or_all(sources) or (),
             tasks=split_names(tasks) if tasks else None,

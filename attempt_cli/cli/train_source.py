@@ -57,6 +57,6 @@ def command(
     from attempt_cli.api.training import train_source
 
     chosen = rows.task(task)
-    with training_session(settings, record.name or chosen.name, where, cache) as session:
+    with training_session(settings, where, cache) as session:
         outcome = train_source(chosen, init_from=init_from, session=session, **record.arguments(), **training)
     report(settings, outcome)

@@ -144,8 +144,7 @@ def command(
     tasks = rows.tasks(add_task or task)
     if len(tasks) == 1 and add_task is None and sampling != SamplingOptions(None, 1.0):
         raise click.UsageError("--max-rows-per-task and --sampling-temperature are for several tasks")
-    title = record.name or training["composition"] or f"{'-'.join(one.name for one in tasks)}-{training['method']}"
-    with training_session(settings, title, where, cache) as session:
+    with training_session(settings, where, cache) as session:
         outcome = train_target(
             tasks,
             sources=names_or_all(sources),

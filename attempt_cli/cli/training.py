@@ -16,16 +16,12 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def training_session(settings: Settings, title: str, where: BackboneOptions, cache: CacheOptions) -> Iterator[Session]:
-    """Opens a session with a progress bar; of several processes that share a training only the first one speaks.
-
-    Args:
-        title: what is trained, for the bar.
-    """
+def training_session(settings: Settings, where: BackboneOptions, cache: CacheOptions) -> Iterator[Session]:
+    """Opens a session with a progress bar; of several processes that share a training only the first one speaks."""
     from attempt_cli.cli.progress import TrainingProgress
 
     helps = os.environ.get("RANK", "0") != "0"
-    with TrainingProgress(title, silent=settings.output.format == "quiet" or helps) as progress:
+    with TrainingProgress(silent=settings.output.format == "quiet" or helps) as progress:
         session = settings.session(where, listener=progress, **cache.arguments())
         try:
             yield session

@@ -225,7 +225,7 @@ def failure_line(error: BaseException) -> str:
     return line if isinstance(error, AttemptError) or line == kind else f"{kind}: {line}"
 
 
-class _Forwarder:
+class _Forwarder(Listener):
     """Listens to the training of one cell and passes on its progress."""
 
     def __init__(self, spec: CellSpec, put: Callable[[Event], None]) -> None:

@@ -147,14 +147,13 @@ class Runner:
 
     Args:
         plan: what all cells share.
-        loaded: backbones that are loaded already, by the names in the specifications.
     """
 
-    def __init__(self, plan: Plan, loaded: Mapping[str, FrozenBackbone] | None = None) -> None:
+    def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.registry = Registry.open(plan.registry)
         self.finished = finished_cells(self.registry) if plan.resume else {}
-        self._backbones: dict[str, FrozenBackbone | AttemptError] = dict(loaded or {})
+        self._backbones: dict[str, FrozenBackbone | AttemptError] = {}
         self._affinity: tuple[str, tuple[str, ...]] | None = None
         self._rows: dict[tuple[str, str, int | None, int], Rows] = {}
         self._best: dict[tuple[str, ...], Prompt] = {}
@@ -174,7 +173,7 @@ class Runner:
         if spec.kind in PREPARED:
             return CellResult(artefact=self._prepared(spec, listener))
         rows = self.rows(spec)
-        tests = [self._limited(name, "test", self.plan.limit) for name in spec.tasks]
+        tests = [self.test_rows(name) for name in spec.tasks]
         if not METHODS[spec.method].trains:
             return CellResult((self._untrained(spec, rows[0], tests[0]),))
         cells = self._trained(spec, self._request(spec, rows), tests, listener)
@@ -191,6 +190,14 @@ class Runner:
         where rows are drawn; else validation rows choose the checkpoint, where the task has some.
         """
         return [self._task_rows(self.plan.tasks[name], spec) for name in spec.tasks]
+
+    def test_rows(self, task: str) -> Rows:
+        """Chooses the rows that every model of a task is scored on."""
+        return self._limited(task, "test", self.plan.limit)
+
+    def use_backbone(self, name: str, backbone: FrozenBackbone) -> None:
+        """Takes a backbone that is loaded already, under the name of the specifications."""
+        self._backbones = {name: backbone}
 
     def _task_rows(self, task: Task, spec: CellSpec) -> TaskRows:
         plan = self.plan

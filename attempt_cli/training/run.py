@@ -68,6 +68,7 @@ def train(
         if request.largest_batch:
             request = with_largest_batch(model, request, [row for own in rows for row in own])
         plan_input_cache(model, request, rows)
+        listener.begin(request.name)
         key = request.key(backbone, processes.count)
         checkpoint = checkpoint_path(registry, key)
         validates = any(task.validation is not None for task in request.tasks)

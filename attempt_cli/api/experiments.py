@@ -1,0 +1,153 @@
+"""Compares methods: on k training rows, or as one of the paper's tables and figures."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from attempt_cli.api.training import AnyTask, Names, as_tasks
+from attempt_cli.errors import unknown_name
+from attempt_cli.session import Session
+
+if TYPE_CHECKING:
+    from attempt_cli.experiments.report import Report
+    from attempt_cli.experiments.run import FewShotResult, MakeGridListener
+
+FEW_SHOT_TASKS = ("boolq", "cb", "scitail")
+FEW_SHOT_METHODS = ("source", "prompt-tuning", "spot", "attempt")
+
+
+def fewshot(
+    tasks: AnyTask | Sequence[AnyTask] = FEW_SHOT_TASKS,
+    *,
+    k: int = 16,
+    per_class: bool = False,
+    seeds: int = 3,
+    methods: Sequence[str] = FEW_SHOT_METHODS,
+    sources: Names = "all",
+    init_from: str | None = None,
+    limit: int | None = 500,
+    steps: int = 100,
+    tags: Sequence[str] = ("fewshot",),
+    session: Session | None = None,
+    **settings: Any,
+) -> FewShotResult:
+    """Compares methods on k training rows: the same rows and steps for each, several seeds.
+
+    There is no validation: the last step counts.
+
+        result = attempt.fewshot("cb", k=4, seeds=5)
+        result.methods[0].mean
+
+    Args:
+        tasks: names, YAML files or `Task`s.
+        k: training rows, drawn class-balanced by seed: in total, or of every class.
+        per_class: k rows of every class.
+        seeds: how often rows are drawn.
+        methods: names in `experiments.methods.ALONE`.
+        sources: names of source prompts, or "all"; never one of the task's own.
+        init_from: where SPoT and ATTEMPT start; the source that fits the k rows best without it.
+        limit: test rows, a random sample of each task; None takes all.
+        steps: optimiser steps, for all methods.
+        tags: for the records.
+        session: where the call works.
+        settings: fields of `training.config.TrainingConfig`, for all methods.
+
+    Returns:
+        Means over seeds with intervals (`methods`), every cell, and the rows that were drawn.
+
+    Raises:
+        AttemptError: a method, task or source is unknown, or a task has too few rows; nothing was loaded then.
+    """
+    from attempt_cli.experiments.run import compare_on_few_rows
+
+    return compare_on_few_rows(
+        session or Session(),
+        as_tasks(tasks),
+        k=k,
+        per_class=per_class,
+        seeds=seeds,
+        methods=list(methods),
+        sources=sources,
+        init_from=init_from,
+        limit=limit,
+        tags=tuple(tags),
+        settings={"steps": steps, **settings},
+    )
+
+
+def reproduce(
+    name: str,
+    *,
+    tasks: Sequence[str] | None = None,
+    methods: Sequence[str] | None = None,
+    columns: Sequence[str] | None = None,
+    seeds: int | None = None,
+    k: Sequence[int] | None = None,
+    per_class: bool = False,
+    limit: int | None = None,
+    train_limit: int | None = None,
+    sources: Names = "all",
+    train_sources: Names | None = None,
+    source_steps: int | None = None,
+    init_from: str | None = None,
+    preset: str | None = None,
+    resume: bool = False,
+    workers: int = 1,
+    on_ray: bool = False,
+    backbones: Sequence[str] = (),
+    progress: MakeGridListener | None = None,
+    session: Session | None = None,
+    **settings: Any,
+) -> Report:
+    """Runs one of the paper's experiments as a grid of cells: method, task, seed.
+
+    Every cell is kept in the registry. A cell that fails is noted, and the others continue.
+
+        report = attempt.reproduce("table3", tasks=["cb"], k=[4], limit=100, session=session)
+        report.rows[0].mean
+
+    Args:
+        name: "table1" to "table4", "table9", "fig3" to "fig6" (`attempt reproduce --help`).
+        backbones: names; the session's, else the sources' own without them.
+        progress: makes what follows the grid, from its cells and the number of workers; without it the session's
+            listener is told a line a cell.
+        session: where the call works.
+        tasks, methods, columns, seeds, k, per_class, limit, train_limit, sources, train_sources, source_steps,
+            init_from, preset, resume, workers, on_ray: as in `experiments.run.GridOptions`.
+        settings: fields of `training.config.TrainingConfig`, for all methods.
+
+    Returns:
+        The results: `rows` (means over seeds), `cells`, `failures`, and `table()` with files and notes.
+
+    Raises:
+        AttemptError: the experiment or an option is unknown; every problem at once.
+    """
+    from attempt_cli.experiments.paper import experiments
+    from attempt_cli.experiments.run import GridOptions, run_experiment
+
+    if name not in experiments():
+        raise unknown_name("experiment", name, experiments(), "attempt reproduce --help")
+    session = session or Session()
+    named = session.backbone or os.environ.get("ATTEMPT_BACKBONE")
+    options = GridOptions(
+        tasks=tasks,
+        methods=methods,
+        columns=columns,
+        seeds=seeds,
+        k=k,
+        per_class=per_class,
+        limit=limit,
+        train_limit=train_limit,
+        sources=sources,
+        train_sources=train_sources,
+        source_steps=source_steps,
+        init_from=init_from,
+        preset=preset,
+        settings={name: value for name, value in settings.items() if value is not None},
+        resume=resume,
+        workers=workers,
+        on_ray=on_ray,
+    )
+    return run_experiment(session, experiments()[name], options, backbones or ([named] if named else []), progress)

@@ -1,0 +1,295 @@
+"""Runs comparisons: methods on k rows (few-shot), and the paper's experiments as grids."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from attempt_cli.backbones.names import DEFAULT_BACKBONE, find_backbone
+from attempt_cli.byte_sizes import total_memory
+from attempt_cli.data.task import Task
+from attempt_cli.errors import AttemptError
+from attempt_cli.experiments.cell_queue import GridListener, GridResult
+from attempt_cli.experiments.cells import Cell
+from attempt_cli.experiments.grid import CellSpec, Plan, Runner, record_failure
+from attempt_cli.experiments.methods import ALONE, METHODS, PREPARED, check_methods, unknown_names
+from attempt_cli.experiments.paper import Experiment, paper_sources
+from attempt_cli.experiments.report import Report, check_columns
+from attempt_cli.experiments.sources import prepare, train_sources
+from attempt_cli.experiments.summary import Row, summarise
+from attempt_cli.experiments.worker_pool import WorkerPool
+from attempt_cli.session import Session, recorded_backbone
+from attempt_cli.sources import check_lengths, source_prompts
+from attempt_cli.training.config import make_config
+from attempt_cli.training.presets import settings_for
+
+Names = str | Sequence[str]
+
+
+@dataclass(frozen=True)
+class FewShotResult:
+    """A comparison of methods on k training rows.
+
+    Args:
+        k: training rows, in total or of every class.
+        per_class: whether k is of every class.
+        steps: optimiser steps of every trained method.
+        cells: one for each task, method and seed.
+        rows: the numbers of the training rows, by "TASK/SEED".
+    """
+
+    k: int
+    per_class: bool
+    steps: int
+    cells: Sequence[Cell]
+    rows: Mapping[str, list[int]]
+
+    @property
+    def methods(self) -> list[Row]:
+        """Means over seeds with intervals, and differences to prompt tuning that are paired by seed."""
+        return summarise(self.cells)
+
+
+def compare_on_few_rows(
+    session: Session,
+    tasks: Sequence[Task],
+    *,
+    k: int,
+    per_class: bool,
+    seeds: int,
+    methods: Sequence[str],
+    sources: Names,
+    init_from: str | None,
+    limit: int | None,
+    tags: tuple[str, ...],
+    settings: Mapping[str, Any],
+) -> FewShotResult:
+    """Fills the cells of a few-shot comparison one after the other; see `api.experiments.fewshot`."""
+    check_methods(methods, ALONE)
+    store = session.store
+    start = store.prompt(init_from) if init_from else None
+    needed = any(METHODS[name].needs_sources(start is not None) for name in methods)
+    chosen = {  # never a source that has seen the task's own training rows
+        task.name: source_prompts(store, sources, session.backbone_name, targets=[task.name]) if needed else ()
+        for task in tasks
+    }
+    used = [*(prompt for prompts in chosen.values() for prompt in prompts), *([start] if start else [])]
+    length = settings.get("prompt_length")
+    if any(METHODS[name].trains and METHODS[name].uses_sources for name in methods):
+        check_lengths(used, length)
+    training = {name: value for name, value in settings.items() if value is not None}
+    training |= {"eval_every": 0, "prompt_length": length or (used[0].length if used else None)}
+    config = make_config(None, **training)
+    name = session.backbone or "the session's"
+    # the k rows are drawn from all training rows: there is no validation to hold rows out for
+    whole = [
+        task.model_copy(update={"split_rule": "own"}) if task.files and task.split_rule == "held-out" else task
+        for task in tasks
+    ]
+    plan = Plan(
+        registry=store.folder,
+        data_dir=session.data_dir,
+        tasks={task.name: task for task in whole},
+        sources={(name, task): tuple(prompt.ref for prompt in prompts) for task, prompts in chosen.items()},
+        init_from=init_from,
+        settings={field: value for field, value in training.items() if value is not None},
+        limit=limit,
+        per_class=per_class,
+        command=session.command,
+        tags=tags,
+    )
+    specs = [
+        CellSpec((task.name,), method, seed, name, k) for task in whole for seed in range(seeds) for method in methods
+    ]
+    runner = Runner(plan)
+    rows = {f"{spec.task}/{spec.seed}": runner.rows(spec)[0].train for spec in specs}  # too few are an error at once
+    for task in whole:
+        runner.test_rows(task.name)
+    runner.use_backbone(name, session.load_backbone(used))
+    cells = [cell for spec in specs for cell in runner.run(spec, session.listener).cells]
+    numbers = {key: [example.row for example in drawn.examples] for key, drawn in rows.items()}
+    return FewShotResult(k, per_class, config.total_steps(k), cells, numbers)
+
+
+@dataclass(frozen=True)
+class GridOptions:
+    """What a run of an experiment changes in it.
+
+    Args:
+        tasks, methods, columns: names; None takes the paper's.
+        seeds: how many; None is the experiment's own number.
+        k: numbers of training rows that are drawn; None is the experiment's own, else all rows.
+        per_class: k rows of every class, not k in total.
+        limit: the most test rows of a task, a random sample.
+        train_limit: the most training rows of a task, a random sample by seed.
+        sources: names of source prompts, or "all".
+        train_sources: names of tasks whose source prompts are trained first, or "paper" for the paper's six.
+        source_steps: steps for each source task.
+        init_from: the prompt that targets start from.
+        preset: the name of settings by task and method.
+        settings: fields of `TrainingConfig`, for all methods.
+        resume: takes finished cells from the registry, unfinished trainings from their checkpoints.
+        workers: processes at once.
+        on_ray: whether workers are Ray actors.
+    """
+
+    tasks: Sequence[str] | None = None
+    methods: Sequence[str] | None = None
+    columns: Sequence[str] | None = None
+    seeds: int | None = None
+    k: Sequence[int] | None = None
+    per_class: bool = False
+    limit: int | None = None
+    train_limit: int | None = None
+    sources: Names = "all"
+    train_sources: Names | None = None
+    source_steps: int | None = None
+    init_from: str | None = None
+    preset: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    resume: bool = False
+    workers: int = 1
+    on_ray: bool = False
+
+
+# makes what follows a grid's cells, from all of them and the number of workers
+MakeGridListener = Callable[[Sequence[CellSpec], int], AbstractContextManager[GridListener]]
+
+
+def run_experiment(
+    session: Session,
+    experiment: Experiment,
+    options: GridOptions,
+    backbones: Sequence[str] = (),
+    progress: MakeGridListener | None = None,
+) -> Report:
+    """Fills an experiment's grid, after what its targets start from; see `api.experiments.reproduce`."""
+    tasks, methods = _checked(experiment, options)
+    backbones, sources = _backbones_and_sources(session, options, list(backbones), list(tasks), methods)
+    plan = _plan(session, tasks, options)
+    pool = WorkerPool(options.workers, options.on_ray)
+    make_listener = progress or (lambda specs, workers: nullcontext(_Notes(session)))
+
+    def keep(spec: CellSpec, error: str, seconds: float) -> None:
+        record_failure(session.store, plan.command, spec, error, seconds)
+
+    def fill(plan: Plan, specs: Sequence[CellSpec]) -> GridResult:
+        with make_listener(specs, min(pool.workers, len(specs))) as listener:
+            return pool.fill(plan, specs, listener, keep, fresh=experiment.fresh)
+
+    failures: dict[CellSpec, str] = {}
+    if options.train_sources is not None:
+        names = list(paper_sources()) if options.train_sources == "paper" else list(options.train_sources)
+        sources, trained = train_sources(plan, names, backbones, list(tasks), fill)
+        failures |= trained.failures
+    plan = replace(plan, sources=sources)
+    kinds = [kind for kind in PREPARED if any(METHODS[method].prepared == kind for method in methods)]
+    if kinds:
+        prepared, trained = prepare(plan, kinds, fill)
+        plan, failures = replace(plan, prepared=prepared), failures | trained.failures
+    specs = experiment.specs(
+        tasks=list(tasks),
+        methods=methods,
+        seeds=options.seeds or experiment.seeds,
+        backbones=backbones,
+        ks=list(options.k if options.k is not None else experiment.k),
+        sources=sources,
+    )
+    result = fill(plan, specs)
+    used = {cell.backbone for cell in result.cells}
+    sizes = {backbone.name: backbone.parameters for backbone in session.store.backbones() if backbone.name in used}
+    return Report(experiment, session.command, result.cells, failures | result.failures, sizes)
+
+
+class _Notes:
+    """Follows a grid by its remarks alone."""
+
+    def __init__(self, session: Session) -> None:
+        self._note = session.listener.note
+
+    def began(self, spec: CellSpec) -> None: ...
+
+    def step(self, spec: CellSpec, step: int, total: int, loss: float) -> None: ...
+
+    def note(self, text: str) -> None:
+        self._note(text)
+
+    def done(self, spec: CellSpec, cells: tuple[Cell, ...], seconds: float) -> None:
+        self._note(f"{spec}: {', '.join(f'{100 * cell.score:.1f}' for cell in cells) or 'done'}")
+
+    def failed(self, spec: CellSpec, error: str, seconds: float) -> None:
+        self._note(f"{spec}: failed: {error}")
+
+
+def _checked(experiment: Experiment, options: GridOptions) -> tuple[dict[str, Task], list[str]]:
+    """Returns the tasks and methods, or raises one error with all that is wrong with the options."""
+    from attempt_cli.data.catalogue import load_task
+
+    problems = []
+    tasks: dict[str, Task] = {}
+    for name in dict.fromkeys(options.tasks or experiment.tasks):
+        try:
+            task = load_task(name)
+            tasks[task.name] = task
+        except AttemptError as error:
+            problems.append(f"{error.message}. {error.hint or ''}".strip())
+    methods = list(dict.fromkeys(options.methods or [m for m in experiment.methods if m in METHODS]))
+    problems += unknown_names("method", methods, METHODS)
+    problems += check_columns(options.columns or [])
+    try:
+        make_config(None, **options.settings)
+        settings_for(options.preset, task="", method="", kind="target", rows=0)
+    except AttemptError as error:
+        problems.append(error.message)
+    if problems:
+        raise AttemptError(
+            f"{experiment.name} cannot be run:\n  " + "\n  ".join(problems),
+            f"Methods: {', '.join(METHODS)}. `attempt tasks list` shows the tasks.",
+        )
+    return tasks, methods
+
+
+def _plan(session: Session, tasks: Mapping[str, Task], options: GridOptions) -> Plan:
+    return Plan(
+        registry=session.store.folder,
+        data_dir=session.data_dir,
+        tasks=tasks,
+        source_settings={"steps": options.source_steps} if options.source_steps else {},
+        init_from=options.init_from,
+        settings=options.settings,
+        preset=options.preset,
+        limit=options.limit,
+        train_limit=options.train_limit,
+        per_class=options.per_class,
+        device=session.device,
+        dtype=session.dtype,
+        input_cache=total_memory() // 4 // options.workers,
+        command=session.command,
+        tags=("reproduce",),
+        resume=options.resume,
+    )
+
+
+def _backbones_and_sources(
+    session: Session, options: GridOptions, backbones: list[str], tasks: Sequence[str], methods: Sequence[str]
+) -> tuple[list[str], dict[tuple[str, str], tuple[str, ...]]]:
+    """Returns the backbones, as they will be loaded, and the source prompts of each for each task."""
+    store = session.store
+    start = store.prompt(options.init_from) if options.init_from else None
+    needed = any(METHODS[method].needs_sources(start is not None) for method in methods)
+    if not needed or options.train_sources is not None:
+        return backbones or [recorded_backbone(store, start) if start else DEFAULT_BACKBONE], {}
+    kept_as = {backbone: find_backbone(backbone).name for backbone in backbones}
+    if not backbones:
+        first = source_prompts(store, options.sources, None)[0]
+        backbones = [recorded_backbone(store, first)]
+        kept_as = {backbones[0]: first.backbone}
+    sources = {}
+    for backbone in backbones:
+        for task in tasks:
+            chosen = source_prompts(store, options.sources, kept_as[backbone], targets=[task])
+            check_lengths([*chosen, *([start] if start else [])], options.settings.get("prompt_length"))
+            sources[backbone, task] = tuple(prompt.ref for prompt in chosen)
+    return backbones, sources
