@@ -112,14 +112,10 @@ def command(ctx: click.Context, /, name: str, where: BackboneOptions, **options:
 def _names(options: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the comma lists among the options as lists."""
     lists = {key: split_names(options[key]) if options[key] else None for key in ("tasks", "methods", "columns", "k")}
-    if lists["k"] is not None:
-        wrong = [number for number in lists["k"] if not (number.isdigit() and int(number) > 0)]
-        if wrong:
-            raise click.UsageError(f"-k: '{wrong[0]}' is not a number of rows")
     train_sources = options["train_sources"]
     return {
         **lists,
-        "k": lists["k"] and [int(number) for number in lists["k"]],
+        "k": lists["k"] and [int(number) if number.isdigit() else number for number in lists["k"]],
         "sources": names_or_all(options["sources"]),
         "train_sources": train_sources if train_sources in (None, "paper") else split_names(train_sources),
     }

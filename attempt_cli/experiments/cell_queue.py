@@ -213,16 +213,10 @@ def _fill_cell(spec: CellSpec, worker: Callable[[], Worker], put: Callable[[Even
     except TrainingStoppedError as error:
         return error
     except Exception as error:  # whatever it is, the failure is this cell's
-        put(("failed", spec, failure_line(error), time.monotonic() - started))
+        put(("failed", spec, first_line(error), time.monotonic() - started))
         return error
     put(("done", spec, result, time.monotonic() - started))
     return None
-
-
-def failure_line(error: BaseException) -> str:
-    """Returns the first line of an error's message, with the error's type where it is not one of ours."""
-    line, kind = first_line(error), type(error).__name__
-    return line if isinstance(error, AttemptError) or line == kind else f"{kind}: {line}"
 
 
 class _Forwarder(Listener):

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from attempt_cli.errors import AttemptError
-from attempt_cli.experiments.cell_queue import WorkerDiedError, failure_line
+from attempt_cli.errors import AttemptError, first_line
+from attempt_cli.experiments.cell_queue import WorkerDiedError
 from attempt_cli.experiments.grid import CellResult, CellSpec, Plan, Runner
 from attempt_cli.listener import Listener
 from attempt_cli.training.loop import TrainingStoppedError
@@ -77,6 +77,8 @@ def _serve(plan: Plan, pipe: Connection, threads: int) -> None:
     torch.set_num_threads(threads)
 
     class Listening:
+        stopped = False  # signals stop a process
+
         def __getattr__(self, name: str) -> Callable[..., None]:
             return lambda *arguments: pipe.send((name, *arguments))
 
@@ -89,7 +91,7 @@ def _serve(plan: Plan, pipe: Connection, threads: int) -> None:
             except TrainingStoppedError as error:
                 pipe.send(("raised", TrainingStoppedError(error.message)))
             except Exception as error:
-                pipe.send(("raised", AttemptError(failure_line(error))))
+                pipe.send(("raised", AttemptError(first_line(error))))
     runner.close()
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from attempt_cli.errors import AttemptError
-from attempt_cli.experiments.cell_queue import WorkerDiedError, failure_line
+from attempt_cli.errors import AttemptError, first_line
+from attempt_cli.experiments.cell_queue import WorkerDiedError
 from attempt_cli.experiments.grid import CellResult, CellSpec, Plan, Runner
 from attempt_cli.listener import Listener
 
@@ -36,9 +36,9 @@ class RayWorker:
             result: CellResult = self._ray.get(self._actor.run.remote(spec))
             return result
         except self._ray.exceptions.RayTaskError as error:
-            raise AttemptError(failure_line(error.cause or error)) from error
+            raise AttemptError(first_line(error.cause or error)) from error
         except self._ray.exceptions.RayError as error:
-            raise WorkerDiedError(f"the Ray actor died ({failure_line(error)})") from error
+            raise WorkerDiedError(f"the Ray actor died ({first_line(error)})") from error
 
     def close(self) -> None:
         """Gives the actor back."""

@@ -149,7 +149,7 @@ def test_no_network(loader: Loader) -> None:
     answer = loader("t5-large")
     assert answer["error"] == (
         "the backbone 't5-large' is not on this machine and could not be loaded from the hub (google-t5/t5-large): "
-        f"no answer from {endpoint} ([Errno 111] Connection refused)"
+        f"no answer from {endpoint} (ConnectError: [Errno 111] Connection refused)"
     )
     assert answer["hint"] == (
         "Without a network: give a local folder or a GGUF file with --backbone, or put it in $ATTEMPT_MODELS/t5-large."

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from attempt_cli.data.catalogue import load_task
-from attempt_cli.errors import AttemptError
-from attempt_cli.experiments.cell_queue import CellQueue, GridResult, WorkerDiedError, failure_line, fill
+from attempt_cli.errors import AttemptError, first_line
+from attempt_cli.experiments.cell_queue import CellQueue, GridResult, WorkerDiedError, fill
 from attempt_cli.experiments.cells import Cell
 from attempt_cli.experiments.grid import CellResult, CellSpec, Plan
 from attempt_cli.experiments.process_worker import ProcessWorker
@@ -126,9 +126,9 @@ def test_a_worker_stays_on_its_task_and_others_take_other_tasks() -> None:
 
 
 def test_a_failure_s_line_names_the_type_of_a_foreign_error() -> None:
-    assert failure_line(AttemptError("no rows\nmore", "hint")) == "no rows"
-    assert failure_line(ValueError("shape\nmore")) == "ValueError: shape"
-    assert failure_line(MemoryError()) == "MemoryError"
+    assert first_line(AttemptError("no rows\nmore", "hint")) == "no rows"
+    assert first_line(ValueError("shape\nmore")) == "ValueError: shape"
+    assert first_line(MemoryError()) == "MemoryError"
 
 
 # --- processes

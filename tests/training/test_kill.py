@@ -135,7 +135,7 @@ def test_a_signal_leaves_a_checkpoint_and_says_how_to_go_on(attempt: Attempt, nu
     last = err.splitlines()[-2:]
     assert last[0].startswith("stopped at step ")
     assert last[0].endswith(" of 90; nothing is lost")
-    assert last[1] == "Go on with the same command and --resume."
+    assert last[1] == "Continue with the same command and --resume."
     assert len(checkpoints(attempt)) == 1
     assert opened(attempt).prompts() == []
     attempt.succeed(f"{SOURCE} --resume")
