@@ -282,9 +282,7 @@ def test_the_library_s_names_are_the_same_for_type_checkers() -> None:
 
     source = Path(attempt_cli.__file__).read_text("utf-8")
     (block,) = [node for node in ast.parse(source).body if isinstance(node, ast.If)]
-    typed = {
-        alias.name: node.module for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names
-    }
+    typed = {alias.name: node.module for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names}
     assert typed == attempt_cli._MODULES
     assert sorted(typed) == sorted(attempt_cli.__all__)
     # a module of that name inside the package would take the function's place as soon as it is imported
