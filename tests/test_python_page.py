@@ -1,4 +1,4 @@
-"""Every Python block of docs/python.md runs as it stands there, in order, with fewer steps and on a tiny model."""
+"""The Python of docs/python.md and the README runs as it stands there, in order, with fewer steps, on a tiny model."""
 
 from __future__ import annotations
 
@@ -15,15 +15,17 @@ import pytest
 import attempt_cli
 from tests.models import save_llama
 
-PAGE = (Path(__file__).parents[1] / "docs" / "python.md").read_text("utf-8")
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "python.md").read_text("utf-8")
+README = (ROOT / "README.md").read_text("utf-8")
 
-# runs blocks as one program, keeps what they print, and shows the page's lines in tracebacks
+# runs blocks as one program, keeps what they print, and shows a page's lines in tracebacks
 RUN = """
 import json, sys
 printed = []
 names = {"__name__": "page", "print": lambda *values: printed.append(" ".join(map(str, values)))}
 for line, block in json.load(sys.stdin):
-    exec(compile("\\n" * line + block, "docs/python.md", "exec"), names)
+    exec(compile("\\n" * line + block, "the page", "exec"), names)
 open("printed.json", "w").write(json.dumps(printed))
 """
 
@@ -64,6 +66,13 @@ def test_the_page_runs_and_nothing_else_is_printed(tmp_path: Path) -> None:
     assert "no task named 'support-chat'" in said
     assert sum("stopped" in line for line in printed) == 1  # it was continued to its end
     assert [line for line in printed if line.endswith(" {}")], "the grid has no failures"
+
+
+@pytest.mark.slow
+def test_the_readme_s_python_runs(tmp_path: Path) -> None:
+    (label,), done = run_blocks(README, tmp_path)
+    assert label in attempt_cli.load_task("shop-reviews").labels
+    assert done.stdout == done.stderr == ""
 
 
 def test_every_public_name_is_on_the_page() -> None:
