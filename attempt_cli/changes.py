@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from attempt_cli.errors import AttemptError, unknown_name
+from attempt_cli.name_lists import listed
 from attempt_registry.references import parse
 
 if TYPE_CHECKING:
@@ -32,6 +33,10 @@ class Changes:
     drop: Sequence[str] = ()
     only: Sequence[str] = ()
     weights: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("add", "drop", "only"):  # a name alone is a list of one, not its letters
+            object.__setattr__(self, name, tuple(listed(getattr(self, name))))
 
     def __bool__(self) -> bool:
         return bool(self.add or self.drop or self.only or self.weights)

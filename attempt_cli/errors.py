@@ -4,23 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from attempt_registry.errors import unknown_name_text
+from attempt_registry.errors import AttemptError, unknown_name_text
 
-
-class AttemptError(Exception):
-    """A failure that a user can act on; the command line prints it without a traceback and exits with 1.
-
-    Args:
-        message: what is wrong, naming the thing.
-        hint: what to type or do next.
-    """
-
-    exit_code = 1
-
-    def __init__(self, message: str, hint: str | None = None) -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+__all__ = ["ArgumentsError", "AttemptError", "first_line", "unknown_name"]
 
 
 class ArgumentsError(AttemptError):

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from attempt_cli.errors import AttemptError
 from attempt_cli.listener import Listener
 from attempt_registry import Registry
 
@@ -23,23 +24,24 @@ class Session:
 
     Args:
         registry: an open registry, or its folder; None is the user's own (`ATTEMPT_REGISTRY`, else the data folder).
-        data_dir: rows in the hub's layout; what is not there comes from the Hugging Face hub.
+        data_dir: a folder of rows in the hub's layout; None is `ATTEMPT_DATA`. What is not there comes from the hub.
         backbone: alias, hub id, folder or GGUF file; None is `ATTEMPT_BACKBONE`, else the prompts' own, else t5-base.
         device: "cuda", "mps" or "cpu"; None chooses.
         dtype: "bfloat16" or "float32"; None chooses.
-        input_cache: bytes for inputs that were read, kept across epochs and calls; None is a quarter of the memory.
+        input_cache: memory for inputs that were read, kept across epochs and calls: bytes, or a text such as "4GiB";
+            None is a quarter of the memory.
         input_cache_dir: keep them in files here instead.
         listener: is told how work goes.
         command: what records say the user typed or called.
     """
 
     registry: Registry | Path | str | None = None
-    data_dir: Path | None = None
+    data_dir: Path | str | None = None
     backbone: str | None = None
     device: str | None = None
     dtype: str | None = None
-    input_cache: int | None = None
-    input_cache_dir: Path | None = None
+    input_cache: int | str | None = None
+    input_cache_dir: Path | str | None = None
     listener: Listener = field(default_factory=Listener)
     command: str = ""
 
@@ -49,6 +51,19 @@ class Session:
         if isinstance(self.registry, Registry):
             return self.registry
         return Registry.open(Path(self.registry) if self.registry is not None else None)
+
+    @property
+    def rows_folder(self) -> Path | None:
+        """The folder of rows; None where all come from the hub.
+
+        Raises:
+            AttemptError: there is no such folder.
+        """
+        given = self.data_dir or os.environ.get("ATTEMPT_DATA")
+        folder = Path(given).expanduser() if given else None
+        if folder is not None and not folder.is_dir():
+            raise AttemptError(f"data_dir is {folder}, which is not a folder", "Name a folder in the hub's layout.")
+        return folder
 
     @property
     def backbone_name(self) -> str | None:
@@ -73,17 +88,18 @@ class Session:
         if name not in self._loaded:
             from attempt_cli.backbones.input_cache import InputCache
             from attempt_cli.backbones.load import load_backbone
-            from attempt_cli.byte_sizes import total_memory
+            from attempt_cli.byte_sizes import parse_size, total_memory
 
+            # of all memory, not of what is free now: which rows are kept should not depend on what else is running
+            budget = parse_size(str(self.input_cache)) if self.input_cache is not None else total_memory() // 4
             if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
                 self.listener.note(f"loading {name} …")
             self._loaded.clear()  # one at a time in memory
             backbone = load_backbone(name, device=self.device, dtype=self.dtype)
-            # of all memory, not of what is free now: which rows are kept should not depend on what else is running
-            budget = self.input_cache if self.input_cache is not None else total_memory() // 4
             if budget:
+                folder = Path(self.input_cache_dir) if self.input_cache_dir is not None else None
                 pin = backbone.device.type == "cuda"
-                backbone.input_cache = InputCache(budget, folder=self.input_cache_dir, pin_memory=pin)
+                backbone.input_cache = InputCache(budget, folder=folder, pin_memory=pin)
             self._loaded[name] = backbone
         return self._loaded[name]
 

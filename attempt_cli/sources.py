@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from attempt_cli.errors import AttemptError
+from attempt_cli.name_lists import listed
 from attempt_registry import Prompt, Registry
 
 ALL = "all"
@@ -17,8 +18,8 @@ def source_prompts(
 
     Args:
         registry: where they are kept.
-        names: their names, in order; "all" means the newest version of every source prompt of the backbone; None means
-            none.
+        names: their names in order, as a list or as "a,b"; "all" means the newest version of every source prompt of
+            the backbone; None means none.
         backbone: the backbone's name; with None, "all" needs the sources to be of one backbone.
         targets: the tasks that the sources are to help: a source prompt of one of them is not among "all", because it
             has seen that task's training rows.
@@ -29,8 +30,8 @@ def source_prompts(
     """
     if names is None:
         return ()
-    if names != ALL:
-        return tuple(registry.prompt(name) for name in ([names] if isinstance(names, str) else names))
+    if (chosen := listed(names)) != [ALL]:
+        return tuple(registry.prompt(name) for name in chosen)
     newest: dict[str, Prompt] = {}
     for prompt in registry.prompts(kind="source", backbone=backbone):
         if prompt.task in targets:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,15 @@ MIGRATION_SET = "registry"
 MIGRATIONS = ("0001_first_tables", "0002_placement")
 
 
+class _Own(threading.local):
+    """What each thread has of its own: a SQLite connection serves only the thread that opened it."""
+
+    def __init__(self) -> None:
+        self.connection: sqlite3.Connection | None = None
+        self.writable = False
+        self.process = os.getpid()
+
+
 class Database:
     """A connection to the registry's SQLite file, opened on first use.
 
@@ -36,15 +46,13 @@ class Database:
         self.folder = folder
         self.file = folder / FILE_NAME
         self._refuse_writes = read_only
-        self._connection: sqlite3.Connection | None = None
-        self._writable = False
-        self._process = os.getpid()
+        self._own = _Own()
 
     def close(self) -> None:
         """Closes the connection; the next use opens a new one."""
-        if self._connection is not None and self._process == os.getpid():
-            self._connection.close()
-        self._connection = None
+        if self._own.connection is not None and self._own.process == os.getpid():
+            self._own.connection.close()
+        self._own.connection = None
 
     def rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """Returns all rows of a SELECT; none when there is no database yet."""
@@ -102,21 +110,21 @@ class Database:
         self._open(for_writing=True)
 
     def _in_transaction(self) -> sqlite3.Connection:
-        connection = self._connection
+        connection = self._own.connection
         if connection is None or not connection.in_transaction:
             raise RuntimeError("writes belong inside transaction()")
         return connection
 
     def _open(self, *, for_writing: bool = False) -> sqlite3.Connection | None:
-        if self._process != os.getpid():
+        if self._own.process != os.getpid():
             # SQLite connections do not survive a fork: leave the parent's alone
-            self._connection, self._process = None, os.getpid()
-        if self._connection is None and (for_writing or self.file.exists()):
+            self._own.connection, self._own.process = None, os.getpid()
+        if self._own.connection is None and (for_writing or self.file.exists()):
             with translated_errors(self.file):
-                self._connection = self._connect(for_writing)
-        if for_writing and not self._writable:
+                self._own.connection = self._connect(for_writing)
+        if for_writing and not self._own.writable:
             raise _read_only(self.folder)
-        return self._connection
+        return self._own.connection
 
     def _connect(self, for_writing: bool) -> sqlite3.Connection | None:
         is_there = self.file.exists()
@@ -124,10 +132,10 @@ class Database:
             return None
         if not is_there:
             self.folder.mkdir(parents=True, exist_ok=True)
-        self._writable = not self._refuse_writes and all(
+        self._own.writable = not self._refuse_writes and all(
             os.access(path, os.W_OK) for path in (self.folder, self.file) if path.exists()
         )
-        if not self._writable:
+        if not self._own.writable:
             # an empty file: another process has just begun its first write
             return self._connect_read_only() if is_there and self.file.stat().st_size else None
         connection = _connection(self.file, "rwc" if for_writing else "rw")

@@ -1,4 +1,4 @@
-"""The registry's exception, and the wording of errors about unknown names."""
+"""The exception that users see and the registry's own, and the wording of errors about unknown names."""
 
 from __future__ import annotations
 
@@ -6,18 +6,24 @@ import difflib
 from collections.abc import Iterable
 
 
-class RegistryError(Exception):
-    """A failure that a user can act on.
+class AttemptError(Exception):
+    """A failure that a user can act on; the command line prints it without a traceback and exits with 1.
 
     Args:
         message: what is wrong, naming the thing.
         hint: what to type or do next.
     """
 
+    exit_code = 1
+
     def __init__(self, message: str, hint: str | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
+
+
+class RegistryError(AttemptError):
+    """A failure of the registry: an unknown name, a file that is missing or damaged, a record that does not fit."""
 
 
 def nearest_names(name: str, known: Iterable[str], most: int = 3) -> list[str]:

@@ -32,8 +32,10 @@ def parse(text: str) -> Reference:
     """Splits a reference into kind, name and version.
 
     Raises:
-        RegistryError: when the text after `@` is not a version.
+        RegistryError: when it is no text, or the text after `@` is not a version.
     """
+    if not isinstance(text, str):  # from Python anything may come, a record for instance
+        raise RegistryError(f"{type(text).__name__} is not a name", "Give a text such as rte@2; a record has a `ref`.")
     kind: str | None = None
     before, colon, after = text.partition(":")
     if colon and before in KINDS:

@@ -15,7 +15,7 @@ FOLDERS = {"attempt_cli": HERE / "attempt_cli", "attempt_registry": HERE / "regi
 
 # What each package and top-level module of attempt_cli may import besides itself and `ANYWHERE`. Rows are in the
 # direction of imports: none may import a later one.
-ANYWHERE = {"errors", "placement", "bars", "hub", "keys", "listener", "byte_sizes", "attempt_registry"}
+ANYWHERE = {"errors", "placement", "bars", "hub", "keys", "listener", "byte_sizes", "name_lists", "attempt_registry"}
 MAY_IMPORT: dict[str, set[str]] = {
     "hub": set(),
     "byte_sizes": set(),
@@ -35,10 +35,17 @@ MAY_IMPORT["experiments"] = MAY_IMPORT["training"] | {"training", "plots"}
 MAY_IMPORT["api"] = MAY_IMPORT["experiments"] | {"experiments", "sources", "composing"}
 MAY_IMPORT["cli"] = MAY_IMPORT["api"] | {"api"}
 MAY_IMPORT["__main__"] = {"cli"}
-MAY_IMPORT["__init__"] = {"api"}  # lazily: `import attempt_cli` stays free of torch
+MAY_IMPORT["__init__"] = MAY_IMPORT["api"] | {"api"}  # lazily: `import attempt_cli` stays free of torch
 MAY_IMPORT["errors"] = set()
 # these import nothing of ours, and only these libraries
-ALONE = {"method": {"torch"}, "placement": set(), "bars": {"tqdm"}, "keys": set(), "listener": set()}
+ALONE = {
+    "method": {"torch"},
+    "placement": set(),
+    "bars": {"tqdm"},
+    "keys": set(),
+    "listener": set(),
+    "name_lists": set(),
+}
 
 # Imports against the direction, for now: (module, module): reason
 PACKAGE_EXCEPTIONS: dict[tuple[str, str], str] = {}

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from attempt_cli.api.training import AnyTask, Names, as_tasks
-from attempt_cli.errors import unknown_name
+from attempt_cli.errors import ArgumentsError, unknown_name
+from attempt_cli.name_lists import listed
 from attempt_cli.session import Session
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ def fewshot(
     k: int = 16,
     per_class: bool = False,
     seeds: int = 3,
-    methods: Sequence[str] = FEW_SHOT_METHODS,
+    methods: Names = FEW_SHOT_METHODS,
     sources: Names = "all",
     init_from: str | None = None,
     limit: int | None = 500,
@@ -62,17 +63,18 @@ def fewshot(
     """
     from attempt_cli.experiments.run import compare_on_few_rows
 
+    _check_seeds(seeds)
     return compare_on_few_rows(
         session or Session(),
         as_tasks(tasks),
         k=k,
         per_class=per_class,
         seeds=seeds,
-        methods=list(methods),
+        methods=listed(methods),
         sources=sources,
         init_from=init_from,
         limit=limit,
-        tags=tuple(tags),
+        tags=tuple(listed(tags)),
         settings={"steps": steps, **settings},
     )
 
@@ -80,11 +82,11 @@ def fewshot(
 def reproduce(
     name: str,
     *,
-    tasks: Sequence[str] | None = None,
-    methods: Sequence[str] | None = None,
-    columns: Sequence[str] | None = None,
+    tasks: Names | None = None,
+    methods: Names | None = None,
+    columns: Names | None = None,
     seeds: int | None = None,
-    k: Sequence[int] | None = None,
+    k: int | Sequence[int] | None = None,
     per_class: bool = False,
     limit: int | None = None,
     train_limit: int | None = None,
@@ -96,7 +98,7 @@ def reproduce(
     resume: bool = False,
     workers: int = 1,
     on_ray: bool = False,
-    backbones: Sequence[str] = (),
+    backbones: Names = (),
     progress: MakeGridListener | None = None,
     session: Session | None = None,
     **settings: Any,
@@ -129,19 +131,20 @@ def reproduce(
 
     if name not in experiments():
         raise unknown_name("experiment", name, experiments(), "attempt reproduce --help")
+    _check_seeds(seeds)
     session = session or Session()
     named = session.backbone or os.environ.get("ATTEMPT_BACKBONE")
     options = GridOptions(
-        tasks=tasks,
-        methods=methods,
-        columns=columns,
+        tasks=None if tasks is None else listed(tasks),
+        methods=None if methods is None else listed(methods),
+        columns=None if columns is None else listed(columns),
         seeds=seeds,
-        k=k,
+        k=None if k is None else listed(k),
         per_class=per_class,
         limit=limit,
         train_limit=train_limit,
         sources=sources,
-        train_sources=train_sources,
+        train_sources=train_sources if train_sources in (None, "paper") else listed(train_sources),
         source_steps=source_steps,
         init_from=init_from,
         preset=preset,
@@ -150,4 +153,9 @@ def reproduce(
         workers=workers,
         on_ray=on_ray,
     )
-    return run_experiment(session, experiments()[name], options, backbones or ([named] if named else []), progress)
+    return run_experiment(session, experiments()[name], options, listed(backbones or named or ()), progress)
+
+
+def _check_seeds(seeds: int | None) -> None:
+    if seeds is not None and seeds < 1:
+        raise ArgumentsError(f"seeds is {seeds}", "Name how many seeds to run, at least 1.")

@@ -10,9 +10,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from attempt_cli.api.training import as_task
 from attempt_cli.changes import Changes
 from attempt_cli.composing import changed_copy, checked_parts, joined
-from attempt_cli.errors import ArgumentsError
+from attempt_cli.errors import ArgumentsError, AttemptError
 from attempt_cli.evaluation.comparison import RunComparison, compare_runs, paired_evaluations
 from attempt_cli.evaluation.inspection import (
     Inspection,
@@ -24,7 +25,6 @@ from attempt_cli.evaluation.inspection import (
 from attempt_cli.evaluation.models import (
     TrainedModel,
     find_model,
-    load_tasks,
     model_for_task,
     note_lone_targets,
     own_tasks,
@@ -34,12 +34,16 @@ from attempt_cli.evaluation.ranking import SourceRanking, rank, ranked_sources, 
 from attempt_cli.evaluation.record import EvaluationResult
 from attempt_cli.evaluation.scoring import Split, check_writable, record_jobs, scoring_jobs
 from attempt_cli.evaluation.serving import Prediction, check_one_task, find_served, predict_rows
+from attempt_cli.name_lists import listed
 from attempt_cli.session import Session
 from attempt_cli.sources import source_prompts
 from attempt_registry.records import Composition
 
 if TYPE_CHECKING:
     from attempt_cli.data.task import Task
+
+Row = str | Mapping[str, Any]
+Rows = Row | Sequence[Row]
 
 __all__ = [
     "Changes",
@@ -62,13 +66,11 @@ __all__ = [
 class Model(TrainedModel):
     """A prompt or a composition on its backbone, ready to predict; `load` makes one."""
 
-    def predict(
-        self, rows: Sequence[str | Mapping[str, Any]], *, task: str | None = None, max_length: int | None = None
-    ) -> list[Prediction]:
+    def predict(self, rows: Rows, *, task: str | None = None, max_length: int | None = None) -> list[Prediction]:
         """Predicts rows, one prediction each.
 
         Args:
-            rows: texts where the task reads one column, else dicts from column to value.
+            rows: texts where the task reads one column, else dicts from column to value; one alone is a list of one.
             task: for a composition with several targets, the task whose target prompt is used.
             max_length: the longest input in tokens; None takes what the prompt was trained with.
 
@@ -80,7 +82,7 @@ class Model(TrainedModel):
         """
         served = find_served(self.session, [self], task, None)
         check_one_task(served)
-        (found,) = predict_rows(list(served.values()), rows, self.session, max_length=max_length)
+        (found,) = predict_rows(list(served.values()), _rows(rows), self.session, max_length=max_length)
         return found
 
 
@@ -110,8 +112,8 @@ def load(name: str, *, changes: Changes | None = None, session: Session | None =
 
 
 def predict(
-    models: Sequence[str | TrainedModel],
-    rows: Sequence[str | Mapping[str, Any]],
+    models: str | TrainedModel | Sequence[str | TrainedModel],
+    rows: Rows,
     *,
     task: str | None = None,
     changes: Changes | None = None,
@@ -124,7 +126,7 @@ def predict(
 
     Args:
         models: names of prompts or compositions, or loaded models, of one backbone.
-        rows: texts where the tasks read one column, else dicts from column to value.
+        rows: texts where the tasks read one column, else dicts from column to value; one alone is a list of one.
         task: only this task of each model.
         changes: other sources or forced weights for the compositions.
         max_length: the longest input in tokens; None takes what each prompt was trained with.
@@ -142,9 +144,9 @@ def predict(
         attempt.predict(["mood", "topic"], ["Third agent today and still no answer."])
     """
     session = _session(models, session)
-    served = find_served(session, models, task, changes)
+    served = find_served(session, listed(models), task, changes)
     answers = predict_rows(
-        list(served.values()), rows, session, max_length=max_length, max_tokens=max_tokens, place=place
+        list(served.values()), _rows(rows), session, max_length=max_length, max_tokens=max_tokens, place=place
     )
     return dict(zip(served, answers, strict=True))
 
@@ -160,7 +162,7 @@ def evaluate(
     text_format: str | None = None,
     max_length: int | None = None,
     max_tokens: int | None = None,
-    output: Path | None = None,
+    output: Path | str | None = None,
     session: Session | None = None,
 ) -> list[EvaluationResult]:
     """Scores models on the rows of tasks, and records each evaluation as a run.
@@ -191,9 +193,9 @@ def evaluate(
         attempt.evaluate("rte-attempt", "rte", limit=500)[0].score
     """
     session = _session(models, session)
-    named = [_model(session, each) for each in _listed(models)]
+    named = [_model(session, each) for each in listed(models)]
     pairs: list[tuple[Task, TrainedModel]] = []
-    for one in load_tasks(_listed(task)) or own_tasks(named):
+    for one in [as_task(each) for each in listed(task)] or own_tasks(named):
         for model in named or [model_for_task(session, one.name)]:
             pairs.append((one, model))
             if changes and isinstance(model.record, Composition):
@@ -205,10 +207,11 @@ def evaluate(
         )
     rows = Split(session, split, limit, seed)
     jobs = scoring_jobs(pairs, rows, text_format=text_format, max_length=max_length)
-    if output is not None:
-        check_writable(output)
+    file = Path(output) if output is not None else None
+    if file is not None:
+        check_writable(file)
     note_lone_targets([job.model for job in jobs], session.listener.note)
-    return record_jobs(jobs, rows, max_tokens=max_tokens, output=output)
+    return record_jobs(jobs, rows, max_tokens=max_tokens, output=file)
 
 
 def compare(
@@ -237,7 +240,7 @@ def compare(
 
         attempt.compare("rte-attempt", "rte-spot").test.p
     """
-    names = [str(one.run) if isinstance(one, EvaluationResult) else str(one) for one in (first, second)]
+    names = [_evaluation_name(one) for one in (first, second)]
     return compare_runs(*paired_evaluations(session or Session(), names, task), metric)
 
 
@@ -279,9 +282,13 @@ def rank_sources(
         attempt.rank_sources("rte", composition="rte-attempt").sources[0].source
     """
     session = session or Session()
-    (wanted,) = load_tasks([task])
+    if split == "test":
+        raise ArgumentsError("test rows do not choose sources", "Rank them on the split validation or train.")
+    wanted = as_task(task)
     mixture = None if composition is None else session.store.composition(composition)
     prompts = ranked_sources(session, wanted.name, sources, mixture)
+    if not prompts:
+        raise ArgumentsError("no source is named", "Name source prompts, or all.")
     similar = similarity_target(session.store, wanted.name, target, mixture, prompts[0])
     return rank(wanted, prompts, mixture, similar, Split(session, split, limit, seed), max_tokens)
 
@@ -386,7 +393,7 @@ def compose(
                 "name the target prompts with --target, a composition with --from, or --sources and --attention alone",
                 "`attempt registry list` shows prompts, with --what compositions and --what attentions the others.",
             )
-        found = [registry.prompt(target) for target in _listed(targets)]
+        found = [registry.prompt(target) for target in listed(targets)]
         where = session.backbone_name or (found[0].backbone if found else None)
         mixed = source_prompts(registry, sources, where, targets=[prompt.task for prompt in found])
         draft = joined(registry, name, mixed, found, attention, changes)
@@ -405,14 +412,30 @@ def compose(
     )
 
 
-def _listed(given: Any) -> list[Any]:
-    """Returns one or several as a list; a text is one."""
-    return list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]
+def _rows(given: Rows) -> Sequence[Row]:
+    """Returns rows as a list; a single text or dict is one row, not its letters or columns."""
+    return [given] if isinstance(given, str | Mapping) else given
+
+
+def _evaluation_name(given: int | str | EvaluationResult) -> str:
+    """Returns the number of a result's run, else the number or the name itself.
+
+    Raises:
+        AttemptError: it is none of these, or a result that was not recorded.
+    """
+    if isinstance(given, EvaluationResult) and given.run is not None:
+        return str(given.run)
+    if isinstance(given, int | str):
+        return str(given)
+    raise AttemptError(
+        f"{type(given).__name__} is not a recorded evaluation",
+        "Give one result of `evaluate`, the number of its run, or the name of a prompt or composition.",
+    )
 
 
 def _session(models: str | TrainedModel | Sequence[str | TrainedModel], session: Session | None) -> Session:
     """Returns the session that is given, else that of the first loaded model, else a new one."""
-    loaded = (each.session for each in _listed(models) if isinstance(each, TrainedModel))
+    loaded = (each.session for each in listed(models) if isinstance(each, TrainedModel))
     return session or next(loaded, None) or Session()
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from attempt_cli.data.catalogue import load_task
 from attempt_cli.data.task import Task
 from attempt_cli.errors import AttemptError
+from attempt_cli.name_lists import listed
 from attempt_cli.session import Session
 from attempt_cli.sources import check_lengths, source_prompts
 from attempt_cli.training.methods import find_method
@@ -70,7 +71,7 @@ def train_source(
         kind="source",
         init_from=(start,),
         note=note,
-        tags=tuple(tags),
+        tags=tuple(listed(tags)),
     )
 
 
@@ -129,10 +130,10 @@ def train_target(
         mixed, attention = _parts_of(session, onto, sources, attention_from)
         name = onto.name
     else:
-        missing = row.missing({"sources": sources is not None, "init_from": init_from is not None})
+        mixed = source_prompts(store, sources, session.backbone_name, targets=names)
+        missing = row.missing({"sources": bool(mixed), "init_from": start is not None})
         if missing:
             raise AttemptError(missing, "`attempt registry list --kind source` shows the source prompts there are.")
-        mixed = source_prompts(store, sources, session.backbone_name, targets=names)
         attention = store.attention(attention_from) if attention_from else None
     outcome = _train(
         session,
@@ -150,7 +151,7 @@ def train_target(
         max_rows_per_task=max_rows_per_task,
         sampling_temperature=sampling_temperature,
         note=note,
-        tags=tuple(tags),
+        tags=tuple(listed(tags)),
     )
     if outcome is None or outcome.prompt is not None:
         return outcome
@@ -163,7 +164,7 @@ def train_target(
 def train_attention(
     sources: Names,
     *,
-    tasks: Sequence[AnyTask] | None = None,
+    tasks: AnyTask | Sequence[AnyTask] | None = None,
     name: str = "prior",
     preset: str | None = None,
     train_limit: int | None = None,
@@ -194,7 +195,7 @@ def train_attention(
     """
     session = session or Session()
     mixed = source_prompts(session.store, sources, session.backbone_name)
-    chosen = [as_task(task) for task in tasks or dict.fromkeys(prompt.task for prompt in mixed)]
+    chosen = as_tasks(tasks or list(dict.fromkeys(prompt.task for prompt in mixed))) if tasks or mixed else []
     # targets start from frequent words, not from the prompt of the task itself, which would leave nothing to mix
     return _train(
         session,
@@ -210,19 +211,26 @@ def train_attention(
         max_rows_per_task=max_rows_per_task,
         sampling_temperature=sampling_temperature,
         note=note,
-        tags=tuple(tags),
+        tags=tuple(listed(tags)),
     )
 
 
 def as_tasks(tasks: AnyTask | Sequence[AnyTask]) -> list[Task]:
-    """Returns the tasks of names, YAML files or `Task`s; of a single one, a list of it."""
-    if isinstance(tasks, str | Path | Task):
-        return [as_task(tasks)]
-    return [as_task(task) for task in tasks]
+    """Returns the tasks of names, YAML files or `Task`s; of a single one, a list of it.
+
+    Raises:
+        AttemptError: there is none, or one is unknown.
+    """
+    found = [as_task(task) for task in listed(tasks)]
+    if not found:
+        raise AttemptError("no task is named", "`attempt tasks list` shows the tasks.")
+    return found
 
 
 def as_task(task: AnyTask) -> Task:
     """Returns the task of a name or a YAML file; a `Task` as it is."""
+    if not isinstance(task, str | Path | Task):
+        raise AttemptError(f"{task!r} is not a task", "Give one name, the path of a YAML file, or a `Task`.")
     return task if isinstance(task, Task) else load_task(task)
 
 
@@ -242,6 +250,7 @@ def _train(
     from attempt_cli.training.config import make_config
     from attempt_cli.training.request import Request, load_task_rows
 
+    _ = session.store  # a wrong folder is refused before the backbone is loaded
     used = [prompt for prompt in (*parts.get("sources", ()), *parts.get("init_from", ())) if prompt is not None]
     check_lengths(used, settings.get("prompt_length"))
     if settings.get("prompt_length") is None and used:
@@ -250,7 +259,7 @@ def _train(
     if largest:
         settings = {**settings, "batch_size": None}
     config = make_config(preset, method=method, **settings)
-    rows = tuple(load_task_rows(task, config, data_dir=session.data_dir, limit=train_limit) for task in tasks)
+    rows = tuple(load_task_rows(task, config, data_dir=session.rows_folder, limit=train_limit) for task in tasks)
     request = Request(tasks=rows, name=name, config=config, largest_batch=largest, **parts)
     request.check()
     return _run(session, request, [*used, *([request.attention_from] if request.attention_from else [])], resume)
@@ -315,7 +324,7 @@ def _tested(session: Session, outcome: Outcome) -> dict[str, Any] | None:
 
     task, config = outcome.request.tasks[0].task, outcome.request.config
     try:
-        rows = load_examples(task, "test", data_dir=session.data_dir)
+        rows = load_examples(task, "test", data_dir=session.rows_folder)
     except AttemptError as error:
         session.listener.note(f"No test rows, so the trained model is not scored ({error.message})")
         return None

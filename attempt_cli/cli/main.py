@@ -14,7 +14,7 @@ import click
 from attempt_cli import __version__
 from attempt_cli.cli.output import Output
 from attempt_cli.errors import AttemptError
-from attempt_registry.errors import RegistryError, nearest_names
+from attempt_registry.errors import nearest_names
 
 if TYPE_CHECKING:
     from attempt_cli.cli.options import BackboneOptions
@@ -175,8 +175,8 @@ def main() -> None:
         # the reader (head, less) went away: not a failure; Python's own flush at exit must not complain either
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
-    except (AttemptError, RegistryError) as error:
-        _fail(error.message, error.hint, error, getattr(error, "exit_code", 1))
+    except AttemptError as error:
+        _fail(error.message, error.hint, error, error.exit_code)
     except OSError as error:
         _fail(
             _os_error_text(error),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
+from attempt_cli.name_lists import listed
 from attempt_cli.placement import PLACEMENTS
 
 if TYPE_CHECKING:
@@ -357,7 +358,7 @@ FILE_FIELDS = ("train_file", "validation_file", "test_file", "input_template", "
 
 def split_names(text: str) -> list[str]:
     """Returns the names of a comma list."""
-    names = [name.strip() for name in text.split(",") if name.strip()]
+    names = listed(text)
     if not names:
         raise click.UsageError(f"'{text}' names nothing")
     return names

@@ -18,9 +18,9 @@ MOST_LABELS = 100
 
 def task_from_files(
     *,
-    train: Path | None = None,
-    validation: Path | None = None,
-    test: Path | None = None,
+    train: Path | str | None = None,
+    validation: Path | str | None = None,
+    test: Path | str | None = None,
     input: str,
     label: str | None = None,
     labels: str | Mapping[str, str] | None = None,

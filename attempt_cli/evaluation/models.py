@@ -239,17 +239,6 @@ def trained_task(settings: Mapping[str, Any] | None, name: str) -> Task:
     return task.with_format(str((settings or {}).get("format", "words")))
 
 
-def load_tasks(given: Sequence[str | Path | Task]) -> list[Task]:
-    """Loads tasks by name or YAML file; tasks stay as they are.
-
-    Raises:
-        AttemptError: an unknown name, or a file that is missing or wrong.
-    """
-    from attempt_cli.data.catalogue import load_task
-
-    return [load_task(one) if isinstance(one, (str, Path)) else one for one in given]
-
-
 def own_tasks(models: Sequence[TrainedModel]) -> tuple[Task, ...]:
     """Returns the tasks that the first model other than the bare backbone was trained for.
 

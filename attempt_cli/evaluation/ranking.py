@@ -108,7 +108,7 @@ def ranked_sources(
     if composition is not None and names is None:
         return [session.store.prompt(ref) for ref in composition.sources]
     backbone = composition.backbone if composition is not None else session.backbone_name
-    return source_prompts(session.store, names or "all", backbone, targets=[task])
+    return source_prompts(session.store, "all" if names is None else names, backbone, targets=[task])
 
 
 def similarity_target(

@@ -49,7 +49,7 @@ class Split:
         key = (task.name, task.format)
         if key not in self._loaded:
             self._loaded[key] = load_examples(
-                task, self.name, data_dir=self.session.data_dir, limit=self.limit, seed=self.seed
+                task, self.name, data_dir=self.session.rows_folder, limit=self.limit, seed=self.seed
             )
         return self._loaded[key]
 

@@ -230,6 +230,10 @@ def _example(task: Task, row: str | Mapping[str, Any], number: int, place: str) 
                 "Give rows as dicts with these columns.",
             )
         row = {columns[0]: row}
+    if not isinstance(row, Mapping):
+        raise AttemptError(
+            f"{place}, row {number + 1}: {row!r} is not a row", "Give texts, or dicts from column to value."
+        )
     return task.render_input(row, number, place=place)
 
 

@@ -90,7 +90,7 @@ def compare_on_few_rows(
     ]
     plan = Plan(
         registry=store.folder,
-        data_dir=session.data_dir,
+        data_dir=session.rows_folder,
         tasks={task.name: task for task in whole},
         sources={(name, task): tuple(prompt.ref for prompt in prompts) for task, prompts in chosen.items()},
         init_from=init_from,
@@ -256,7 +256,7 @@ def _checked(experiment: Experiment, options: GridOptions) -> tuple[dict[str, Ta
 def _plan(session: Session, tasks: Mapping[str, Task], options: GridOptions) -> Plan:
     return Plan(
         registry=session.store.folder,
-        data_dir=session.data_dir,
+        data_dir=session.rows_folder,
         tasks=tasks,
         source_settings={"steps": options.source_steps} if options.source_steps else {},
         init_from=options.init_from,

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from attempt_cli.errors import AttemptError, unknown_name
 from attempt_cli.placement import Placement
 from attempt_cli.training.methods import READERS, Method, check_settings, find_method
+from attempt_registry.errors import did_you_mean
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -160,6 +161,10 @@ def make_config(preset: str | None, **given: Any) -> TrainingConfig:
     except ValidationError as error:
         lines = []
         for problem in error.errors():
+            if problem["type"] == "extra_forbidden":
+                name = str(problem["loc"][0])
+                lines.append(f"no setting named '{name}'. {did_you_mean(name, TrainingConfig.model_fields)}".strip())
+                continue
             option = "--" + str(problem["loc"][0]).replace("_", "-") if problem["loc"] else ""
             message = problem["msg"].removeprefix("Value error, ")
             lines.append(f"{option}: {message}, got {problem['input']}" if option else message)

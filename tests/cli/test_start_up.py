@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -250,3 +251,42 @@ def test_on_a_terminal_there_is_a_bar_and_a_table(attempt_here: Attempt) -> None
     assert re.search(r"one +━+ 1/1 +loss \d+\.\d+ +\d+(\.\d+)? rows/s", text)
     assert re.search(r"^one +one@1 +accuracy +\d", text, flags=re.MULTILINE)
     assert b"\x1b[" in seen
+
+
+# --- the library
+
+IMPORT = """
+import json, sys
+import attempt_cli
+names = set(dir(attempt_cli))
+assert set(attempt_cli.__all__) <= names and "__version__" in names
+attempt_cli.Listener, attempt_cli.Session, attempt_cli.AttemptError, attempt_cli.Changes, attempt_cli.load_task
+light = sorted(sys.modules)
+from attempt_cli import *
+from attempt_cli.api.training import train_target as theirs
+assert train_target is attempt_cli.train_target is theirs
+print(json.dumps({"light": light, "kinds": {name: type(globals()[name]).__name__ for name in attempt_cli.__all__}}))
+"""
+
+
+def test_importing_the_library_imports_nothing_heavy() -> None:
+    found = python(IMPORT)
+    assert not HEAVY & set(found["light"])
+    kinds = found["kinds"]
+    assert {kinds[name] for name in kinds if name.islower()} == {"function"}
+    assert not {kinds[name] for name in kinds if not name.islower()} & {"function", "module"}
+
+
+def test_the_library_s_names_are_the_same_for_type_checkers() -> None:
+    import attempt_cli
+
+    source = Path(attempt_cli.__file__).read_text("utf-8")
+    (block,) = [node for node in ast.parse(source).body if isinstance(node, ast.If)]
+    typed = {alias.name: node.module for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    assert typed == attempt_cli._MODULES
+    assert sorted(typed) == sorted(attempt_cli.__all__)
+    # a module of that name inside the package would take the function's place as soon as it is imported
+    folder = Path(attempt_cli.__file__).parent
+    assert not {path.stem for path in folder.iterdir()} & set(typed)
+    with pytest.raises(AttributeError, match="module 'attempt_cli' has no attribute 'train_sauce'"):
+        attempt_cli.train_sauce  # noqa: B018

@@ -214,7 +214,7 @@ def test_a_full_disk_while_the_object_is_written(registry: Registry, add: Add, m
 
 def test_a_full_disk_while_the_row_is_written(registry: Registry, add: Add) -> None:
     add("before")
-    connection = registry._database._connection
+    connection = registry._database._own.connection
     assert connection is not None
     (pages,) = connection.execute("PRAGMA page_count").fetchone()
     connection.execute(f"PRAGMA max_page_count = {pages}")
