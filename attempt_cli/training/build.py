@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
@@ -12,6 +10,7 @@ from attempt_cli.backbones.base import FrozenBackbone
 from attempt_cli.data.task import Task
 from attempt_cli.errors import AttemptError
 from attempt_cli.method import (
+    BuildInputs,
     DecomposedPrompt,
     PromptAttention,
     PromptMixture,
@@ -26,27 +25,6 @@ from attempt_cli.training.config import TrainingConfig
 from attempt_cli.training.initial import vocabulary_prompt
 from attempt_cli.training.request import Request
 from attempt_registry import Registry
-
-
-@dataclass(frozen=True)
-class BuildInputs:
-    """What a method's prompts are made from.
-
-    Args:
-        config: the method and its settings.
-        initial: where prompts start, in their unit, one a task, [n, m, d].
-        sources: the source prompts, [t, m, d]; None where there are none.
-        generator: draws what starts from random numbers.
-        positions: s, the longest input in tokens (DePT).
-        attention: a trained G to start from; None makes a fresh one.
-    """
-
-    config: TrainingConfig
-    initial: Tensor
-    sources: Tensor | None
-    generator: torch.Generator
-    positions: int
-    attention: PromptAttention | None = None
 
 
 def build_model(registry: Registry, backbone: FrozenBackbone, request: Request) -> PromptedModel:
@@ -85,7 +63,8 @@ def prompt_tuning(inputs: BuildInputs) -> PromptMixture:
 
 def attempt(inputs: BuildInputs) -> PromptMixture:
     """Builds ATTEMPT's mixture of sources and target prompts (equations 2 to 5 and its variants)."""
-    config, initial, sources, attention = inputs.config, inputs.initial, inputs.sources, inputs.attention
+    config: TrainingConfig = inputs.config
+    initial, sources, attention = inputs.initial, inputs.sources, inputs.attention
     assert sources is not None
     if config.balanced_start:
         initial = balanced(initial, sources, 0 if config.constant_attention else 1 / (len(sources) + 1))

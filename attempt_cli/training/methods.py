@@ -40,7 +40,7 @@ class Method:
     Args:
         title: the method's name in messages and figures.
         help: what it does, for `--help`.
-        build: "module:function" that makes what is trained. It takes `training.build.BuildInputs` and returns a
+        build: "module:function" that makes what is trained. It takes `method.BuildInputs` and returns a
             `method.PromptModule`; of weight methods it takes the backbone and a seed and returns a `TunedWeights`.
         takes: what of the registry it can start from: "sources", "init_from", "attention_from" (a trained G),
             "composition" (to join one).
