@@ -1,7 +1,8 @@
 """Soft prompts and nothing else: ATTEMPT as in its paper, with all variants, and two other parametrisations.
 
 `PromptMixture` is prompt tuning and ATTEMPT (equations 1 to 5), `SharedPrompt` is multitask prompt tuning,
-`DecomposedPrompt` is decomposed prompt tuning. Each is a `PromptModule`: the rest of the code knows no more of a method.
+`DecomposedPrompt` is decomposed prompt tuning. Each is a `PromptModule`, and the rest of the code knows no more of a
+method.
 """
 
 from attempt_cli.method.attention import PromptAttention, paper_temperature, rms_temperature
