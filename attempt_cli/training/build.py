@@ -15,9 +15,13 @@ from attempt_cli.method import (
     PromptAttention,
     PromptMixture,
     SharedPrompt,
+    attempt_parameters,
     constant_weights,
     decomposed_shape,
+    dept_parameters,
+    mpt_parameters,
     paper_temperature,
+    prompt_tuning_parameters,
     rms_temperature,
 )
 from attempt_cli.prompted import PromptedModel
@@ -61,6 +65,12 @@ def prompt_tuning(inputs: BuildInputs) -> PromptMixture:
     return PromptMixture(inputs.initial)
 
 
+def prompt_tuning_count(inputs: BuildInputs) -> int:
+    """Counts one prompt's parameters."""
+    _, length, width = inputs.initial.shape
+    return prompt_tuning_parameters(width, length)
+
+
 def attempt(inputs: BuildInputs) -> PromptMixture:
     """Builds ATTEMPT's mixture of sources and target prompts (equations 2 to 5 and its variants)."""
     config: TrainingConfig = inputs.config
@@ -75,12 +85,18 @@ def attempt(inputs: BuildInputs) -> PromptMixture:
         width = initial.shape[-1]
         attention = PromptAttention(
             width,
-            config.attention_rank or min(100, width // 2),
+            attention_rank(config, width),
             temperature(config, width),
             learned_temperature=config.learned_temperature,
             generator=inputs.generator,
         )
     return PromptMixture(initial, sources, attention, level=config.level, with_target=config.with_target)
+
+
+def attempt_count(inputs: BuildInputs) -> float:
+    """Counts a task's prompt and its part of G."""
+    tasks, length, width = inputs.initial.shape
+    return attempt_parameters(width, length, attention_rank(inputs.config, width), tasks)
 
 
 def mpt(inputs: BuildInputs) -> SharedPrompt:
@@ -89,11 +105,24 @@ def mpt(inputs: BuildInputs) -> SharedPrompt:
     return SharedPrompt(shared, len(inputs.initial), generator=inputs.generator)
 
 
+def mpt_count(inputs: BuildInputs) -> float:
+    """Counts a task's factors and its part of the shared prompt."""
+    tasks, length, width = inputs.initial.shape
+    return mpt_parameters(width, length, tasks=tasks)
+
+
 def dept(inputs: BuildInputs) -> DecomposedPrompt:
     """Builds DePT's short prompts and offsets, with the budget of a prompt of m tokens."""
     _, length, width = inputs.initial.shape
     short, rank = offsets_shape(width, length, inputs.positions)
     return DecomposedPrompt(inputs.initial[:, :short], inputs.positions, rank, generator=inputs.generator)
+
+
+def dept_count(inputs: BuildInputs) -> int:
+    """Counts a short prompt and its offsets."""
+    _, length, width = inputs.initial.shape
+    short, rank = offsets_shape(width, length, inputs.positions)
+    return dept_parameters(width, short, inputs.positions, rank)
 
 
 def balanced(prompts: Tensor, sources: Tensor, target_weight: float) -> Tensor:
@@ -108,6 +137,11 @@ def balanced(prompts: Tensor, sources: Tensor, target_weight: float) -> Tensor:
         (P - Σ a_j P_j) / (1 + a_target), [n, m, d].
     """
     return (prompts - (1 - target_weight) * sources.mean(dim=0)) / (1 + target_weight)
+
+
+def attention_rank(config: TrainingConfig, width: int) -> int:
+    """Returns r of G as it was given, else the paper's 100, or half the width where that is less."""
+    return config.attention_rank or min(100, width // 2)
 
 
 def temperature(config: TrainingConfig, width: int) -> float:
