@@ -45,7 +45,7 @@ class Loaded:
     prompts: tuple[Prompt, ...] = ()
 
     def task_index(self, task: str) -> int:
-        """Which target prompt serves a task; a single target serves any (transfer as it stands).
+        """Returns the index of the target prompt that serves a task; a single target serves any (zero-shot transfer).
 
         Raises:
             AttemptError: the composition has several targets and none of them is the task's.
@@ -60,17 +60,17 @@ class Loaded:
         return self.targets[task]
 
     def prompt_for(self, task: str) -> Prompt | None:
-        """The record of the target prompt that serves a task."""
+        """Returns the record of the target prompt that serves a task."""
         return self.prompts[self.task_index(task)] if self.prompts else None
 
 
 def bare(backbone: FrozenBackbone) -> Loaded:
-    """The backbone without a prompt."""
+    """Returns the backbone without a prompt."""
     return Loaded(PromptedModel(backbone), "none", "no prompt")
 
 
 def load_prompt(registry: Registry, backbone: FrozenBackbone, prompt: Prompt) -> Loaded:
-    """A prompt as it stands before the input."""
+    """Loads a prompt, to stand before or after the input as it was trained."""
     mixture = PromptMixture(prompt_in_units(registry, backbone, prompt, 1.0)[None])
     return Loaded(
         PromptedModel(backbone, mixture.to(backbone.device).requires_grad_(False), 1.0, _place(backbone, prompt)),
@@ -83,7 +83,7 @@ def load_prompt(registry: Registry, backbone: FrozenBackbone, prompt: Prompt) ->
 
 
 def load_composition(registry: Registry, backbone: FrozenBackbone, composition: Composition) -> Loaded:
-    """A composition: sources, G and target prompts, in the units that G was trained in.
+    """Loads a composition: sources, G and target prompts, in the units that G was trained in.
 
     Of its settings three say how it mixes: `embedding_scale`; `weights`, by full name and with "target", which stand in
     the place of G's; and `with_target`, false where the target takes no part in the mixture.
@@ -142,7 +142,7 @@ def load_composition(registry: Registry, backbone: FrozenBackbone, composition: 
 
 
 def mixing_settings(mixture: PromptMixture, sources: Sequence[str], scale: float) -> dict[str, Any]:
-    """What a composition's settings say of how it mixes; `load_composition` reads it.
+    """Returns what a composition's settings say of how it mixes; `load_composition` reads it.
 
     Args:
         mixture: what was trained.
@@ -158,12 +158,12 @@ def mixing_settings(mixture: PromptMixture, sources: Sequence[str], scale: float
 
 
 def _place(backbone: FrozenBackbone, record: Prompt | Composition) -> Placement:
-    """Where a record's prompts stand, checked against what the backbone can have."""
+    """Returns where a record's prompts stand; refuses a placement that the backbone does not support."""
     return backbone.check_placement(record.placement)
 
 
 def load_attention(registry: Registry, attention: Attention) -> PromptAttention:
-    """G with its trained weights, and its temperature where that was trained, too."""
+    """Loads G with its trained weights, and its temperature where that was trained, too."""
     tensors = registry.attention_tensors(attention)
     learned = "log_temperature" in tensors
     module = PromptAttention(attention.width, attention.rank, attention.temperature, learned_temperature=learned)
@@ -172,7 +172,7 @@ def load_attention(registry: Registry, attention: Attention) -> PromptAttention:
 
 
 def prompt_in_units(registry: Registry, backbone: FrozenBackbone, prompt: Prompt, scale: float) -> Tensor:
-    """A prompt's tensor [m, d] such that tensor * scale is what enters the model.
+    """Returns a prompt's tensor [m, d] such that tensor * scale is what enters the model.
 
     Raises:
         AttemptError: the prompt belongs to another backbone; equal width does not make it fit.
@@ -203,7 +203,7 @@ def remember_backbone(registry: Registry, backbone: FrozenBackbone) -> None:
 
 
 def versions() -> dict[str, str]:
-    """What a result depends on besides its settings."""
+    """Returns the versions of what a result depends on besides its settings."""
     import transformers
 
     return {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class Listener:
-    """Is told how a training or an evaluation goes. Every method does nothing here; override those that you need.
+    """Receives the progress of trainings and evaluations. Every method does nothing here; override those that you need.
 
     Set `stopped` to True (from any thread) to end a training at its next step: its checkpoint is written, and the same
     call with `resume=True` continues from there.
@@ -13,19 +13,19 @@ class Listener:
     stopped: bool = False
 
     def begin(self, name: str) -> None:
-        """A training of this name is about to begin."""
+        """Receives the name of the training that is about to begin."""
 
     def start(self, step: int, total: int) -> None:
-        """A training begins at a step (0, or where its checkpoint ends) of `total`."""
+        """Receives the step that a training begins at (0, or that of its checkpoint) and the number of all steps."""
 
     def note(self, text: str) -> None:
-        """Something that the user should know."""
+        """Receives a remark for the user."""
 
     def step(self, step: int, loss: float, rows_per_second: float) -> None:
-        """An optimiser step is done."""
+        """Receives the loss of an optimiser step, per target token, and the speed."""
 
     def evaluation(self, step: int, metrics: dict[str, float], best: bool) -> None:
-        """Validation rows were scored; `best` says whether this step is the best so far."""
+        """Receives the metrics of the validation rows; `best` says whether this step is the best so far."""
 
     def rows(self, done: int, total: int) -> None:
-        """Rows were scored: `done` of `total` so far."""
+        """Receives how many of all rows are scored."""

@@ -35,7 +35,7 @@ class HeatMap:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty picture of so many inches.
+    """Makes an empty picture of a size in inches.
 
     Raises:
         AttemptError: matplotlib is not installed.

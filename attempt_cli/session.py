@@ -99,7 +99,7 @@ class Session:
 
 
 def recorded_backbone(registry: Registry, record: Prompt | Composition | Attention) -> str:
-    """The name or path under which a record's backbone can be loaded again."""
+    """Returns the name or path under which a record's backbone can be loaded again."""
     from attempt_cli.backbones.names import aliases
 
     if record.backbone in aliases() or record.backbone.count("/") == 1:

@@ -15,7 +15,7 @@ _SEARCHED = {
 
 
 def lineage(registry: Finder, ref: str, *, kind: str) -> Lineage:
-    """See `Registry.lineage`."""
+    """Collects; see `Registry.lineage`."""
     record = registry.named(ref, kind)
     parents, removed = _ancestors(registry, record)
     stored = record.ref if kind == "prompt" else f"{kind}:{record.ref}"
@@ -71,7 +71,7 @@ def _parents(record: Prompt | Attention | Composition) -> tuple[str, ...]:
 
 
 def search(registry: Finder, text: str) -> list[Prompt | Attention | Composition]:
-    """See `Registry.search`."""
+    """Searches; see `Registry.search`."""
     words = text.casefold().split()
     if not words:
         return []

@@ -20,7 +20,7 @@ GRACE_SECONDS = 3600.0
 
 
 def remove(registry: Finder, database: Database, ref: str, *, kind: str, force: bool, dry_run: bool) -> Removal:
-    """See `Registry.remove`."""
+    """Removes; see `Registry.remove`."""
     registry.named(ref, kind)  # an unknown name needs no lock, and makes no database
     # a dry run takes no lock and works on a read-only registry
     with contextlib.nullcontext() if dry_run else database.transaction():
@@ -52,7 +52,7 @@ def remove(registry: Finder, database: Database, ref: str, *, kind: str, force: 
 
 
 def verify(registry: Finder, database: Database, objects: Objects) -> list[Problem]:
-    """See `Registry.verify`."""
+    """Checks; see `Registry.verify`."""
     problems = [
         Problem("database", text, str(database.file)) for (text,) in database.rows("PRAGMA quick_check") if text != "ok"
     ]
@@ -102,7 +102,7 @@ def _parts(composition: Composition) -> tuple[str, ...]:
 
 
 def gc(database: Database, objects: Objects, *, dry_run: bool, grace: float) -> Garbage:
-    """See `Registry.gc`."""
+    """Collects garbage; see `Registry.gc`."""
     files, size, young = [], 0, 0
     if not database.file.exists() and any(objects.files()):
         raise RegistryError(

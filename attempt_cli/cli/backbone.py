@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from attempt_cli.cli.options import backbone_options, chosen_backbone
+from attempt_cli.cli.options import BackboneOptions, where_options
 
 if TYPE_CHECKING:
     from attempt_cli.cli.main import Settings
@@ -52,26 +52,24 @@ def list_backbones(settings: Settings) -> None:
 
 @command.command("show")
 @click.argument("name", required=False)
-@backbone_options
+@where_options
 @click.pass_obj
-def show_backbone(settings: Settings, /, name: str | None, **options: Any) -> None:
+def show_backbone(settings: Settings, /, name: str | None, where: BackboneOptions) -> None:
     """Load a backbone, show its properties, and record it in the registry.
 
     \b
       attempt backbone show smollm2-135m
       attempt backbone show ./my-model --dtype float32
     """
-    from dataclasses import asdict
+    from dataclasses import asdict, replace
 
     from attempt_cli.artefacts import remember_backbone
 
-    if name is not None:
-        options["backbone"] = name
-    registry = settings.registry()
-    backbone = chosen_backbone(registry, options, note=settings.output.note)
-    remember_backbone(registry, backbone)
+    session = settings.session(replace(where, backbone=name or where.backbone), input_cache=0)
+    backbone = session.load_backbone()
+    remember_backbone(session.store, backbone)
     record = {
-        **asdict(registry.backbone(backbone.fingerprint)),
+        **asdict(session.store.backbone(backbone.fingerprint)),
         "layers": getattr(backbone.model.config, "num_hidden_layers", None),
         "vocabulary": backbone.vocabulary_size,
         "positions": backbone.max_positions,

@@ -1,4 +1,4 @@
-"""Options that several commands share, each said once."""
+"""Defines the options that several commands share."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 def stacked(*decorators: Callable[[Any], Any]) -> Callable[[Command], Command]:
-    """Several options as one decorator, in the order in which help shows them."""
+    """Joins several options into one decorator, in the order in which help shows them."""
 
     def decorate(function: Command) -> Command:
         for decorator in reversed(decorators):
@@ -34,7 +34,7 @@ def stacked(*decorators: Callable[[Any], Any]) -> Callable[[Command], Command]:
 
 
 def option_group(keyword: str, kind: type, *decorators: Callable[[Any], Any]) -> Callable[[Command], Command]:
-    """Several options that reach the command as one value.
+    """Joins several options into one value, which the command gets.
 
     Args:
         keyword: the command's parameter.
@@ -187,7 +187,7 @@ where_options = option_group("where", BackboneOptions, *backbone_option_list)
 task_option_list = (
     click.option("--train-file", type=FILE, help="Rows of your own: CSV, TSV, JSONL, JSON or parquet."),
     click.option("--validation-file", type=FILE, help="Rows that choose the checkpoint. [default: held-out rows]"),
-    click.option("--test-file", type=FILE, help="Rows that the final score is of."),
+    click.option("--test-file", type=FILE, help="Test rows; `eval` scores them, training only what it cannot keep."),
     click.option("--input", "input_template", help='With files: the template, e.g. "review: {text} sentiment:".'),
     click.option("--label", help="With files: the column of the label."),
     click.option("--labels", help='With files: label words, e.g. "0=no,1=yes". [default: the values themselves]'),
@@ -217,13 +217,15 @@ cache_options = option_group("cache", CacheOptions, *input_cache_list)
 
 # how fast a comparison's methods learn, and how sharply G chooses
 rate_options = stacked(
-    click.option("--learning-rate", type=float, help="Of prompts. [default: 0.03]"),
+    click.option("--learning-rate", type=float, help="Learning rate of prompts. [default: 0.03]"),
     click.option(
         "--attention-learning-rate",
         type=float,
-        help="Of G, or of factors and offsets in its place. [default: 0.01]",
+        help="Learning rate of G, of factors, of offsets. [default: 0.01]",
     ),
-    click.option("--weight-learning-rate", type=float, help="Of weights: fine-tuning to ia3. [default: 3e-4]"),
+    click.option(
+        "--weight-learning-rate", type=float, help="Learning rate of weights (fine-tuning … ia3). [default: 3e-4]"
+    ),
     click.option(
         "--temperature", type=float, help="T of G's softmax. [default: e·√d in RMS units, the paper's e·d in raw ones]"
     ),
@@ -241,10 +243,10 @@ training_options = stacked(
     ),
     click.option("--batch-size", help="Rows of a batch, per process; `auto`: as many as fit. [default: 16]"),
     click.option("--accumulate", type=int, help="Batches of an optimiser step. [default: 1]"),
-    click.option("--learning-rate", type=float, help="Of prompts. [default: 0.03]"),
+    click.option("--learning-rate", type=float, help="Learning rate of prompts. [default: 0.03]"),
     click.option("--weight-decay", type=float, help="[default: 1e-5]"),
     click.option("--warmup-steps", type=int, help="[default: a tenth of the steps, at most 500]"),
-    click.option("--clip-norm", type=float, help="Of the gradient of all that is trained. [default: 1.0]"),
+    click.option("--clip-norm", type=float, help="Largest norm of the gradient of all that is trained. [default: 1.0]"),
     click.option(
         "--units",
         type=click.Choice(["rms", "raw"]),
@@ -263,10 +265,10 @@ training_options = stacked(
         default=None,
         help="Layers through torch.compile, or not. [default: measured in trainings of more than 20 minutes]",
     ),
-    click.option("--train-limit", type=int, help="Train on a random sample of so many rows."),
+    click.option("--train-limit", type=int, help="Train on a random sample of at most this many rows."),
     click.option("--eval-every", type=int, help="Steps between evaluations, 0 for none. [default: ten in all]"),
     click.option("--eval-rows", type=int, help="Validation rows looked at in training. [default: 200]"),
-    click.option("--patience", type=int, help="Stop after so many evaluations without improvement."),
+    click.option("--patience", type=int, help="Stop after this many evaluations without improvement."),
     click.option("--seed", type=int, help="[default: 0]"),
     click.option("--preset", help="Settings to start from: `paper`."),
 )
@@ -354,7 +356,7 @@ FILE_FIELDS = ("train_file", "validation_file", "test_file", "input_template", "
 
 
 def split_names(text: str) -> list[str]:
-    """The names of a comma list."""
+    """Returns the names of a comma list."""
     names = [name.strip() for name in text.split(",") if name.strip()]
     if not names:
         raise click.UsageError(f"'{text}' names nothing")
@@ -367,7 +369,7 @@ def names_or_all(text: str | None) -> str | list[str] | None:
 
 
 def typed_command() -> str:
-    """The command line as it was typed, for the record."""
+    """Returns the command line as it was typed, for the record."""
     import shlex
 
     return shlex.join(["attempt", *sys.argv[1:]])

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 @click.option("--sources", required=True, help="Source prompts, comma separated and in order, or `all`.")
 @click.option("--tasks", help="Train on these tasks. [default: those of the sources]")
 @click.option("--attention-rank", type=int, help="r, the width inside G. [default: 100, at most half the width]")
-@click.option("--attention-learning-rate", type=float, help="Of G. [default: 0.01]")
+@click.option("--attention-learning-rate", type=float, help="Learning rate of G. [default: 0.01]")
 @click.option(
     "--temperature", type=float, help="T of the softmax. [default: e·√d in RMS units, the paper's e·d in raw ones]"
 )

@@ -70,9 +70,13 @@ method_options = stacked(
 @click.option("--init-from", help="The prompt that the target starts from. [default: the first of another task]")
 @click.option("--attention-rank", type=int, help="r, the width inside G. [default: 100, at most half the width]")
 @click.option(
-    "--attention-learning-rate", type=float, help="Of G, or of the factors and offsets in its place. [default: 0.01]"
+    "--attention-learning-rate",
+    type=float,
+    help="Learning rate of G, of factors, of offsets. [default: 0.01]",
 )
-@click.option("--weight-learning-rate", type=float, help="Of weights: fine-tuning to ia3. [default: 3e-4]")
+@click.option(
+    "--weight-learning-rate", type=float, help="Learning rate of weights (fine-tuning … ia3). [default: 3e-4]"
+)
 @click.option(
     "--temperature", type=float, help="T of the softmax. [default: e·√d in RMS units, the paper's e·d in raw ones]"
 )

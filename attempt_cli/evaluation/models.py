@@ -267,7 +267,7 @@ def own_tasks(models: Sequence[TrainedModel]) -> tuple[Task, ...]:
 
 
 def trained_length(prompt: Prompt | None) -> int | None:
-    """The longest input that a prompt was trained with; None where its record does not say."""
+    """Returns the longest input that a prompt was trained with; None where its record does not say."""
     length: int | None = ((prompt.settings.get("training") or {}) if prompt else {}).get("max_length")
     return length
 

@@ -105,10 +105,10 @@ def load_checkpoint(path: Path, key: str, module: torch.nn.Module, optimizer: to
         state = TrainingState(**saved, best=_part(tensors, "best."))
     except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
         raise AttemptError(
-            f"the checkpoint {path} is damaged ({error})", "Run without --resume to start anew; it is then replaced."
+            f"the checkpoint {path} is damaged ({error})", "Run without --resume to start again; it is then replaced."
         ) from error
     if metadata.get("key") != key:
-        raise AttemptError(f"the checkpoint {path} belongs to another training", "Run without --resume to start anew.")
+        raise AttemptError(f"the checkpoint {path} belongs to another training", "Run without --resume to start again.")
     module.load_state_dict(_part(tensors, "mixture."))
     moments: dict[int, dict[str, Tensor]] = {}
     for name, tensor in _part(tensors, "optimizer.").items():
@@ -124,7 +124,7 @@ def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _digest(numbers: str, tensors: Mapping[str, Tensor]) -> str:
-    """Of all that a training goes on from: safetensors itself does not notice a changed byte."""
+    """Hashes all that a training continues from: safetensors itself does not notice a changed byte."""
     digest = hashlib.sha256(numbers.encode())
     for name in sorted(tensors):
         digest.update(name.encode())

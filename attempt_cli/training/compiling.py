@@ -140,7 +140,7 @@ def compiling_pays(
 def _compared(
     model: PromptedModel, batches: Batches, config: TrainingConfig, steps_left: int, note: Callable[[str], None]
 ) -> bool:
-    # the steps so far may have read inputs that are kept from now on: this is how it goes on
+    # the steps so far may have read inputs that are kept from now on: this is the speed from here on
     step_seconds = _seconds(model, batches, config) / len(batches)
     if not worth_trying(steps_left, step_seconds):
         return False

@@ -67,5 +67,5 @@ def gradient_step(
 
 
 def trained_tensors(module: torch.nn.Module) -> list[torch.nn.Parameter]:
-    """The tensors of a module that are trained."""
+    """Returns the tensors of a module that are trained."""
     return [parameter for parameter in module.parameters() if parameter.requires_grad]

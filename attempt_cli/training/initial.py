@@ -11,7 +11,7 @@ FREQUENT = 5000  # Lester et al. (2021) sample from the 5,000 most frequent piec
 
 
 def frequent_words(backbone: FrozenBackbone) -> list[int]:
-    """Ids of the most frequent whole words of the vocabulary.
+    """Returns the ids of the most frequent whole words of the vocabulary.
 
     Subword vocabularies number their pieces by frequency, so the first ones that begin a word and consist of letters
     are the frequent words. A vocabulary without such marks gives its first pieces that are not special.
@@ -24,7 +24,7 @@ def frequent_words(backbone: FrozenBackbone) -> list[int]:
 
 
 def vocabulary_prompt(backbone: FrozenBackbone, length: int, generator: torch.Generator) -> Tensor:
-    """A prompt of sampled word embeddings.
+    """Makes a prompt of sampled word embeddings.
 
     Args:
         length: m.

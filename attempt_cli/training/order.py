@@ -15,8 +15,8 @@ WINDOW = 16
 class BatchOrder:
     """Every epoch's batches: all rows once, in random order, rows of like length together.
 
-    With shares, an epoch holds so many rows of each task, drawn anew every epoch (a task asked for more than it has
-    comes round again): its batches mix tasks.
+    With shares, an epoch holds a number of rows of each task, drawn again in every epoch: its batches mix tasks. A task
+    whose share exceeds its rows repeats rows.
 
     Args:
         lengths: tokens of each row.
@@ -48,7 +48,7 @@ class BatchOrder:
         return -(-self._epoch_rows // self._batch_rows)
 
     def batch(self, step: int) -> list[int]:
-        """The rows of a step, which counts from 0."""
+        """Returns the rows of a step, which counts from 0."""
         epoch, number = divmod(step, self.batches_per_epoch)
         if epoch != self._epoch:
             self._epoch, self._batches = epoch, self._epoch_batches(epoch)
@@ -74,7 +74,7 @@ class BatchOrder:
 
 
 def task_shares(counts: Sequence[int], cap: int | None = None, temperature: float = 1.0) -> list[int]:
-    """How many rows of each task an epoch of mixed batches holds.
+    """Computes how many rows of each task an epoch of mixed batches holds.
 
     Sampling in proportion to size (T = 1) lets large tasks drown small ones; a cap (Raffel et al., 2020) or a
     temperature T > 1, where a task's share is in proportion to n^(1/T), evens them out. The epoch's size stays the sum

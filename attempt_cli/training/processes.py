@@ -68,7 +68,7 @@ class Processes:
             tensor.copy_(part.view_as(tensor))
 
     def any(self, here: bool) -> bool:
-        """Whether it is true on any process: all must leave the loop at one step."""
+        """Says whether it is true on any process: all must leave the loop at one step."""
         if self.count == 1:
             return here
         flag = torch.tensor([float(here)], device="cuda" if torch.cuda.is_available() else "cpu")
@@ -82,5 +82,5 @@ def _add_up(tensor: Tensor) -> None:
     except RuntimeError as error:  # torch has no narrower type for a connection that broke
         raise AttemptError(
             f"another process of this training has ended ({str(error).splitlines()[0]})",
-            "Its own message says why. The same command with --resume goes on from the last checkpoint.",
+            "Its own message says why. The same command with --resume continues from the last checkpoint.",
         ) from error

@@ -353,10 +353,10 @@ def test_demo(attempt: Attempt) -> None:
     assert {prompt.name for prompt in registry.prompts(tag="demo")} == {
         "shop-reviews",
         "message-topics",
-        "support-chats-prompt-tuning",
-        "support-chats-attempt",
+        "support-chats-32-shot-prompt-tuning",
+        "support-chats-32-shot-attempt",
     }
     predicted = attempt.succeed(
-        "predict support-chats-attempt --dtype float32", input="Third agent today and still no answer.\n"
+        "predict support-chats-32-shot-attempt --dtype float32", input="Third agent today and still no answer.\n"
     )
     assert set(predicted.lines[0]["attention"]) == {"shop-reviews@1", "message-topics@1", "target"}

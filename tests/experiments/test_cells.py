@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +10,20 @@ import pytest
 
 from attempt_cli.artefacts import load_prompt
 from attempt_cli.backbones.base import FrozenBackbone
-from attempt_cli.data.fewshot import few_shot
 from attempt_cli.data.own_files import task_from_files
-from attempt_cli.data.rows import Rows, examples_sha256, load_examples
+from attempt_cli.data.rows import Rows, load_examples
 from attempt_cli.data.task import Task
 from attempt_cli.errors import AttemptError
 from attempt_cli.evaluation.evaluate import evaluate
-from attempt_cli.experiments.cells import Cell, TaskContext, best_source
+from attempt_cli.experiments.cells import Cell, best_source
+from attempt_cli.experiments.grid import CellSpec, Plan, Runner
 from attempt_cli.experiments.methods import ALONE, check_methods
+from attempt_cli.experiments.methods import METHODS as COMPARISONS
 from attempt_cli.experiments.summary import summarise
+from attempt_cli.listener import Listener
 from attempt_cli.training.config import TrainingConfig
-from attempt_cli.training.recipes import Request, _Silent, train_prompt
 from attempt_registry import Registry
+from tests.training.requests import request_for, trained
 from tests.training.toy import toy_rows, write_csv
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -36,41 +38,61 @@ def task(tmp_path: Path) -> Task:
     )
 
 
+@dataclass
+class Few:
+    """Eight rows of the toy task, two sources, the tiny backbone."""
+
+    plan: Plan
+    registry: Registry
+    backbone: FrozenBackbone
+
+    def runner(self, **changes: Any) -> Runner:
+        runner = Runner(replace(self.plan, **changes))
+        runner.use_backbone("tiny", self.backbone)
+        return runner
+
+    def spec(self, method: str, seed: int = 0) -> CellSpec:
+        return CellSpec(("toy",), method, seed, "tiny", 8)
+
+    def cells(self, methods: list[str], seed: int = 0, **changes: Any) -> list[Cell]:
+        runner = self.runner(**changes)
+        return [cell for method in methods for cell in runner.run(self.spec(method, seed)).cells]
+
+    def rows(self, seed: int) -> Rows:
+        return self.runner().rows(self.spec("attempt", seed))[0].train
+
+    @property
+    def sources(self) -> tuple[Any, ...]:
+        return self.registry.prompt("bad"), self.registry.prompt("good")
+
+
 @pytest.fixture
-def context(tmp_path: Path, backbone: FrozenBackbone, task: Task) -> TaskContext:
+def few(tmp_path: Path, backbone: FrozenBackbone, task: Task) -> Few:
     registry = Registry.open(tmp_path / "kept")
-    config = TrainingConfig(prompt_length=4, steps=4, batch_size=8, learning_rate=0.1, eval_every=0)
+    given: dict[str, Any] = {"prompt_length": 4, "steps": 4, "batch_size": 8, "learning_rate": 0.1, "eval_every": 0}
     for seed, name in enumerate(("bad", "good")):
-        learned = config.model_copy(update={"seed": seed, "steps": 25 if name == "good" else 1})
-        train_prompt(registry, backbone, Request(task=task, kind="source", name=name, config=learned))
-    return TaskContext(
-        registry=registry,
-        backbone=backbone,
-        task=task,
-        test=load_examples(task, "test"),
-        config=config,
-        sources=(registry.prompt("bad"), registry.prompt("good")),
-        init_from=None,
-        name="toy-8-shot",
+        config = TrainingConfig(**{**given, "seed": seed, "steps": 25 if name == "good" else 1})
+        trained(registry, backbone, request_for(task, kind="source", name=name, config=config))
+    plan = Plan(
+        registry=registry.folder,
+        tasks={"toy": task},
+        sources={("tiny", "toy"): ("bad@1", "good@1")},
+        settings=given,
         command="attempt fewshot",
         tags=("fewshot",),
-        note=lambda text: None,
     )
-
-
-def drawn(task: Task, seed: int) -> Rows:
-    rows = few_shot(load_examples(task, "train").examples, 8, per_class=False, label_count=2, seed=seed)
-    return Rows(rows, f"eight by seed {seed}", examples_sha256(rows))
+    return Few(plan, registry, backbone)
 
 
 METHODS = ["none", "source", "prompt-tuning", "spot", "attempt"]
 
 
-def test_every_method_has_the_same_rows_and_steps(context: TaskContext, task: Task) -> None:
-    registry, cells = context.registry, list[Cell]()
+def test_every_method_has_the_same_rows_and_steps(few: Few, task: Task) -> None:
+    registry, cells = few.registry, list[Cell]()
     before = len(registry.runs())
+    runner = few.runner()
     for seed in (0, 1):
-        cells += context.run(METHODS, drawn(task, seed), seed)
+        cells += [cell for method in METHODS for cell in runner.run(few.spec(method, seed)).cells]
     assert [(cell.method, cell.seed) for cell in cells] == [(method, seed) for seed in (0, 1) for method in METHODS]
     assert [cell.steps for cell in cells] == [0, 0, 4, 4, 4] * 2
     assert {cell.n for cell in cells} == {14}
@@ -88,28 +110,106 @@ def test_every_method_has_the_same_rows_and_steps(context: TaskContext, task: Ta
     assert registry.prompt("toy-8-shot-attempt@2").tags == ("fewshot",)
     runs = registry.runs()[before:]
     for seed in (0, 1):
-        rows = [example.row for example in drawn(task, seed).examples]
+        rows = [example.row for example in few.rows(seed).examples]
         trainings = [run for run in runs if run.artefacts and run.seed == seed]
         assert len(trainings) == 3
         for run in trainings:
             assert run.rows["train"]["rows"] == rows
-            assert run.rows["train"]["sha256"] == drawn(task, seed).sha256
+            assert run.rows["train"]["sha256"] == few.rows(seed).sha256
             assert (run.budget["steps"], run.budget["training_rows"]) == (4, 8)
     scored = {run.numbers["prompt"]: run for run in runs if "score" in run.numbers}
+    test = load_examples(task, "test")
     for cell in cells:  # every score is on record, those that depend on no seed once
         assert scored[cell.prompt].numbers["score"] == pytest.approx(cell.score)
-        assert scored[cell.prompt].rows["test"]["sha256"] == context.test.sha256
+        assert scored[cell.prompt].rows["test"]["sha256"] == test.sha256
     assert len([run for run in runs if "score" in run.numbers]) == 8
+
+
+def test_under_a_preset_all_methods_train_on_the_rows_that_are_recorded(
+    tmp_path: Path, backbone: FrozenBackbone, few: Few, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The preset takes 10 of 30 rows: so do the methods that train several targets, or start from a prior."""
+    files = {
+        name: write_csv(tmp_path / f"{name}.csv", toy_rows(30, seed)) for seed, name in enumerate(("left", "right"))
+    }
+    tasks = {
+        name: task_from_files(train=file, validation=file, test=file, input="{text} label:", label="mood", name=name)
+        for name, file in files.items()
+    }
+    rule = {"tasks": list(tasks), "train_limit": 10}
+    monkeypatch.setattr("attempt_cli.training.presets._rules", lambda preset: [rule])
+    sources = {("tiny", name): ("bad@1", "good@1") for name in tasks}
+    # the sources' own task stands among the sources of these targets: the prior is trained on it
+    prior = trained(
+        few.registry,
+        backbone,
+        replace(
+            request_for(
+                few.plan.tasks["toy"], name="prior", config=TrainingConfig(**{**few.plan.settings, "method": "attempt"})
+            ),
+            keep="attention",
+            sources=few.sources,
+        ),
+    ).attention
+    settings = {**few.plan.settings, "eval_every": 2, "attention_rank": 3}
+    runner = few.runner(
+        tasks=tasks,
+        sources=sources,
+        settings=settings,
+        preset="paper",
+        prepared={
+            ("tiny", name, kind): ref
+            for name in tasks
+            for kind, ref in (("attention", prior), ("shared", "good@1"), ("factored", "good@1"))
+        },
+    )
+    before = len(few.registry.runs())
+    table2 = [
+        "prompt-tuning",
+        "spot",
+        "spot-g",
+        "attempt",
+        "attempt-prior",
+        "attempt-m",
+        "mpt",
+        "fine-tuning",
+        "fine-tuning-m",
+        "adapter-m",
+        "bitfit",
+        "lora",
+    ]
+    expected: dict[str, Any] = {}
+    for method in table2:
+        together = COMPARISONS[method].together
+        for names in [tuple(tasks)] if together else [("left",), ("right",)]:
+            spec = CellSpec(names, method, 3, "tiny")
+            for name, rows in zip(names, runner.rows(spec), strict=True):
+                assert rows.validation is not None
+                found = ([example.row for example in rows.train.examples], rows.validation.sha256)
+                assert expected.setdefault(name, found) == found
+                assert len(found[0]) == 10
+            assert [cell.task for cell in runner.run(spec).cells] == list(names)
+    trainings = [run for run in few.registry.runs()[before:] if "last_loss" in run.numbers]
+    assert len(trainings) == 3 + 2 * (len(table2) - 3)
+    for run in trainings:
+        if "train" in run.rows:
+            recorded = {run.settings["task"]["name"]: {**run.rows["train"], "validation": run.rows["validation"]}}
+        else:
+            recorded = run.rows
+        for name, rows in recorded.items():
+            assert (rows["rows"], rows["validation"]["sha256"]) == expected[name]
+            assert rows["n"] == 10
+        assert run.budget["training_rows"] == 10 * len(recorded)
 
 
 @pytest.mark.parametrize("method", ["attempt", "bitfit"])
 def test_a_kill_while_a_cell_is_scored_repeats_no_step_and_leaves_no_double(
-    context: TaskContext, task: Task, method: str, monkeypatch: pytest.MonkeyPatch
+    few: Few, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train, steps = drawn(task, 0), list[int]()
-    before = len(context.registry.runs())
+    steps = list[int]()
+    before = len(few.registry.runs())
 
-    class Counter(_Silent):
+    class Counter(Listener):
         def step(self, step: int, loss: float, rows_per_second: float) -> None:
             steps.append(step)
 
@@ -117,27 +217,28 @@ def test_a_kill_while_a_cell_is_scored_repeats_no_step_and_leaves_no_double(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("attempt_cli.experiments.cells.evaluate", killed)
+        patched.setattr("attempt_cli.experiments.grid.evaluate", killed)
         with pytest.raises(KeyboardInterrupt):
-            context.cell(method, train, 0, Counter())
+            few.runner().run(few.spec(method), Counter())
     assert steps == [1, 2, 3, 4]
-    assert len(context.registry.runs()) == before  # nothing half done is on record
-    cell = replace(context, resume=True).cell(method, train, 0, Counter())
+    assert len(few.registry.runs()) == before  # nothing half done is on record
+    (cell,) = few.runner(resume=True).run(few.spec(method), Counter()).cells
     assert steps == [1, 2, 3, 4]
     assert cell.steps == 4
-    (training,) = (run for run in context.registry.runs()[before:] if "last_loss" in run.numbers)
+    (training,) = (run for run in few.registry.runs()[before:] if "last_loss" in run.numbers)
     assert cell.peak_memory == training.numbers["peak_memory"] > 0  # of the steps, which another process took
     assert training.numbers["padding"] >= 1
-    assert len(context.registry.runs()) == before + 2  # the training and its score
-    assert list((context.registry.folder / "checkpoints").glob("*")) == []
-    assert context.backbone.tuned is None
+    assert len(few.registry.runs()) == before + 2  # the training and its score
+    assert list((few.registry.folder / "checkpoints").glob("*")) == []
+    assert few.backbone.tuned is None
 
 
-def test_a_cell_s_score_is_that_of_its_prompt(context: TaskContext, task: Task) -> None:
-    cells = {cell.method: cell for cell in context.run(["source", "spot", "attempt"], drawn(task, 0), 0)}
+def test_a_cell_s_score_is_that_of_its_prompt(few: Few, task: Task) -> None:
+    cells = {cell.method: cell for cell in few.cells(["source", "spot", "attempt"])}
+    test = load_examples(task, "test")
     for method in ("source", "spot"):
-        loaded = load_prompt(context.registry, context.backbone, context.registry.prompt(cells[method].prompt))
-        result = evaluate(loaded.model, task, context.test.examples)
+        loaded = load_prompt(few.registry, few.backbone, few.registry.prompt(cells[method].prompt))
+        result = evaluate(loaded.model, task, test.examples)
         assert (cells[method].score, cells[method].interval) == (result.score, result.interval)
         assert cells[method].attention is None
     attention = cells["attempt"].attention
@@ -146,23 +247,22 @@ def test_a_cell_s_score_is_that_of_its_prompt(context: TaskContext, task: Task) 
     assert sum(attention.values()) == pytest.approx(1, abs=1e-5)
 
 
-def test_the_best_source_is_the_one_that_fits_the_training_rows(context: TaskContext, task: Task) -> None:
-    rows = drawn(task, 0).examples
+def test_the_best_source_is_the_one_that_fits_the_training_rows(few: Few, task: Task) -> None:
+    rows = few.rows(0)
     likelihoods = {}
-    for prompt in context.sources:
-        said = evaluate(load_prompt(context.registry, context.backbone, prompt).model, task, rows).predictions.rows
-        likelihoods[prompt.name] = sum(row.log_likelihood or 0.0 for row in said)
+    for prompt in few.sources:
+        loaded = load_prompt(few.registry, few.backbone, prompt)
+        predictions = evaluate(loaded.model, task, rows.examples).predictions.rows
+        likelihoods[prompt.name] = sum(row.log_likelihood or 0.0 for row in predictions)
     assert likelihoods["good"] > likelihoods["bad"]
-    best = best_source(context.registry, context.backbone, task, rows, context.sources, context.config)
-    assert best.name == "good"
-    assert best_source(context.registry, context.backbone, task, [], context.sources[:1], context.config).name == "bad"
+    assert best_source(few.registry, few.backbone, task, rows, few.sources).name == "good"
+    assert best_source(few.registry, few.backbone, task, rows, few.sources[:1]).name == "bad"
 
 
-def test_a_start_that_is_named_is_taken(context: TaskContext, task: Task) -> None:
-    named = replace(context, init_from=context.sources[0])
-    named.run(["spot", "attempt"], drawn(task, 0), 0)
-    assert context.registry.prompt("toy-8-shot-spot").parents == ("bad@1",)
-    assert context.registry.prompt("toy-8-shot-attempt").settings["init_from"] == "bad@1"
+def test_a_start_that_is_named_is_taken(few: Few) -> None:
+    few.cells(["spot", "attempt"], init_from="bad")
+    assert few.registry.prompt("toy-8-shot-spot").parents == ("bad@1",)
+    assert few.registry.prompt("toy-8-shot-attempt").settings["init_from"] == "bad@1"
 
 
 def test_an_unknown_method_names_the_nearest() -> None:

@@ -16,7 +16,7 @@ else:
 
 
 def settings_for(preset: str | None, *, task: str, method: str, kind: str, rows: int) -> dict[str, Any]:
-    """A preset's settings for one training; nothing without a preset.
+    """Returns a preset's settings for one training; nothing without a preset.
 
     Args:
         preset: its name.
@@ -38,7 +38,7 @@ def settings_for(preset: str | None, *, task: str, method: str, kind: str, rows:
 
 
 def train_limit(preset: str | None, task: str) -> int | None:
-    """The most training rows that a preset takes of a task; None for all."""
+    """Returns the most training rows that a preset takes of a task; None for all."""
     limits = [rule["train_limit"] for rule in _rules(preset) if "train_limit" in rule and task in rule["tasks"]]
     return limits[-1] if limits else None
 
