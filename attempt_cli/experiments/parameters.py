@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from attempt_cli.backbones.shapes import BackboneShape, backbone_shapes
 from attempt_cli.backbones.tuned import LORA_RANK, REDUCTION
@@ -53,10 +54,10 @@ class Counting:
         row = TRAINED[self.method]
         with torch.device("meta"):
             if row.trains_weights:
-                module = row.builder()(_Unloaded(shape), 0)
+                module: nn.Module = row.builder()(_Unloaded(shape), 0)
             else:
                 module = row.builder()(self._inputs(shape))
-        return sum(p.numel() for p in module.parameters() if p.requires_grad) / self.tasks
+        return sum(tensor.numel() for tensor in module.parameters() if tensor.requires_grad) / self.tasks
 
     def _inputs(self, shape: BackboneShape) -> BuildInputs:
         """Returns what the method's prompts are made from, with the sizes of the paper and tensors without numbers."""
