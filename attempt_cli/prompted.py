@@ -12,7 +12,7 @@ from attempt_cli.backbones.attention import Past
 from attempt_cli.backbones.base import FrozenBackbone
 from attempt_cli.backbones.rows import Batch, EncodedRow
 from attempt_cli.backbones.tuned import TunedWeights
-from attempt_cli.method import DecomposedPrompt, PromptModule, pool_input
+from attempt_cli.method import PromptModule, pool_input
 from attempt_cli.placement import Placement
 
 
@@ -142,9 +142,10 @@ class PromptedModel:
             return batch, self.backbone.embed(batch.input_ids)  # with gradient: fine-tuning trains embeddings, too
         with torch.no_grad():
             embeddings = self.backbone.embed(batch.input_ids)
-        if isinstance(self.mixture, DecomposedPrompt):
+        if self.mixture is not None:
             offsets = self.mixture.offsets(batch.task_ids if task_ids is None else task_ids, embeddings.shape[1])
-            embeddings = embeddings + (offsets * self.scale).to(embeddings.dtype)
+            if offsets is not None:
+                embeddings = embeddings + (offsets * self.scale).to(embeddings.dtype)
         return batch, embeddings
 
     def longest_input(self, max_length: int, target_tokens: int) -> int:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from attempt_cli.backbones.base import FrozenBackbone
+from attempt_cli.backbones.shapes import BackboneShape
 from attempt_cli.errors import AttemptError
 
 # The last linear layers of attention and feed-forward, whose output an adapter reads (Houlsby et al., 2019): of Llama
@@ -285,6 +286,47 @@ def lora(backbone: FrozenBackbone, seed: int) -> TunedWeights:
 def ia3(backbone: FrozenBackbone, seed: int) -> TunedWeights:
     """Puts (IA)³'s scales into the backbone, by the peft library."""
     return LibraryWeights(backbone, "ia3", seed)
+
+
+def fine_tuning_parameters(shape: BackboneShape) -> int:
+    """Counts all weights of the backbone."""
+    return shape.parameters
+
+
+def bitfit_parameters(shape: BackboneShape) -> int:
+    """Counts a bias for each output of every linear layer but the vocabulary projection."""
+    return sum(outputs for _, _, outputs in shape.projections)
+
+
+def adapter_parameters(shape: BackboneShape, dropped: int = 0) -> int:
+    """Counts two adapters a layer, d → d / 32 → d with biases, in all but the first `dropped` layers of each stack."""
+    inner = shape.width // REDUCTION
+    adapter = 2 * shape.width * inner + inner + shape.width
+    return 2 * adapter * (shape.layers - dropped) * (2 if shape.is_t5 else 1)
+
+
+def adapterdrop_parameters(shape: BackboneShape) -> int:
+    """Counts the adapters of the upper layers."""
+    part, whole = DROPPED
+    return adapter_parameters(shape, round(part * shape.layers / whole))
+
+
+def lora_parameters(shape: BackboneShape) -> int:
+    """Counts r · (inputs + outputs) for every projection to queries or values, where peft puts LoRA."""
+    return sum(
+        LORA_RANK * (inputs + outputs)
+        for name, inputs, outputs in shape.projections
+        if name in ("q", "v", "q_proj", "v_proj")
+    )
+
+
+def ia3_parameters(shape: BackboneShape) -> int:
+    """Counts a scale for each key and value, and for each input of the feed-forward's last layer."""
+    return sum(
+        inputs if name in ("wo", "down_proj") else outputs
+        for name, inputs, outputs in shape.projections
+        if name in ("k", "v", "k_proj", "v_proj", "wo", "down_proj")
+    )
 
 
 def _behind(part: nn.Module) -> Callable[[nn.Module, Any, Tensor], Tensor]:

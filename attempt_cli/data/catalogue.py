@@ -51,12 +51,12 @@ def task_summaries() -> list[dict[str, Any]]:
 
 def _summary(fields: dict[str, Any]) -> dict[str, Any]:
     hub = fields.get("hub")
-    rows = " ".join([hub["path"], hub["config"], *hub.get("where", {}).values()]) if hub else "with the package"
+    place = [hub["path"], hub.get("config", ""), *hub.get("where", {}).values()] if hub else ["with the package"]
     return {
         "name": fields["name"],
         "version": fields["version"],
         "kind": "classification" if "labels" in fields else "free text",
-        "rows": rows,
+        "rows": " ".join(filter(None, place)),
         "metrics": fields["metrics"],
         "label_words": list(fields.get("labels", {}).values()),
         "split_rule": fields["split_rule"],

@@ -1,4 +1,7 @@
-"""The methods that a comparison can hold, by name: the one table that says how a cell of each is made."""
+"""The methods that a comparison can hold, by name: the one table that says how a cell of each is made.
+
+A method of `training.methods` that needs no source is here by itself.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from attempt_cli.errors import AttemptError
+from attempt_cli.training.methods import METHODS as TRAINED
 from attempt_registry.errors import nearest_names
 
 # what can be trained on the source tasks for targets to start from: G (the attention prior), one prompt (SPoT-g), one
@@ -15,8 +19,8 @@ PREPARED = ("attention", "shared", "factored")
 
 
 @dataclass(frozen=True)
-class Method:
-    """Describes a method and how its cells are filled.
+class Comparison:
+    """Describes a method in a comparison and how its cells are filled.
 
     Args:
         description: for `--help`.
@@ -56,22 +60,19 @@ class Method:
 
 def _attempt(
     description: str, *, mixes: str = "all", prior: bool = False, together: bool = False, **settings: Any
-) -> Method:
+) -> Comparison:
     """Makes ATTEMPT or a variant: all start from the best source and mix sources."""
-    return Method(description, True, "starts", mixes, prior, together, {"method": "attempt", **settings})
+    return Comparison(description, True, "starts", mixes, prior, together, {"method": "attempt", **settings})
 
 
-def _alone(method: str, description: str) -> Method:
-    """Makes a method that needs no sources."""
-    return Method(description, settings={"method": method})
-
-
-METHODS: dict[str, Method] = {
-    "none": Method("the backbone without a prompt", trains=False),
-    "source": Method("the best source prompt as it stands", trains=False, source="stands"),
-    "prompt-tuning": _alone("prompt-tuning", "a prompt from frequent words"),
-    "spot": Method("SPoT-t: prompt tuning from the best source", source="starts", settings={"method": "spot"}),
-    "spot-g": Method(
+METHODS: dict[str, Comparison] = {
+    "none": Comparison("the backbone without a prompt", trains=False),
+    "source": Comparison("the best source prompt as it stands", trains=False, source="stands"),
+    **{
+        name: Comparison(method.help, settings={"method": name}) for name, method in TRAINED.items() if not method.needs
+    },
+    "spot": Comparison("SPoT-t: prompt tuning from the best source", source="starts", settings={"method": "spot"}),
+    "spot-g": Comparison(
         "SPoT-g: prompt tuning from one prompt of all source tasks", source="shared", settings={"method": "spot"}
     ),
     "attempt": _attempt("ATTEMPT, a G of its own"),
@@ -84,29 +85,22 @@ METHODS: dict[str, Method] = {
     "attempt-constant": _attempt("ATTEMPT without attention: every source has 1/t", constant_attention=True),
     "attempt-single": _attempt("ATTEMPT with the best source only", mixes="best"),
     "attempt-token": _attempt("ATTEMPT with a weight for every row of the prompts", level="token"),
-    "mpt": Method(
+    "mpt": Comparison(
         "multitask prompt tuning: a prompt trained on all sources with their factors (no distillation), times its own",
         source="factored",
         settings={"method": "mpt"},
     ),
-    "mpt-mean": Method(
+    "mpt-mean": Comparison(
         "multitask prompt tuning without a source stage: the sources' mean times low-rank factors",
         mixes="all",
         settings={"method": "mpt"},
     ),
-    "dept": _alone("dept", "decomposed prompt tuning: a short prompt and low-rank offsets"),
-    "fine-tuning": _alone("fine-tuning", "all weights of the backbone"),
-    "fine-tuning-m": Method(
+    "fine-tuning-m": Comparison(
         "all weights of the backbone, one set for many targets", together=True, settings={"method": "fine-tuning"}
     ),
-    "adapter-m": Method(
+    "adapter-m": Comparison(
         "adapters in every layer, one set for many targets", together=True, settings={"method": "adapter"}
     ),
-    "bitfit": _alone("bitfit", "biases"),
-    "adapter": _alone("adapter", "adapters in every layer"),
-    "adapterdrop": _alone("adapterdrop", "adapters in the upper layers"),
-    "lora": _alone("lora", "low-rank updates of the attention"),
-    "ia3": _alone("ia3", "(IA)³: learned scales of keys, values and the feed-forward"),
 }
 
 # what `attempt fewshot` can compare: nothing has to be prepared for it, and one target is trained at a time

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,23 +10,16 @@ import torch
 from torch import nn
 
 from attempt_cli.backbones.shapes import BackboneShape, backbone_shapes
-from attempt_cli.backbones.tuned import DROPPED, LORA_RANK, REDUCTION, adapter_parts, bias_parts
+from attempt_cli.backbones.tuned import LORA_RANK, REDUCTION
 from attempt_cli.errors import AttemptError
 from attempt_cli.experiments.figures import Panel, Series, draw_panels
 from attempt_cli.experiments.methods import unknown_names
 from attempt_cli.experiments.published import published_parameters
 from attempt_cli.experiments.report_table import ReportTable
-from attempt_cli.method import (
-    DecomposedPrompt,
-    PromptAttention,
-    PromptMixture,
-    SharedPrompt,
-    attempt_parameters,
-    decomposed_shape,
-    dept_parameters,
-    mpt_parameters,
-    prompt_tuning_parameters,
-)
+from attempt_cli.method import BuildInputs
+from attempt_cli.training.config import make_config
+from attempt_cli.training.methods import METHODS as TRAINED
+from attempt_cli.training.methods import imported
 
 LENGTH, RANK = 100, 100  # m and r of the paper
 SOURCES = 6
@@ -36,116 +29,63 @@ DEPT_POSITIONS = 256  # s: the paper's longest input
 
 @dataclass(frozen=True)
 class Counting:
-    """Two ways to count a method's trained parameters.
+    """Counts a method's trained parameters in two ways, both named by its row in the table of methods.
 
     Args:
-        formula: their number for a task.
-        build: makes the trained modules on the meta device; parameters that require a gradient are counted.
-        tasks: how many tasks share the modules.
+        method: a name in `training.methods.METHODS`.
+        tasks: how many tasks share what is trained.
     """
 
-    formula: Callable[[BackboneShape], float]
-    build: Callable[[BackboneShape], nn.Module]
+    method: str
     tasks: int = 1
 
+    def formula(self, shape: BackboneShape) -> float:
+        """Returns the number for a task, by formula."""
+        row = TRAINED[self.method]
+        number: float = imported(row.parameters)(shape if row.trains_weights else self._inputs(shape))
+        return number
+
     def count(self, shape: BackboneShape) -> float:
-        """Builds the modules and returns their trained parameters for a task."""
+        """Builds what is trained on the meta device, and returns its parameters for a task.
+
+        Raises:
+            AttemptError: the method is built by a library that is not installed.
+        """
+        row = TRAINED[self.method]
         with torch.device("meta"):
-            module = self.build(shape)
-        return sum(p.numel() for p in module.parameters() if p.requires_grad) / self.tasks
+            if row.trains_weights:
+                module: nn.Module = row.builder()(_Unloaded(shape), 0)
+            else:
+                module = row.builder()(self._inputs(shape))
+        return sum(tensor.numel() for tensor in module.parameters() if tensor.requires_grad) / self.tasks
+
+    def _inputs(self, shape: BackboneShape) -> BuildInputs:
+        """Returns what the method's prompts are made from, with the sizes of the paper and tensors without numbers."""
+        config = make_config(None, method=self.method, prompt_length=LENGTH, attention_rank=RANK)
+        initial = torch.empty(self.tasks, LENGTH, shape.width, device="meta")
+        takes_sources = "sources" in TRAINED[self.method].takes
+        sources = torch.empty(SOURCES, LENGTH, shape.width, device="meta") if takes_sources else None
+        return BuildInputs(config, initial, sources, torch.Generator("cpu"), DEPT_POSITIONS)
 
 
-def _prompts(shape: BackboneShape, tasks: int = 1) -> torch.Tensor:
-    return torch.empty(tasks, LENGTH, shape.width)
+class _Unloaded:
+    """Stands for a backbone that weights are put into, but whose own are not loaded.
 
-
-def _attempt(shape: BackboneShape, tasks: int = 1) -> nn.Module:
-    return PromptMixture(
-        _prompts(shape, tasks), torch.empty(SOURCES, LENGTH, shape.width), PromptAttention(shape.width, RANK, 1.0)
-    )
-
-
-def _dept(shape: BackboneShape) -> tuple[int, int, int]:
-    """Returns m', s and r of a DePT that has the budget of a prompt."""
-    short, rank = decomposed_shape(shape.width, LENGTH, DEPT_POSITIONS)
-    return short, DEPT_POSITIONS, rank
-
-
-def _decomposed(shape: BackboneShape) -> nn.Module:
-    short, positions, rank = _dept(shape)
-    return DecomposedPrompt(torch.empty(1, short, shape.width), positions, rank)
-
-
-def _adapter_formula(shape: BackboneShape, dropped: int) -> int:
-    """Counts two adapters a layer, d → d / 32 → d with biases, in all but the first layers of each stack."""
-    inner = shape.width // REDUCTION
-    adapter = 2 * shape.width * inner + inner + shape.width
-    return 2 * adapter * (shape.layers - dropped) * (2 if shape.is_t5 else 1)
-
-
-def _adapters(shape: BackboneShape, *, drop: bool) -> nn.Module:
-    return nn.ModuleList(adapter_parts(shape.build(), torch.Generator("cpu"), drop=drop).values())
-
-
-def _by_library(shape: BackboneShape, kind: str) -> nn.Module:
-    """Builds the model with peft's modules in it; only these are trained.
-
-    Raises:
-        AttemptError: peft is not installed.
+    Args:
+        shape: the backbone's.
     """
-    try:
-        from peft import IA3Config, LoraConfig, inject_adapter_in_model
-    except ImportError as error:
-        raise AttemptError(
-            f"{kind} is counted on the modules of the peft library, which is not installed",
-            "Install it: `pip install 'attempt-cli[peft]'`, or name other methods with --methods.",
-        ) from error
-    model = shape.build().requires_grad_(False)
-    inject_adapter_in_model(LoraConfig(r=LORA_RANK) if kind == "lora" else IA3Config(), model, low_cpu_mem_usage=True)
-    return model
+
+    compiled, tuned = False, None
+    fingerprint, embedding_rms = "", 1.0
+
+    def __init__(self, shape: BackboneShape) -> None:
+        self.name, self.model, self.device = shape.name, shape.build().requires_grad_(False), torch.device("meta")
 
 
+# every method that has a formula, alone or, where its tasks share a prompt, on several; and ATTEMPT's shared G
 COUNTINGS: dict[str, Counting] = {
-    "fine-tuning": Counting(lambda shape: shape.parameters, BackboneShape.build),
-    "prompt-tuning": Counting(
-        lambda shape: prompt_tuning_parameters(shape.width, LENGTH), lambda shape: PromptMixture(_prompts(shape))
-    ),
-    "attempt": Counting(lambda shape: attempt_parameters(shape.width, LENGTH, RANK), _attempt),
-    "attempt-m": Counting(
-        lambda shape: attempt_parameters(shape.width, LENGTH, RANK, TASKS), lambda shape: _attempt(shape, TASKS), TASKS
-    ),
-    "mpt": Counting(
-        lambda shape: mpt_parameters(shape.width, LENGTH, tasks=TASKS),
-        lambda shape: SharedPrompt(_prompts(shape)[0], TASKS),
-        TASKS,
-    ),
-    "dept": Counting(lambda shape: dept_parameters(shape.width, *_dept(shape)), _decomposed),
-    "lora": Counting(
-        lambda shape: sum(
-            LORA_RANK * (inputs + outputs)
-            for name, inputs, outputs in shape.projections
-            if name in ("q", "v", "q_proj", "v_proj")
-        ),
-        lambda shape: _by_library(shape, "lora"),
-    ),
-    "ia3": Counting(
-        lambda shape: sum(
-            inputs if name in ("wo", "down_proj") else outputs  # the feed-forward's scale stands before its last layer
-            for name, inputs, outputs in shape.projections
-            if name in ("k", "v", "k_proj", "v_proj", "wo", "down_proj")
-        ),
-        lambda shape: _by_library(shape, "ia3"),
-    ),
-    "adapter": Counting(lambda shape: _adapter_formula(shape, 0), lambda shape: _adapters(shape, drop=False)),
-    "adapterdrop": Counting(
-        lambda shape: _adapter_formula(shape, round(DROPPED[0] * shape.layers / DROPPED[1])),
-        lambda shape: _adapters(shape, drop=True),
-    ),
-    "bitfit": Counting(
-        lambda shape: sum(outputs for _, _, outputs in shape.projections),
-        lambda shape: nn.ModuleList(bias_parts(shape.build()).values()),
-    ),
-}
+    name: Counting(name, TASKS if method.factors else 1) for name, method in TRAINED.items() if method.parameters
+} | {"attempt-m": Counting("attempt", TASKS)}
 
 
 def check_counted(methods: Sequence[str], backbones: Sequence[str]) -> list[str]:
@@ -214,6 +154,8 @@ def parameter_table(counts: Sequence[Count], columns: Sequence[str], title: str,
         f"the budget of a prompt over {DEPT_POSITIONS} positions; lora has rank {LORA_RANK}, adapters d / {REDUCTION}.",
         "Counted on modules that were built on torch's meta device: shapes without weights.",
     ]
+    own = {name: TRAINED[name].settings for name in dict.fromkeys(c.method for c in counts) if name in TRAINED}
+    notes += [f"{name}: {key} {one.default}." for name, settings in own.items() for key, one in settings.items()]
     if shown:
         notes.append("Published: " + "; ".join(dict.fromkeys(number.source for number in shown)) + ".")
     document = {"experiment": "fig7", "title": title, "command": command, "counts": [vars(count) for count in counts]}

@@ -1,14 +1,14 @@
 """Soft prompts and nothing else: ATTEMPT as in its paper, with all variants, and two other parametrisations.
 
 `PromptMixture` is prompt tuning and ATTEMPT (equations 1 to 5), `SharedPrompt` is multitask prompt tuning,
-`DecomposedPrompt` is decomposed prompt tuning. A `PromptModule` is any of them: it has `length`, `target_prompts`,
-`attention` (None if nothing reads the input) and `param_groups()`, and maps task ids and pooled inputs to prompts and
-weights.
+`DecomposedPrompt` is decomposed prompt tuning. Each is a `PromptModule`, and the rest of the code knows no more of a
+method.
 """
 
 from attempt_cli.method.attention import PromptAttention, paper_temperature, rms_temperature
 from attempt_cli.method.decomposed import DecomposedPrompt, decomposed_shape
 from attempt_cli.method.mixture import Level, PromptMixture, constant_weights
+from attempt_cli.method.module import BuildInputs, PromptModule
 from attempt_cli.method.parameters import (
     attempt_parameters,
     dept_parameters,
@@ -18,9 +18,8 @@ from attempt_cli.method.parameters import (
 from attempt_cli.method.pooling import pool_input, pool_prompts
 from attempt_cli.method.shared import SharedPrompt
 
-PromptModule = PromptMixture | SharedPrompt | DecomposedPrompt
-
 __all__ = [
+    "BuildInputs",
     "DecomposedPrompt",
     "Level",
     "PromptAttention",

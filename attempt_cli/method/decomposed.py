@@ -7,10 +7,11 @@ import math
 import torch
 from torch import Tensor, nn
 
+from attempt_cli.method.module import PromptModule
 from attempt_cli.method.param_groups import trained_param_groups
 
 
-class DecomposedPrompt(nn.Module):
+class DecomposedPrompt(PromptModule):
     """Gives every row its task's short prompt and the offsets of its input: [P_k ; X + A_k B_k].
 
     A is random and B is zero, so training starts from the unchanged input. With A from N(0, 1/r) the first step of B
@@ -27,7 +28,7 @@ class DecomposedPrompt(nn.Module):
             min(s, d).
     """
 
-    attention = None  # part of a mixture's interface: no input is read
+    target_prompts: nn.Parameter
 
     def __init__(
         self, target_prompts: Tensor, positions: int, rank: int, *, generator: torch.Generator | None = None
@@ -45,26 +46,9 @@ class DecomposedPrompt(nn.Module):
         self.left_factors = nn.Parameter(left)  # A, [n, s, r]
         self.right_factors = nn.Parameter(torch.zeros(tasks, rank, width))  # B, [n, r, d]
 
-    @property
-    def length(self) -> int:
-        """m', the number of prompt tokens."""
-        return self.target_prompts.shape[1]
-
     def param_groups(self) -> dict[str, list[nn.Parameter]]:
         """Returns the trained tensors by learning rate: short prompts under `prompts`, A and B under `attention`."""
         return trained_param_groups([self.target_prompts], [self.left_factors, self.right_factors])
-
-    def forward(self, task_ids: Tensor, pooled_input: Tensor | None = None) -> tuple[Tensor, None]:
-        """Returns the short prompts of a batch whose rows may belong to several tasks.
-
-        Args:
-            task_ids: the task of each row, [b].
-            pooled_input: ignored; part of a mixture's interface.
-
-        Returns:
-            [b, m', d], and None: nothing is mixed.
-        """
-        return self.target_prompts[task_ids], None
 
     def offsets(self, task_ids: Tensor, length: int) -> Tensor:
         """Returns the offsets of the rows' input embeddings, in the unit of the prompts.

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from attempt_cli.method.attention import PromptAttention
+from attempt_cli.method.module import PromptModule
 from attempt_cli.method.param_groups import trained_param_groups
 from attempt_cli.method.pooling import pool_prompts
 
@@ -25,7 +26,7 @@ def constant_weights(sources: int) -> Tensor:
     return torch.tensor([1 / sources] * sources + [0.0])
 
 
-class PromptMixture(nn.Module):
+class PromptMixture(PromptModule):
     """Gives every row its prompt, which is placed before the input or after it; holds all trained tensors.
 
     Without sources it is prompt tuning (equation 1): the row's target prompt itself. With sources it is ATTEMPT
@@ -50,6 +51,7 @@ class PromptMixture(nn.Module):
             level without attention, a weight for a target that takes no part, nothing left to mix).
     """
 
+    target_prompts: nn.Parameter
     source_prompts: Tensor | None
     source_keys: Tensor | None
     fixed_weights: Tensor | None
@@ -78,11 +80,6 @@ class PromptMixture(nn.Module):
         fixed = None if fixed_weights is None else fixed_weights.detach().clone().float()
         for name, tensor in (("source_prompts", frozen), ("source_keys", keys), ("fixed_weights", fixed)):
             self.register_buffer(name, tensor, persistent=False)
-
-    @property
-    def length(self) -> int:
-        """m, the number of prompt tokens."""
-        return self.target_prompts.shape[1]
 
     def param_groups(self) -> dict[str, list[nn.Parameter]]:
         """Returns the trained tensors by learning rate: target prompts under `prompts`, all of G under `attention`."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from attempt_cli.method.module import PromptModule
 from attempt_cli.method.param_groups import trained_param_groups
 
 
-class SharedPrompt(nn.Module):
+class SharedPrompt(PromptModule):
     """Gives every row its task's prompt, P_k = P* ∘ (u_k v_k): entry by entry, P* times a matrix of rank r.
 
     At the start every task's product is all ones, so its prompt is P*. The first rank has ones in u and v; the others
@@ -24,8 +25,6 @@ class SharedPrompt(nn.Module):
     Raises:
         ValueError: the shared prompt is not [m, d], there is no task, or the rank is not between 1 and min(m, d).
     """
-
-    attention = None  # part of a mixture's interface: no input is read
 
     def __init__(
         self,
@@ -67,13 +66,9 @@ class SharedPrompt(nn.Module):
         return trained_param_groups([self.shared_prompt], [self.left_factors, self.right_factors])
 
     def forward(self, task_ids: Tensor, pooled_input: Tensor | None = None) -> tuple[Tensor, None]:
-        """Returns the prompts of a batch whose rows may belong to several tasks.
-
-        Args:
-            task_ids: the task of each row, [b].
-            pooled_input: ignored; part of a mixture's interface.
-
-        Returns:
-            [b, m, d], and None: nothing is mixed.
-        """
+        """Returns the prompts of the rows' tasks, [b, m, d], and None; computes no other task's prompt."""
         return self.shared_prompt * (self.left_factors[task_ids] @ self.right_factors[task_ids]), None
+
+    def kept_prompts(self, shared: bool) -> Tensor:
+        """Returns the prompts that the registry keeps, [n, m, d]; P* alone, [1, m, d], for tasks that start from it."""
+        return self.shared_prompt[None] if shared else self.target_prompts

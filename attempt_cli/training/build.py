@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
@@ -12,13 +10,18 @@ from attempt_cli.backbones.base import FrozenBackbone
 from attempt_cli.data.task import Task
 from attempt_cli.errors import AttemptError
 from attempt_cli.method import (
+    BuildInputs,
     DecomposedPrompt,
     PromptAttention,
     PromptMixture,
     SharedPrompt,
+    attempt_parameters,
     constant_weights,
     decomposed_shape,
+    dept_parameters,
+    mpt_parameters,
     paper_temperature,
+    prompt_tuning_parameters,
     rms_temperature,
 )
 from attempt_cli.prompted import PromptedModel
@@ -26,27 +29,6 @@ from attempt_cli.training.config import TrainingConfig
 from attempt_cli.training.initial import vocabulary_prompt
 from attempt_cli.training.request import Request
 from attempt_registry import Registry
-
-
-@dataclass(frozen=True)
-class BuildInputs:
-    """What a method's prompts are made from.
-
-    Args:
-        config: the method and its settings.
-        initial: where prompts start, in their unit, one a task, [n, m, d].
-        sources: the source prompts, [t, m, d]; None where there are none.
-        generator: draws what starts from random numbers.
-        positions: s, the longest input in tokens (DePT).
-        attention: a trained G to start from; None makes a fresh one.
-    """
-
-    config: TrainingConfig
-    initial: Tensor
-    sources: Tensor | None
-    generator: torch.Generator
-    positions: int
-    attention: PromptAttention | None = None
 
 
 def build_model(registry: Registry, backbone: FrozenBackbone, request: Request) -> PromptedModel:
@@ -83,9 +65,16 @@ def prompt_tuning(inputs: BuildInputs) -> PromptMixture:
     return PromptMixture(inputs.initial)
 
 
+def prompt_tuning_count(inputs: BuildInputs) -> int:
+    """Counts one prompt's parameters."""
+    _, length, width = inputs.initial.shape
+    return prompt_tuning_parameters(width, length)
+
+
 def attempt(inputs: BuildInputs) -> PromptMixture:
     """Builds ATTEMPT's mixture of sources and target prompts (equations 2 to 5 and its variants)."""
-    config, initial, sources, attention = inputs.config, inputs.initial, inputs.sources, inputs.attention
+    config: TrainingConfig = inputs.config
+    initial, sources, attention = inputs.initial, inputs.sources, inputs.attention
     assert sources is not None
     if config.balanced_start:
         initial = balanced(initial, sources, 0 if config.constant_attention else 1 / (len(sources) + 1))
@@ -96,12 +85,18 @@ def attempt(inputs: BuildInputs) -> PromptMixture:
         width = initial.shape[-1]
         attention = PromptAttention(
             width,
-            config.attention_rank or min(100, width // 2),
+            attention_rank(config, width),
             temperature(config, width),
             learned_temperature=config.learned_temperature,
             generator=inputs.generator,
         )
     return PromptMixture(initial, sources, attention, level=config.level, with_target=config.with_target)
+
+
+def attempt_count(inputs: BuildInputs) -> float:
+    """Counts a task's prompt and its part of G."""
+    tasks, length, width = inputs.initial.shape
+    return attempt_parameters(width, length, attention_rank(inputs.config, width), tasks)
 
 
 def mpt(inputs: BuildInputs) -> SharedPrompt:
@@ -110,11 +105,24 @@ def mpt(inputs: BuildInputs) -> SharedPrompt:
     return SharedPrompt(shared, len(inputs.initial), generator=inputs.generator)
 
 
+def mpt_count(inputs: BuildInputs) -> float:
+    """Counts a task's factors and its part of the shared prompt."""
+    tasks, length, width = inputs.initial.shape
+    return mpt_parameters(width, length, tasks=tasks)
+
+
 def dept(inputs: BuildInputs) -> DecomposedPrompt:
     """Builds DePT's short prompts and offsets, with the budget of a prompt of m tokens."""
     _, length, width = inputs.initial.shape
     short, rank = offsets_shape(width, length, inputs.positions)
     return DecomposedPrompt(inputs.initial[:, :short], inputs.positions, rank, generator=inputs.generator)
+
+
+def dept_count(inputs: BuildInputs) -> int:
+    """Counts a short prompt and its offsets."""
+    _, length, width = inputs.initial.shape
+    short, rank = offsets_shape(width, length, inputs.positions)
+    return dept_parameters(width, short, inputs.positions, rank)
 
 
 def balanced(prompts: Tensor, sources: Tensor, target_weight: float) -> Tensor:
@@ -129,6 +137,11 @@ def balanced(prompts: Tensor, sources: Tensor, target_weight: float) -> Tensor:
         (P - Σ a_j P_j) / (1 + a_target), [n, m, d].
     """
     return (prompts - (1 - target_weight) * sources.mean(dim=0)) / (1 + target_weight)
+
+
+def attention_rank(config: TrainingConfig, width: int) -> int:
+    """Returns r of G as it was given, else the paper's 100, or half the width where that is less."""
+    return config.attention_rank or min(100, width // 2)
 
 
 def temperature(config: TrainingConfig, width: int) -> float:

@@ -40,7 +40,7 @@ class Method:
     Args:
         title: the method's name in messages and figures.
         help: what it does, for `--help`.
-        build: "module:function" that makes what is trained. It takes `training.build.BuildInputs` and returns a
+        build: "module:function" that makes what is trained. It takes `method.BuildInputs` and returns a
             `method.PromptModule`; of weight methods it takes the backbone and a seed and returns a `TunedWeights`.
         takes: what of the registry it can start from: "sources", "init_from", "attention_from" (a trained G),
             "composition" (to join one).
@@ -55,7 +55,8 @@ class Method:
         start: what training starts from, where that is neither a prompt nor frequent words; for the record.
         check: "module:function" that refuses a backbone and a request that do not fit the method.
         settings: numbers that this method alone has.
-        parameters: "module:function" from a backbone's shape to the number of trained parameters (figure 7).
+        parameters: "module:function" that gives the number of trained parameters for a task, by formula (figure 7).
+            It takes what `build` takes; of weight methods it takes the backbone's shape, a `BackboneShape`.
     """
 
     title: str
@@ -141,7 +142,7 @@ METHODS: dict[str, Method] = {
         rates=("prompts", "attention"),
         several=True,
         first_source=True,
-        parameters="attempt_cli.method.parameters:attempt_parameters",
+        parameters="attempt_cli.training.build:attempt_count",
     ),
     "spot": Method(
         "SPoT",
@@ -155,7 +156,7 @@ METHODS: dict[str, Method] = {
         "trains a prompt that starts from frequent words",
         "attempt_cli.training.build:prompt_tuning",
         takes=("init_from",),  # a source prompt may start from another one; of a target that is SPoT
-        parameters="attempt_cli.method.parameters:prompt_tuning_parameters",
+        parameters="attempt_cli.training.build:prompt_tuning_count",
     ),
     "mpt": Method(
         "MPT",
@@ -166,7 +167,7 @@ METHODS: dict[str, Method] = {
         rates=("prompts", "attention"),
         factors=True,
         start="the mean of the sources",
-        parameters="attempt_cli.method.parameters:mpt_parameters",
+        parameters="attempt_cli.training.build:mpt_count",
     ),
     "dept": Method(
         "DePT",
@@ -176,7 +177,15 @@ METHODS: dict[str, Method] = {
         placements=("before",),  # it changes X itself
         kept=False,
         check="attempt_cli.training.build:check_offsets",
-        parameters="attempt_cli.method.parameters:dept_parameters",
+        parameters="attempt_cli.training.build:dept_count",
+    ),
+    "ulpt": Method(
+        "ULPT",
+        "trains a prompt in few dimensions, which a frozen random matrix projects up, and a scale and a shift",
+        "attempt_cli.method.low_dimensional:build",
+        start="random numbers",
+        settings={"rank": Setting(2, 1, "r, the dimensions of a prompt token")},
+        parameters="attempt_cli.method.low_dimensional:parameters",
     ),
     "fine-tuning": _weights("fine-tuning", "trains all weights", "fine_tuning", "fine_tuning_parameters"),
     "bitfit": _weights("BitFit", "trains biases", "bitfit", "bitfit_parameters"),

@@ -9,7 +9,7 @@ import numpy as np
 from attempt_cli.artefacts import mixing_settings, versions
 from attempt_cli.data.fields import task_fields
 from attempt_cli.data.rows import Rows
-from attempt_cli.method import PromptMixture, SharedPrompt
+from attempt_cli.method import PromptMixture
 from attempt_cli.prompted import PromptedModel
 from attempt_cli.training.gradient import trained_tensors
 from attempt_cli.training.loop import Trained
@@ -119,8 +119,7 @@ class _Recorder:
         assert mixture is not None
         names = [rows.task.name for rows in request.tasks]
         shared = request.keep == "shared"
-        own = mixture.shared_prompt[None] if shared and isinstance(mixture, SharedPrompt) else mixture.target_prompts
-        tensors: np.ndarray[Any, Any] = own.detach().cpu().numpy()
+        tensors: np.ndarray[Any, Any] = mixture.kept_prompts(shared).detach().cpu().numpy()
         prompts: dict[str, str] = {}
         for number, rows in enumerate(request.tasks[: 1 if shared else None]):
             prompt = self.registry.add_prompt(

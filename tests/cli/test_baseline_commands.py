@@ -62,6 +62,17 @@ def test_mpt_keeps_a_prompt(trained: Attempt) -> None:
     trained.succeed(f"eval --prompt {prompt.ref} --test-file test.csv")
 
 
+def test_ulpt_keeps_a_prompt_like_any_other(trained: Attempt) -> None:
+    result = trained.json(f"train-target aim {QUICK} --method ulpt --ulpt-rank 3 --prompt-length 8")["training"]
+    prompt = opened(trained).prompt(result["name"])
+    assert (prompt.method, prompt.length, prompt.settings["init_from"]) == ("ulpt", 8, "random numbers")
+    assert result["trained_parameters"] == 8 * 3 + 2 * prompt.width
+    assert prompt.settings["training"]["method_settings"] == {"rank": 3}
+    trained.succeed(f"eval --prompt {prompt.ref} --test-file test.csv")
+    mixed = trained.json(f"train-target aim {QUICK} --sources one,{prompt.ref} --name mixed")["training"]
+    assert opened(trained).composition(mixed["composition"]).sources == ("one@1", prompt.ref)
+
+
 @pytest.mark.parametrize(
     ("options", "level", "settings"),
     [
@@ -102,6 +113,9 @@ def test_a_variant_is_recorded_and_evaluated(
         ("--sources one --constant-attention --attention-rank 4", 2, "--attention-rank says nothing with"),
         ("--sources one --attention-from g --level token", 2, "--level says nothing with --attention-from"),
         ("--sources one --no-target --method lora", 2, "not with lora"),
+        ("--method ulpt --ulpt-rank 0", 1, "--ulpt-rank is at least 1, not 0"),
+        ("--method ulpt --init-from one", 2, "--init-from only goes with"),
+        ("--sources one --ulpt-rank 2", 2, "--ulpt-rank only goes with --method ulpt, not with attempt"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(trained: Attempt, options: str, code: int, message: str) -> None:

@@ -18,6 +18,7 @@ from attempt_cli.experiments.published import (
 )
 from attempt_cli.experiments.report import COLUMNS
 from attempt_cli.training.config import TrainingConfig
+from attempt_cli.training.methods import METHODS as TRAINED
 from attempt_cli.training.presets import settings_for, train_limit
 
 NAMES = ["table1", "table2", "table3", "table4", "table9", "fig3", "fig4", "fig5", "fig6", "fig7"]
@@ -39,6 +40,14 @@ def test_what_an_experiment_names_is_there(name: str) -> None:
         assert set(experiment.columns) <= set(COLUMNS)
         assert experiment.plot
     assert len(set(experiment.methods)) == len(experiment.methods)
+
+
+def test_a_method_that_needs_no_source_can_be_compared() -> None:
+    for name, method in TRAINED.items():
+        if not method.needs:
+            comparison = METHODS[name]
+            assert (comparison.description, comparison.settings) == (method.help, {"method": name})
+            assert not comparison.uses_sources
 
 
 def test_the_tasks_are_the_paper_s_twenty_one() -> None:

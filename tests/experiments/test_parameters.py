@@ -7,6 +7,7 @@ import pytest
 from attempt_cli.backbones.shapes import backbone_shapes
 from attempt_cli.errors import AttemptError
 from attempt_cli.experiments.parameters import COUNTINGS, Count, count_all, parameter_table
+from attempt_cli.training.methods import METHODS
 
 
 @pytest.mark.parametrize("name", ["t5-small", "t5-base", "smollm2-135m"])
@@ -15,6 +16,11 @@ def test_formula_and_count_agree(name: str) -> None:
     assert shape.build().device.type == "meta"  # no weights
     for method, counting in COUNTINGS.items():
         assert counting.count(shape) == counting.formula(shape), method
+
+
+def test_every_method_is_counted_from_its_row() -> None:
+    assert METHODS.keys() - COUNTINGS.keys() == {"spot"}  # it is prompt tuning
+    assert COUNTINGS.keys() - METHODS.keys() == {"attempt-m"}
 
 
 def test_the_paper_s_own_numbers() -> None:

@@ -25,10 +25,11 @@ from attempt_cli.training.config import TrainingConfig, make_config
 from attempt_cli.training.gradient import trained_tensors
 from attempt_cli.training.loop import TrainingStoppedError
 from attempt_cli.training.memory import activation_bytes
+from attempt_cli.training.methods import METHODS
 from attempt_cli.training.request import Request
 from attempt_cli.training.run import train
 from attempt_registry import Registry
-from tests.models import WEIGHT_METHODS, save_t5
+from tests.models import save_t5
 from tests.training import tiny
 from tests.training.requests import request_for
 from tests.training.requests import trained as made
@@ -37,7 +38,8 @@ from tests.training.toy import toy_rows, write_csv
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 QUICK: dict[str, Any] = {"prompt_length": 8, "steps": 4, "batch_size": 8, "learning_rate": 0.1, "max_length": 16}
-BESIDE_PROMPTS = (*WEIGHT_METHODS, "dept")
+BESIDE_PROMPTS = [name for name, method in METHODS.items() if not method.kept]
+PROMPTS_ALONE = [name for name, method in METHODS.items() if method.kept and "composition" not in method.takes]
 VARIANTS: dict[str, dict[str, Any]] = {
     "token": {"level": "token"},
     "constant": {"constant_attention": True},
@@ -76,8 +78,9 @@ def registry(tmp_path: Path, backbone: FrozenBackbone, task: Task) -> Registry:
 
 def request(registry: Registry, task: Task, method: str, **settings: Any) -> Request:
     config = TrainingConfig(method=method, **(QUICK | {"eval_every": 2, "seed": 3} | settings))  # type: ignore[arg-type]
-    sources = tuple(registry.prompt(name) for name in ("one", "two")) if method in ("attempt", "mpt") else ()
-    start = sources[:1] if method == "attempt" else ()
+    row, kept = METHODS[method], tuple(registry.prompt(name) for name in ("one", "two"))
+    sources = kept if "sources" in row.takes else ()
+    start = kept[:1] if row.first_source or row.needs == ("init_from",) else ()
     return request_for(task, name=f"toy-{method}", config=config, sources=sources, init_from=start)
 
 
@@ -109,7 +112,7 @@ def test_what_is_no_prompt_leaves_a_run(registry: Registry, backbone: FrozenBack
     assert not list((registry.folder / "checkpoints").glob("*"))
 
 
-@pytest.mark.parametrize("method", [*BESIDE_PROMPTS, "mpt"])
+@pytest.mark.parametrize("method", METHODS)
 def test_the_loss_falls(registry: Registry, backbone: FrozenBackbone, task: Task, method: str) -> None:
     settings = {"steps": 40, "eval_every": 0, "weight_learning_rate": 0.02, "attention_learning_rate": 0.05}
     outcome = made(registry, backbone, request(registry, task, method, **settings))
@@ -119,7 +122,7 @@ def test_the_loss_falls(registry: Registry, backbone: FrozenBackbone, task: Task
     assert outcome.trained.warnings == []
 
 
-@pytest.mark.parametrize("method", [*BESIDE_PROMPTS, "mpt"])
+@pytest.mark.parametrize("method", METHODS)
 def test_resumed_equals_uninterrupted(registry: Registry, backbone: FrozenBackbone, task: Task, method: str) -> None:
     asked = request(registry, task, method, weight_learning_rate=0.02)
     whole = made(registry, backbone, asked)
@@ -257,6 +260,18 @@ def test_mpt_starts_from_the_mean_and_keeps_a_prompt(registry: Registry, backbon
     torch.testing.assert_close(scores(loaded.model, task), scores(outcome.model, task))
 
 
+@pytest.mark.parametrize(
+    "method", [name for name, row in METHODS.items() if row.kept and "composition" not in row.takes]
+)
+def test_a_kept_prompt_is_loaded_as_it_was_trained(
+    registry: Registry, backbone: FrozenBackbone, task: Task, method: str
+) -> None:
+    outcome = made(registry, backbone, request(registry, task, method))
+    assert outcome.prompt is not None
+    loaded = load_prompt(registry, backbone, registry.prompt(outcome.prompt))
+    assert torch.equal(scores(loaded.model, task), scores(outcome.model, task))
+
+
 # --- the mixture's variants
 
 
@@ -336,8 +351,6 @@ def test_settings_that_cannot_be_meant_together(
         make_config(None, **settings)
     asked = request(registry, task, settings["method"])  # a copy with an update is not validated, the request is
     unchecked = replace(asked, config=asked.config.model_copy(update=settings))
-    if settings["method"] == "spot":
-        unchecked = replace(unchecked, init_from=(registry.prompt("one"),))
     with pytest.raises(AttemptError, match=problem):
         train(registry, backbone, unchecked)
     assert backbone.tuned is None

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from attempt_cli.training.build import BuildInputs, attempt
+from attempt_cli.method import BuildInputs
+from attempt_cli.training.build import attempt
 from attempt_cli.training.config import make_config
 
 
