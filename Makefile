@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # torch comes first and by name: the package itself asks only for a range, and pip would take the newest CUDA build
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test bench lint format clean
+.PHONY: demo test test-fast bench lint format clean
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -18,8 +18,12 @@ $(VENV)/installed: pyproject.toml
 demo: $(VENV)/installed
 	$(BIN)/attempt --registry .demo-registry demo
 
+# all tests, the fast ones first; test-fast leaves out those that are marked slow
 test: $(VENV)/installed
 	$(BIN)/pytest -q
+
+test-fast: $(VENV)/installed
+	$(BIN)/pytest -q -m "not slow"
 
 # how fast, against whom: benchmarks/README.md. BENCH_ROUNDS sets the rounds
 BENCHES := training_speed mixture t5_training_speed evaluation_speed many_tasks memory startup compiled growth

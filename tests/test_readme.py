@@ -15,6 +15,8 @@ import pytest
 
 from tests.models import save_llama
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
 BLOCKS = [block.strip() for block in re.findall(r"```console\n(.*?)```", README, flags=re.S)]

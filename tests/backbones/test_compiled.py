@@ -18,6 +18,8 @@ from attempt_cli.prompted import PromptedModel
 from tests.backbones.test_placement import LABELS, prompted, rows_of
 from tests.models import save_gpt2, save_llama, save_t5
 
+pytestmark = pytest.mark.slow
+
 SAVE = {"llama": save_llama, "gpt2": save_gpt2, "t5": save_t5}
 WAYS = [
     ("llama", "before", 0),  # one prompt for all rows: it has a pass of its own

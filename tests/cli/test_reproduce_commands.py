@@ -19,6 +19,8 @@ from attempt_registry import Registry, Run
 from tests.training.commands import Attempt
 from tests.training.test_kill import slow_with_a_checkpoint_every_step
 
+pytestmark = pytest.mark.slow
+
 QUICK = "--steps 4 --limit 12 --batch-size 8 --prompt-length 4 --learning-rate 0.1 --dtype float32"
 FEW = f"reproduce table3 --tasks support-chats -k 4,8 --seeds 2 {QUICK} --train-sources shop-reviews,message-topics"
 METHODS = ["none", "source", "prompt-tuning", "spot", "attempt"]

@@ -26,6 +26,8 @@ from attempt_cli.training.run import layers_for
 from tests.models import save_llama
 from tests.training.tiny import LENGTH, Recorder, encoded, model, run
 
+pytestmark = pytest.mark.slow
+
 STEPS = 8
 
 

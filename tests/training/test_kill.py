@@ -17,6 +17,8 @@ from attempt_registry import Prompt, Registry
 from tests.training.commands import LONGEST, Attempt
 from tests.training.toy import READ
 
+pytestmark = pytest.mark.slow
+
 FILES = f"--train-file train.csv --validation-file validation.csv {READ}"
 COMMON = f"{FILES} --dtype float32 --batch-size 8 --learning-rate 0.1 --seed 3"
 SOURCE = f"train-source toy {COMMON} --prompt-length 4 --steps 90 --eval-every 30"

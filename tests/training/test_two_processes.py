@@ -19,6 +19,8 @@ from tests.training.commands import LONGEST, Attempt, Running
 from tests.training.test_kill import checkpoints, elsewhere, opened
 from tests.training.toy import READ
 
+pytestmark = pytest.mark.slow
+
 TRAIN = (
     f"train-target aim --train-file train.csv --validation-file validation.csv {READ} --sources one,two "
     "--dtype float32 --device cpu --attention-rank 4 --learning-rate 0.05"
