@@ -360,3 +360,32 @@ def test_demo(attempt: Attempt) -> None:
         "predict support-chats-32-shot-attempt --dtype float32", input="Third agent today and still no answer.\n"
     )
     assert set(predicted.lines[0]["attention"]) == {"shop-reviews@1", "message-topics@1", "target"}
+
+
+# --- what is refused before the backbone is loaded
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("train-source mnli --eval-every 5", "mnli"),
+        ("train-source toy --train-file train.csv --input '{txt} label:' --label mood", "no column 'txt'"),
+        (
+            "train-source toy --train-file train.csv --input '{text} label:' --label mood --name 'a b'",
+            "cannot be a name",
+        ),
+        ("train-source toy --train-file train.csv --input '{text} label:' --label mood --tag a,b", "cannot be a tag"),
+        ("train-source toy --train-file train.csv --input '{text} label:' --label mood --init-from nn", "named 'nn'"),
+        ("train-source toy --train-file train.csv --input '{text} label:' --label mood --steps 0", "--steps"),
+        (
+            "train-target toy --train-file train.csv --input '{text} label:' --label mood --sources one,one",
+            "named twice",
+        ),
+        ("train-attention --sources one --tasks none.yaml", "none.yaml"),
+    ],
+)
+def test_nothing_is_loaded_for_what_cannot_be_trained(trained: Attempt, command: str, message: str) -> None:
+    result = trained(command)
+    assert result.code in (1, 2)
+    assert message in result.err
+    assert "loading" not in result.err
