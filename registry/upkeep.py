@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 # A file is written before its row; an hour is far more than a process needs between the two.
 GRACE_SECONDS = 3600.0
+# files that `gc` removes under one lock
+_AT_ONCE = 200
 
 
 def remove(registry: Finder, database: Database, ref: str, *, kind: str, force: bool, dry_run: bool) -> Removal:
@@ -103,30 +105,43 @@ def _parts(composition: Composition) -> tuple[str, ...]:
 
 def gc(database: Database, objects: Objects, *, dry_run: bool, grace: float) -> Garbage:
     """Collects garbage; see `Registry.gc`."""
-    files, size, young = [], 0, 0
-    if not database.file.exists() and any(objects.files()):
-        raise RegistryError(
-            f"{objects.folder} holds tensors, but their database {database.file.name} is missing",
-            "Restore a copy of it. Nothing was removed: without the database every tensor would look unused.",
-        )
-    # the lock: no row is committed between reading the rows and removing the files
-    locked = not dry_run and database.file.exists()
-    with database.transaction() if locked else contextlib.nullcontext(), translated_errors(objects.folder):
-        used = {
-            sha256
-            for kind in ("prompt", "attention")
-            for (sha256,) in database.rows(f"SELECT DISTINCT sha256 FROM {kind}s")
-        }
-        for path, sha256 in objects.files():
-            if sha256 in used:
-                continue
-            with contextlib.suppress(FileNotFoundError):
-                if age(path) < grace:
-                    young += 1
-                    continue
-                length = path.stat().st_size
-                if not dry_run:
-                    path.unlink()
-                files.append(str(path))
-                size += length
+    with translated_errors(objects.folder):
+        there = list(objects.files())
+        if there and not database.file.exists():
+            raise RegistryError(
+                f"{objects.folder} holds tensors, but their database {database.file.name} is missing",
+                "Restore a copy of it. Nothing was removed: without the database every tensor would look unused.",
+            )
+        if not dry_run and database.file.exists():
+            database.require_writable()
+        used = _used(database)
+        unused = [(path, sha256) for path, sha256 in there if sha256 not in used]
+        files, size, young = [], 0, 0
+        for start in range(0, len(unused), _AT_ONCE):
+            some = unused[start : start + _AT_ONCE]
+            # The lock: no row is committed between asking whether a file is used and removing it. Looking for the
+            # files needs none, and is what takes long; between two batches other writers have their turn.
+            with contextlib.nullcontext() if dry_run else database.transaction():
+                used_again = set() if dry_run else _used(database, [sha256 for _, sha256 in some if sha256])
+                for path, sha256 in some:
+                    if sha256 in used_again:
+                        continue
+                    with contextlib.suppress(FileNotFoundError):
+                        if age(path) < grace:
+                            young += 1
+                            continue
+                        length = path.lstat().st_size
+                        if not dry_run:
+                            path.unlink()
+                        files.append(str(path))
+                        size += length
     return Garbage(tuple(files), size, young, removed=not dry_run)
+
+
+def _used(database: Database, among: list[str] | None = None) -> set[str]:
+    where = "" if among is None else f" WHERE sha256 IN ({', '.join('?' * len(among))})"
+    return {
+        sha256
+        for kind in ("prompt", "attention")
+        for (sha256,) in database.rows(f"SELECT DISTINCT sha256 FROM {kind}s{where}", among or ())
+    }
