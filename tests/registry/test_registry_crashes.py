@@ -247,7 +247,7 @@ def test_a_disk_that_really_fills_up(tmp_path: Path, in_own_mounts: Callable) ->
     disk = tmp_path / "disk"
     disk.mkdir()
     done = in_own_mounts(
-        f"mount -t tmpfs -o size=400k tmpfs {disk}\n"
+        f"mount -t tmpfs -o size=1200k tmpfs {disk}\n"
         f"head -c 100000 /dev/zero > {disk}/ballast\n"
         f"exec {sys.executable} {program} {disk}/registry\n"
     )
