@@ -71,22 +71,22 @@ def records(record: type[Record], rows: Sequence[Sequence[Any]]) -> list[Record]
 
 def _converted(name: str, type_: str, cells: Sequence[Any]) -> Sequence[Any]:
     if not {*map(type, cells)} <= _TYPES.get(type_, {str}):
-        raise DamagedRowError(f"its {name} is not of the type {type_ if type_ in _TYPES else 'JSON'}")
+        raise DamagedRowError(f"its field '{name}' holds another type of value")
     if name == "sha256" and not all(map(_HASH.fullmatch, cells)):
-        raise DamagedRowError("its sha256 is no hash")
+        raise DamagedRowError("its field 'sha256' is no hash")
     if name not in _DICTS | _TUPLES:
         return cells
     try:
         values = json.loads(f"[{','.join(cells)}]")
     except (ValueError, RecursionError) as error:
-        raise DamagedRowError(f"its {name} cannot be read as JSON") from error
+        raise DamagedRowError(f"its field '{name}' cannot be read as JSON") from error
     kind = dict if name in _DICTS else list
     if len(values) != len(cells) or not {*map(type, values)} <= {kind}:
-        raise DamagedRowError(f"its {name} is no JSON {'object' if kind is dict else 'list'}")
+        raise DamagedRowError(f"its field '{name}' is no JSON {'object' if kind is dict else 'list'}")
     if kind is dict:
         return list(values)
     if not {type(item) for items in values for item in items} <= {str}:
-        raise DamagedRowError(f"its {name} is no list of texts")
+        raise DamagedRowError(f"its field '{name}' is no list of texts")
     return list(map(tuple, values))
 
 

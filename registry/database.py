@@ -63,7 +63,7 @@ class Database:
                     yield row
                     done += 1
             except sqlite3.OperationalError as error:
-                if "Could not decode" not in str(error):
+                if "Could not decode" not in str(error) or connection.text_factory is _text_or_bytes:
                     raise
                 connection.text_factory = _text_or_bytes  # takes longer, so only where it is needed
                 yield from itertools.islice(connection.execute(sql, parameters), done, None)
@@ -290,6 +290,9 @@ def translated_errors(path: Path) -> Iterator[None]:
         raise RegistryError(
             "a text has characters that are not valid Unicode", "Check the note and the names."
         ) from error
+    except UnicodeDecodeError as error:
+        # a damaged name of a table, inside SQLite's own message
+        raise _damaged(path, "text that is not UTF-8") from error
     except OverflowError as error:
         raise RegistryError("a number is too large for the registry (64 bits)", "Choose a smaller seed.") from error
 
@@ -319,16 +322,13 @@ def _sqlite_failure(error: sqlite3.Error, path: Path) -> RegistryError:
             f"another process has been writing to {path} for {BUSY_SECONDS:.0f} seconds",
             "Try again when it is done.",
         )
-    if "not a database" in text or "malformed" in text:
-        return RegistryError(
-            f"{path} is damaged or not a SQLite database ({text})",
-            "Restore a copy, or name another folder with --registry. The tensors under objects/ are separate files.",
-        )
     if "no such module: fts5" in text or "no such tokenizer" in text:
         return RegistryError(
             f"Python's SQLite {sqlite3.sqlite_version} has no full-text search by trigrams",
             "Use a Python with SQLite 3.34 or newer, for example one from python.org.",
         )
+    if any(sign in text for sign in ("not a database", "malformed", "vtable constructor failed", "fts5 file format")):
+        return _damaged(path, text)
     if "unable to open" in text:
         return RegistryError(f"cannot open {path}", "Check the permissions of the file and of its folder.")
     return RegistryError(f"SQLite failed on {path}: {text}", "Check the disk, then run `attempt registry verify`.")
@@ -353,6 +353,13 @@ def _full(path: Path) -> RegistryError:
         f"no space left on the disk of {path}",
         "Free some space, for example with `attempt registry gc`, then run the command again. "
         "The registry's earlier contents are intact.",
+    )
+
+
+def _damaged(path: Path, text: str) -> RegistryError:
+    return RegistryError(
+        f"{path} is damaged or not a SQLite database ({text})",
+        "Restore a copy, or name another folder with --registry. The tensors under objects/ are separate files.",
     )
 
 

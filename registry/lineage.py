@@ -83,7 +83,7 @@ def search(registry: Finder, text: str) -> list[Prompt | Attention | Composition
     if not words:
         return []
     # FTS5 finds three characters and more, by trigrams; what is shorter is looked for in what it finds
-    long = " AND ".join('"' + word.replace('"', '""') + '"' for word in words if len(word) >= 3)
+    long = " AND ".join(_phrase(word) for word in text.split() if len(word.casefold()) >= 3)
     short = [word for word in words if len(word) < 3]
     found: list[Prompt | Attention | Composition] = []
     for record in RECORDS.values():
@@ -92,8 +92,18 @@ def search(registry: Finder, text: str) -> list[Prompt | Attention | Composition
         if short:
             query = f"SELECT rowid, text FROM {table}_words" + (" WHERE text MATCH ?" if long else "")
             rows = registry._database.each_row(query, [long] if long else [])
-            ids = [id for id, content in rows if all(word in content.casefold() for word in short)]
+            ids = [
+                id
+                for id, content in rows
+                if isinstance(content, str) and all(word in content.casefold() for word in short)
+            ]
             chosen, values = "SELECT value FROM json_each(?)", [json.dumps(ids)]
         query = f"SELECT {columns(record)} FROM {table} WHERE id IN ({chosen}) ORDER BY name, version"
         found += registry._records(record, registry._database.rows(query, values))
     return found
+
+
+def _phrase(word: str) -> str:
+    # FTS5 ignores case in most scripts, Python in all: what is typed as it is kept is found in any script
+    forms = dict.fromkeys(form.replace('"', '""') for form in (word.casefold(), word))
+    return "(" + " OR ".join(f'"{form}"' for form in forms) + ")"

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 # A file is written before its row; an hour is far more than a process needs between the two.
 GRACE_SECONDS = 3600.0
+_SEARCHED = ("prompts", "attentions", "compositions")
 # files that `gc` removes under one lock
 _AT_ONCE = 200
 
@@ -59,6 +60,11 @@ def verify(registry: Finder, database: Database, objects: Objects) -> list[Probl
     problems = [
         Problem("database", text, str(database.file)) for (text,) in database.rows("PRAGMA quick_check") if text != "ok"
     ]
+    problems += [
+        Problem("search", f"its words do not fit the {table}", str(database.file))
+        for table in _SEARCHED
+        if _words_differ(database, table)
+    ]
     registry.damaged.clear()
     prompts, attentions = list(registry.each(Prompt, {})), list(registry.each(Attention, {}))
     compositions = list(registry.each(Composition, {}))
@@ -93,6 +99,17 @@ def verify(registry: Finder, database: Database, objects: Objects) -> list[Probl
             if not _existed(parent, given)
         ]
     return problems
+
+
+def _words_differ(database: Database, table: str) -> bool:
+    try:
+        ((rows,),) = database.rows(f"SELECT count(*) FROM {table}") or [(0,)]
+        ((words,),) = database.rows(
+            f"SELECT count(*) FROM {table} JOIN {table}_words ON {table}_words.rowid = {table}.id"
+        ) or [(0,)]
+        return bool(rows != words)
+    except RegistryError:
+        return True
 
 
 def _full(ref: str) -> str:
