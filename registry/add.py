@@ -8,12 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attempt_registry.conversion import json_text, now
+from attempt_registry.conversion import KIND_OF, Named, json_text, now
 from attempt_registry.errors import RegistryError
 from attempt_registry.find import Finder
 from attempt_registry.objects import Objects, to_safetensors
 from attempt_registry.records import Attention, Backbone, Composition, Prompt, Run
-from attempt_registry.references import check_name
+from attempt_registry.references import check_name, check_seen
 
 if TYPE_CHECKING:
     import numpy as np
@@ -96,6 +96,7 @@ class Adder(Finder):
             )
         if kind not in ("source", "target"):
             raise RegistryError(f"'{kind}' is not a kind of prompt", "A prompt is a source or a target.")
+        check_seen(task, "a task")
         _check_placement(placement)
         if not np.isfinite(embedding_scale) or embedding_scale <= 0:
             raise RegistryError(f"the embedding scale {embedding_scale} is not a positive number", "Leave it at 1.0.")
@@ -119,7 +120,7 @@ class Adder(Finder):
             "note": note,
             "tags": json_text(unique(checked_tags(tags)), "the tags"),
         }
-        return self.prompt(self._add("prompt", name, record, data, parents=parents))
+        return self._add(Prompt, name, record, data, parents=parents)
 
     def import_prompt(
         self,
@@ -218,7 +219,7 @@ class Adder(Finder):
             "seed": None if seed is None else int(seed),
             "note": note,
         }
-        return self.attention(self._add("attention", name, record, data, parents=parents))
+        return self._add(Attention, name, record, data, parents=parents)
 
     def add_composition(
         self,
@@ -270,7 +271,7 @@ class Adder(Finder):
                 "settings": json_text(settings or {}, "the settings"),
                 "note": note,
             }
-            return self.composition(self._add("composition", name, record))
+            return self._add(Composition, name, record)
 
     def add_run(
         self,
@@ -305,32 +306,34 @@ class Adder(Finder):
 
     def _add(
         self,
-        kind: str,
+        record: type[Named],
         name: str,
-        record: dict[str, Any],
+        fields: dict[str, Any],
         data: bytes | None = None,
         parents: Sequence[str] | None = None,
-    ) -> str:
-        """Writes the tensor, then the row with the next version of the name; returns the full name."""
+    ) -> Named:
+        """Writes the tensor, then the row with the next version of the name; returns the record."""
         check_name(name)
+        kind = KIND_OF[record]
         self._database.require_writable()
         if data is not None:
             # before the transaction: other processes need not wait for the disk
-            self._objects.put(data, record["sha256"])
+            self._objects.put(data, fields["sha256"])
         with self._database.transaction():
             if data is not None:
                 # `gc` holds this lock while it removes files: if it has just removed this one, it is written again
-                self._objects.put(data, record["sha256"])
+                self._objects.put(data, fields["sha256"])
             if parents is not None:
-                record["parents"] = json_text([self._parent(parent) for parent in parents], "the parents")
+                fields["parents"] = json_text([self._parent(parent) for parent in parents], "the parents")
             self._database.execute(
                 "INSERT INTO names (kind, name, version) VALUES (?, ?, 1) "
                 "ON CONFLICT (kind, name) DO UPDATE SET version = version + 1",
                 (kind, name),
             )
             ((version,),) = self._database.rows("SELECT version FROM names WHERE kind = ? AND name = ?", (kind, name))
-            self._database.insert(f"{kind}s", {"name": name, "version": version, **record, "created": now()})
-        return f"{name}@{version}"
+            self._database.insert(f"{kind}s", {"name": name, "version": version, **fields, "created": now()})
+            # read here: after the transaction another process may have removed it
+            return self._one(record, f"{name}@{version}")
 
 
 def _check_placement(placement: str) -> None:
@@ -356,10 +359,11 @@ def checked_tags(tags: Sequence[str]) -> list[str]:
     """Returns the tags.
 
     Raises:
-        RegistryError: for a tag that is empty, has commas or line breaks, or has spaces at its ends.
+        RegistryError: for a tag that is empty, has commas or control characters, or has spaces at its ends.
     """
     for tag in tags:
-        if not tag or tag != tag.strip() or "," in tag or "\n" in tag:
+        check_seen(tag, "a tag")
+        if not tag or tag != tag.strip() or "," in tag:
             raise RegistryError(
                 f"'{tag}' cannot be a tag", "A tag is not empty and has no commas, and no spaces at its ends."
             )

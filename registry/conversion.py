@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -11,9 +12,9 @@ from pathlib import PurePath
 from typing import Any, TypeVar
 
 from attempt_registry.errors import RegistryError
-from attempt_registry.records import Attention, Composition, Prompt, Run
+from attempt_registry.records import Attention, Backbone, Composition, Prompt, Run
 
-Record = TypeVar("Record", Prompt, Attention, Composition, Run)
+Record = TypeVar("Record", Prompt, Attention, Composition, Run, Backbone)
 Named = TypeVar("Named", Prompt, Attention, Composition)
 
 TABLES: dict[type, str] = {
@@ -21,11 +22,21 @@ TABLES: dict[type, str] = {
     Attention: "attentions",
     Composition: "compositions",
     Run: "runs",
+    Backbone: "backbones",
 }
 RECORDS: dict[str, type] = {"prompt": Prompt, "attention": Attention, "composition": Composition}
 KIND_OF: dict[type, str] = {record: kind for kind, record in RECORDS.items()}
 
 _DICTS = {"settings", "numbers", "rows", "budget", "versions"}
+# SQLite keeps any type in any column: a damaged cell may hold another one
+_TYPES: dict[str, set[type]] = {
+    "str": {str},
+    "str | None": {str, type(None)},
+    "int": {int},
+    "int | None": {int, type(None)},
+    "float": {float, int},
+}
+_HASH = re.compile(r"[0-9a-f]{64}")
 _TUPLES = {"tags", "parents", "sources", "targets", "artefacts", "inputs"}
 
 
@@ -39,18 +50,44 @@ def columns(record: type) -> str:
     return ", ".join(field.name for field in fields(record))
 
 
+class DamagedRowError(Exception):
+    """A row of the database that cannot become a record; the text says why."""
+
+
 def records(record: type[Record], rows: Sequence[Sequence[Any]]) -> list[Record]:
-    """Converts database rows, selected by `columns`, to records."""
+    """Converts database rows, selected by `columns`, to records.
+
+    Raises:
+        DamagedRowError: when one of them cannot be converted.
+    """
     if not rows:
         return []
     table: list[Sequence[Any]] = list(zip(*rows, strict=True))
     for index, field in enumerate(fields(record)):
         # one call per column: thousands of calls of json.loads would take longer than everything else
-        if field.name in _DICTS:
-            table[index] = json.loads(f"[{','.join(table[index])}]")
-        elif field.name in _TUPLES:
-            table[index] = list(map(tuple, json.loads(f"[{','.join(table[index])}]")))
+        table[index] = _converted(field.name, str(field.type), table[index])
     return list(map(record, *table))
+
+
+def _converted(name: str, type_: str, cells: Sequence[Any]) -> Sequence[Any]:
+    if not {*map(type, cells)} <= _TYPES.get(type_, {str}):
+        raise DamagedRowError(f"its field '{name}' holds another type of value")
+    if name == "sha256" and not all(map(_HASH.fullmatch, cells)):
+        raise DamagedRowError("its field 'sha256' is no hash")
+    if name not in _DICTS | _TUPLES:
+        return cells
+    try:
+        values = json.loads(f"[{','.join(cells)}]")
+    except (ValueError, RecursionError) as error:
+        raise DamagedRowError(f"its field '{name}' cannot be read as JSON") from error
+    kind = dict if name in _DICTS else list
+    if len(values) != len(cells) or not {*map(type, values)} <= {kind}:
+        raise DamagedRowError(f"its field '{name}' is no JSON {'object' if kind is dict else 'list'}")
+    if kind is dict:
+        return list(values)
+    if not {type(item) for items in values for item in items} <= {str}:
+        raise DamagedRowError(f"its field '{name}' is no list of texts")
+    return list(map(tuple, values))
 
 
 def now() -> str:

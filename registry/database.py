@@ -1,12 +1,13 @@
 """Opens, updates, reads and writes the SQLite file, and explains its failures.
 
-Reading uses `sqlite3` itself; creating tables and adding rows uses sqlite-utils. Importing the latter also imports
-pandas where it is installed, which costs more than all the rest of a command that only reads.
+Reading and writing use `sqlite3` itself; only creating tables uses sqlite-utils. Importing the latter also imports
+pandas where it is installed, which costs more than all the rest of a command.
 """
 
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import sqlite3
 import threading
@@ -22,7 +23,7 @@ FILE_NAME = "registry.db"
 BUSY_SECONDS = 30.0
 # The names in `attempt_registry.migrations`, repeated here: an up-to-date database opens without importing it.
 MIGRATION_SET = "registry"
-MIGRATIONS = ("0001_first_tables", "0002_placement")
+MIGRATIONS = ("0001_first_tables", "0002_placement", "0003_links_and_words")
 
 
 class _Own(threading.local):
@@ -56,11 +57,24 @@ class Database:
 
     def rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """Returns all rows of a SELECT; none when there is no database yet."""
+        return list(self.each_row(sql, parameters))
+
+    def each_row(self, sql: str, parameters: Sequence[Any] = ()) -> Iterator[tuple[Any, ...]]:
+        """Yields the rows of a SELECT one by one; text that is not UTF-8 comes as bytes."""
         connection = self._open()
         if connection is None:
-            return []
+            return
         with translated_errors(self.file):
-            return connection.execute(sql, parameters).fetchall()
+            done = 0
+            try:
+                for row in connection.execute(sql, parameters):
+                    yield row
+                    done += 1
+            except sqlite3.OperationalError as error:
+                if "Could not decode" not in str(error) or connection.text_factory is _text_or_bytes:
+                    raise
+                connection.text_factory = _text_or_bytes  # takes longer, so only where it is needed
+                yield from itertools.islice(connection.execute(sql, parameters), done, None)
 
     def execute(self, sql: str, parameters: Sequence[Any] = ()) -> int:
         """Runs one writing statement inside `transaction` and returns the number of rows it changed."""
@@ -69,14 +83,13 @@ class Database:
 
     def insert(self, table: str, record: Mapping[str, Any]) -> int:
         """Adds one row inside `transaction` and returns its id."""
-        import sqlite_utils
-
-        connection = self._in_transaction()
+        marks = ", ".join("?" * len(record))
         with translated_errors(self.file):
-            database = sqlite_utils.Database(connection, execute_plugins=False)
-            database.table(table).insert(dict(record))
-            (last,) = connection.execute("SELECT last_insert_rowid()").fetchone()
-            return int(last)
+            cursor = self._in_transaction().execute(
+                f"INSERT INTO {table} ({', '.join(record)}) VALUES ({marks})", list(record.values())
+            )
+            assert cursor.lastrowid is not None
+            return cursor.lastrowid
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -85,8 +98,10 @@ class Database:
         assert connection is not None
         nested = connection.in_transaction
         with translated_errors(self.file):
-            # IMMEDIATE: wait for other writers here, not at the first write, where SQLite could only fail
-            connection.execute("SAVEPOINT part" if nested else "BEGIN IMMEDIATE")
+            if nested:
+                connection.execute("SAVEPOINT part")
+            else:
+                _begin(connection)
         try:
             yield
             with translated_errors(self.file):
@@ -138,9 +153,21 @@ class Database:
         if not self._own.writable:
             # an empty file: another process has just begun its first write
             return self._connect_read_only() if is_there and self.file.stat().st_size else None
-        connection = _connection(self.file, "rwc" if for_writing else "rw")
+        mode = "rwc" if for_writing else "rw"
+        connection = _connection(self.file, mode)
         try:
-            if self._pending(connection):
+            try:
+                pending = self._pending(connection)
+            except sqlite3.OperationalError as error:
+                if not _is_full(error, self.folder):
+                    raise
+                # The log's index has no room on the disk. A connection that is alone keeps it in memory: reading goes
+                # on, and so does `gc`, which makes room.
+                connection.close()
+                connection = _connection(self.file, mode)
+                connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+                pending = self._pending(connection)
+            if pending:
                 self._migrate(connection)
         except BaseException:
             connection.close()
@@ -157,7 +184,11 @@ class Database:
             # writing either: SQLite may read the file as it is.
             log = self.file.with_name(f"{FILE_NAME}-wal")
             if log.exists() and log.stat().st_size:
-                raise
+                raise RegistryError(
+                    f"the newest changes of the registry {self.folder} are in {log.name}, "
+                    "which SQLite cannot read in a folder where it may not write",
+                    "Copy the folder to where you may write, and name the copy with --registry.",
+                ) from None
             connection = _connection(self.file, "ro&immutable=1")
             pending = self._pending(connection)
         if pending:
@@ -214,6 +245,32 @@ def _connection(file: Path, mode: str) -> sqlite3.Connection:
     return sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None)
 
 
+def _text_or_bytes(data: bytes) -> str | bytes:
+    # a damaged cell is found when its record is made; here it would hide all others
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return data
+
+
+def _begin(connection: sqlite3.Connection) -> None:
+    # IMMEDIATE: wait for other writers here, not at the first write, where SQLite could only fail. SQLite's own waiting
+    # asks ever more rarely, so that newcomers overtake whoever waits longest; here all ask equally often.
+    deadline = time.monotonic() + BUSY_SECONDS
+    connection.execute("PRAGMA busy_timeout = 0")
+    try:
+        while True:
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+                return
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() > deadline:
+                    raise
+            time.sleep(0.001 + os.urandom(1)[0] / 50_000)
+    finally:
+        connection.execute(f"PRAGMA busy_timeout = {int(BUSY_SECONDS * 1000)}")
+
+
 def _enable_wal(connection: sqlite3.Connection) -> None:
     # Unlike statements, the change of mode does not wait for other connections. Where the file system does not
     # support WAL, the database works without it.
@@ -241,6 +298,9 @@ def translated_errors(path: Path) -> Iterator[None]:
         raise RegistryError(
             "a text has characters that are not valid Unicode", "Check the note and the names."
         ) from error
+    except UnicodeDecodeError as error:
+        # a damaged name of a table, inside SQLite's own message
+        raise _damaged(path, "text that is not UTF-8") from error
     except OverflowError as error:
         raise RegistryError("a number is too large for the registry (64 bits)", "Choose a smaller seed.") from error
 
@@ -261,8 +321,7 @@ def file_failure(error: OSError, path: Path) -> RegistryError:
 
 def _sqlite_failure(error: sqlite3.Error, path: Path) -> RegistryError:
     text = str(error)
-    if "full" in text or ("disk I/O error" in text and _free_bytes(path.parent) < 1 << 20):
-        # SQLite reports an I/O error when there is no room for the index of its log
+    if _is_full(error, path.parent):
         return _full(path)
     if "readonly" in text:
         return _read_only(path.parent)
@@ -271,14 +330,21 @@ def _sqlite_failure(error: sqlite3.Error, path: Path) -> RegistryError:
             f"another process has been writing to {path} for {BUSY_SECONDS:.0f} seconds",
             "Try again when it is done.",
         )
-    if "not a database" in text or "malformed" in text:
+    if "no such module: fts5" in text or "no such tokenizer" in text:
         return RegistryError(
-            f"{path} is damaged or not a SQLite database ({text})",
-            "Restore a copy, or name another folder with --registry. The tensors under objects/ are separate files.",
+            f"Python's SQLite {sqlite3.sqlite_version} has no full-text search by trigrams",
+            "Use a Python with SQLite 3.34 or newer, for example one from python.org.",
         )
+    if any(sign in text for sign in ("not a database", "malformed", "vtable constructor failed", "fts5 file format")):
+        return _damaged(path, text)
     if "unable to open" in text:
         return RegistryError(f"cannot open {path}", "Check the permissions of the file and of its folder.")
     return RegistryError(f"SQLite failed on {path}: {text}", "Check the disk, then run `attempt registry verify`.")
+
+
+def _is_full(error: sqlite3.Error, folder: Path) -> bool:
+    # SQLite reports an I/O error when there is no room for the index of its log
+    return "disk is full" in str(error) or ("disk I/O error" in str(error) and _free_bytes(folder) < 1 << 20)
 
 
 def _free_bytes(folder: Path) -> int:
@@ -295,6 +361,13 @@ def _full(path: Path) -> RegistryError:
         f"no space left on the disk of {path}",
         "Free some space, for example with `attempt registry gc`, then run the command again. "
         "The registry's earlier contents are intact.",
+    )
+
+
+def _damaged(path: Path, text: str) -> RegistryError:
+    return RegistryError(
+        f"{path} is damaged or not a SQLite database ({text})",
+        "Restore a copy, or name another folder with --registry. The tensors under objects/ are separate files.",
     )
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from attempt_registry.conversion import KIND_OF, RECORDS, TABLES, Named, columns, records
+from attempt_registry.conversion import KIND_OF, RECORDS, TABLES, DamagedRowError, Named, Record, columns, records
 from attempt_registry.database import Database
 from attempt_registry.errors import RegistryError, did_you_mean, unknown_name_text
 from attempt_registry.records import SORTS, Attention, Backbone, Composition, Prompt, Run
@@ -17,13 +18,16 @@ class Finder:
     """The reading half of `Registry`."""
 
     folder: Path
+    # what could not be read because its row is damaged, and why; lists leave it out
+    damaged: dict[str, str]
     _database: Database
 
     def prompt(self, ref: str) -> Prompt:
         """Returns a prompt by name ("rte": the newest version) or full name ("rte@2").
 
         Raises:
-            RegistryError: when it is unknown; the hint lists the nearest names, or the existing versions.
+            RegistryError: when it is unknown (the hint lists the nearest names, or the existing versions), or when its
+                row is damaged.
         """
         return self._one(Prompt, ref)
 
@@ -49,10 +53,10 @@ class Finder:
         Raises:
             RegistryError: when it is unknown.
         """
-        found = records(Run, self._database.rows(f"SELECT {columns(Run)} FROM runs WHERE id = ?", (id,)))
-        if not found:
+        rows = self._database.rows(f"SELECT {columns(Run)} FROM runs WHERE id = ?", (id,))
+        if not rows:
             raise RegistryError(f"no run {id}", "`attempt registry list --what runs` shows all runs.")
-        return found[0]
+        return self._whole(Run, rows[0], f"run {id}")
 
     def backbone(self, name_or_fingerprint: str) -> Backbone:
         """Returns a recorded backbone, the newest of several with the same name.
@@ -87,9 +91,13 @@ class Finder:
         Raises:
             RegistryError: when no kind has the name.
         """
-        kinds = self.kinds_of(ref)
-        if kinds:
-            return [self.named(ref, kind) for kind in kinds]
+        wanted = parse(ref)
+        found: list[Prompt | Attention | Composition] = []
+        for kind in KINDS:
+            rows = self._rows(kind, wanted.name, wanted.version) if wanted.kind in (None, kind) else []
+            found += [self._whole(RECORDS[kind], row, _row_name(RECORDS[kind], row)) for row in rows]
+        if found:
+            return found
         name = ref.partition("@")[0]
         for kind in self.kinds_of(name):
             self.named(ref, kind)  # fails: the name exists without this version, and the hint lists its versions
@@ -109,12 +117,24 @@ class Finder:
 
     def names(self, *, kind: str = "prompt") -> list[str]:
         """Lists all names of a kind, without versions, in alphabetical order."""
-        return [name for (name,) in self._database.rows(f"SELECT DISTINCT name FROM {kind}s ORDER BY name")]
+        return self.values(f"{kind}s", "name")
+
+    def values(self, what: str, column: str) -> list[str]:
+        """Lists the texts that a column of a table holds, each once, in alphabetical order.
+
+        Args:
+            what: "prompts", "attentions", "compositions" or "runs".
+            column: one of its columns; "tags" gives the single tags.
+        """
+        source = f"SELECT DISTINCT {column} FROM {what} ORDER BY 1"
+        if column == "tags":
+            source = f"SELECT DISTINCT value FROM {what}, {_each('tags')} ORDER BY 1"
+        return [text for (text,) in self._database.rows(source) if isinstance(text, str)]
 
     def backbones(self) -> list[Backbone]:
         """Lists all recorded backbones, oldest first."""
         rows = self._database.rows(f"SELECT {columns(Backbone)} FROM backbones ORDER BY created, rowid")
-        return [Backbone(*row) for row in rows]
+        return list(self._records(Backbone, rows))
 
     def prompts(
         self,
@@ -138,29 +158,14 @@ class Finder:
         Raises:
             RegistryError: for an unknown `sort`.
         """
-        if sort not in SORTS:
-            message, _ = unknown_name_text("order", sort, SORTS, "")
-            raise RegistryError(message, f"There are {', '.join(SORTS)}.")
-        where, values = _where({"kind": kind, "task": task, "method": method})
-        if backbone is not None:
-            where.append(_OF_BACKBONE)
-            values += [backbone] * 3
-        if tag is not None:
-            where.append("EXISTS (SELECT 1 FROM json_each(tags) WHERE value = ?)")
-            values.append(tag)
-        down = "DESC" if reverse else "ASC"
-        # the time is in whole seconds: prompts of the same second keep the order in which they were added
-        ties = ("id",) if sort == "created" else ("name", "version")
-        order = "ORDER BY " + ", ".join(f"{column} {down}" for column in (sort, *ties))
-        return records(Prompt, self._database.rows(_select(Prompt, where, order, limit), values))
+        given = {"kind": kind, "task": task, "backbone": backbone, "tag": tag, "method": method}
+        return list(self.each(Prompt, given, sort=sort, reverse=reverse, limit=limit))
 
     def attentions(
         self, backbone: str | None = None, *, reverse: bool = False, limit: int | None = None
     ) -> list[Attention]:
         """Lists the attentions, by name."""
-        where, values = ([_OF_BACKBONE], [backbone] * 3) if backbone is not None else ([], [])
-        order = "ORDER BY name DESC, version DESC" if reverse else "ORDER BY name, version"
-        return records(Attention, self._database.rows(_select(Attention, where, order, limit), values))
+        return list(self.each(Attention, {"backbone": backbone}, reverse=reverse, limit=limit))
 
     def compositions(
         self,
@@ -177,30 +182,8 @@ class Finder:
             task: only those with a target prompt for this task.
             uses: only those with this source, target or attention ("attention:…"), by full name.
         """
-        where: list[str] = []
-        values: list[Any] = []
-        if task is not None:
-            where.append(
-                "EXISTS (SELECT 1 FROM json_each(targets) "
-                "JOIN prompts ON value = prompts.name || '@' || prompts.version WHERE prompts.task = ?)"
-            )
-            values.append(task)
-        if backbone is not None:
-            where.append(_OF_BACKBONE)
-            values += [backbone] * 3
-        if uses is not None:
-            part = parse(uses)
-            if part.kind == "attention":
-                where.append("attention = ?")
-                values.append(part.ref)
-            else:
-                where.append(
-                    "EXISTS (SELECT 1 FROM json_each(sources) WHERE value = ?) "
-                    "OR EXISTS (SELECT 1 FROM json_each(targets) WHERE value = ?)"
-                )
-                values += [part.ref] * 2
-        order = "ORDER BY name DESC, version DESC" if reverse else "ORDER BY name, version"
-        return records(Composition, self._database.rows(_select(Composition, where, order, limit), values))
+        given = {"task": task, "backbone": backbone, "uses": uses}
+        return list(self.each(Composition, given, reverse=reverse, limit=limit))
 
     def runs(self, uses: str | None = None, *, reverse: bool = False, limit: int | None = None) -> list[Run]:
         """Lists the runs, oldest first.
@@ -208,31 +191,84 @@ class Finder:
         Args:
             uses: only those that made or used this: "rte@1" or "prompt:rte@1"; any version when none is given.
         """
-        where, values = [], []
-        if uses is not None:
-            wanted = parse(uses)
-            full = [f"{kind}:{wanted.ref}" for kind in ([wanted.kind] if wanted.kind else KINDS)]
-            value = "value" if wanted.version else "substr(value, 1, instr(value, '@') - 1)"
-            marks = ", ".join("?" * len(full))
-            where = [
-                f"EXISTS (SELECT 1 FROM json_each(inputs) WHERE {value} IN ({marks})) "
-                f"OR EXISTS (SELECT 1 FROM json_each(artefacts) WHERE {value} IN ({marks}))"
-            ]
-            values = full * 2
-        order = "ORDER BY id DESC" if reverse else "ORDER BY id"
-        return records(Run, self._database.rows(_select(Run, where, order, limit), values))
+        return list(self.each(Run, {"uses": uses}, reverse=reverse, limit=limit))
+
+    def each(
+        self,
+        record: type[Listed],
+        filters: Mapping[str, str | None],
+        *,
+        sort: str = "name",
+        reverse: bool = False,
+        limit: int | None = None,
+    ) -> Iterator[Listed]:
+        """Yields the records that pass every given filter, without holding all of them.
+
+        Args:
+            record: Prompt, Attention, Composition or Run.
+            filters: as in the method that lists them; None filters nothing.
+            sort: one of `SORTS`, for prompts; attentions and compositions come by name, runs by number.
+
+        Raises:
+            RegistryError: for an unknown `sort`.
+        """
+        if sort not in SORTS:
+            message, _ = unknown_name_text("order", sort, SORTS, "")
+            raise RegistryError(message, f"There are {', '.join(SORTS)}.")
+        where, values = _conditions(record, filters)
+        # the time is in whole seconds: prompts of the same second keep the order in which they were added
+        by = ("id",) if record is Run else ("created", "id") if sort == "created" else (sort, "name", "version")
+        order = ", ".join(f"{column} {'DESC' if reverse else 'ASC'}" for column in dict.fromkeys(by))
+        sql = _select(record, where, f"ORDER BY {order}", limit)
+        return self._records(record, self._database.each_row(sql, values))
+
+    def count(self, record: type[Listed], filters: Mapping[str, str | None]) -> int:
+        """Counts the records that pass every given filter, as `each`."""
+        where, values = _conditions(record, filters)
+        rows = self._database.rows(f"SELECT count(*) FROM {TABLES[record]}{_joined(where)}", values)
+        return int(rows[0][0]) if rows else 0
+
+    def _records(self, record: type[Record], rows: Iterable[Sequence[Any]]) -> Iterator[Record]:
+        """Yields the records of rows; notes those that are damaged and goes on."""
+        waiting = iter(rows)
+        while some := list(islice(waiting, 1000)):
+            try:
+                yield from records(record, some)
+            except DamagedRowError:
+                for row in some:
+                    try:
+                        (made,) = records(record, [row])
+                    except DamagedRowError as problem:
+                        self.damaged[_row_name(record, row)] = str(problem)
+                    else:
+                        yield made
+
+    def _whole(self, record: type[Record], row: Sequence[Any], what: str) -> Record:
+        """Returns the record of one row that was asked for by name."""
+        try:
+            return records(record, [row])[0]
+        except DamagedRowError as problem:
+            raise RegistryError(
+                f"{what} is damaged in the database: {problem}",
+                "Restore a copy of the registry, or remove it (`attempt registry remove`) and make it again.",
+            ) from problem
 
     def _rows(self, kind: str, name: str, version: int | None) -> list[tuple[Any, ...]]:
         where, values = _where({"name": name, "version": version})
         return self._database.rows(_select(RECORDS[kind], where, "ORDER BY version DESC", 1), values)
 
     def _one(self, record: type[Named], ref: str) -> Named:
+        row = self._row(record, ref)
+        return self._whole(record, row, _row_name(record, row))
+
+    def _row(self, record: type[Prompt | Attention | Composition], ref: str) -> tuple[Any, ...]:
+        """Returns the row of a name, in the order of the record's fields; name and version stand first."""
         kind, wanted = KIND_OF[record], parse(ref)
         if wanted.kind not in (None, kind):
             raise RegistryError(f"'{ref}' is not of the kind {kind}", f"Give the name alone: {wanted.name}.")
-        found = records(record, self._rows(kind, wanted.name, wanted.version))
-        if found:
-            return found[0]
+        rows = self._rows(kind, wanted.name, wanted.version)
+        if rows:
+            return rows[0]
         versions = self.versions(wanted.name, kind=kind)
         if versions:
             there = ", ".join(f"{wanted.name}@{version}" for version in versions)
@@ -257,7 +293,52 @@ class Finder:
         return f"{kind}:{wanted.ref}"
 
 
+Listed = TypeVar("Listed", Prompt, Attention, Composition, Run)
+
 _OF_BACKBONE = "(backbone = ? OR fingerprint = ? OR fingerprint IN (SELECT fingerprint FROM backbones WHERE name = ?))"
+_WITH_TARGET_FOR = (
+    "id IN (SELECT links.id FROM prompts JOIN links ON ref = 'prompt:' || name || '@' || version "
+    "WHERE prompts.task = ? AND links.kind = 'composition' AND role = 'target')"
+)
+
+
+def _each(column: str) -> str:
+    # a damaged cell has no items; its record is noted where it is read
+    return f"json_each(CASE WHEN json_valid({column}) THEN {column} ELSE '[]' END)"
+
+
+def _conditions(record: type, filters: Mapping[str, str | None]) -> tuple[list[str], list[Any]]:
+    where: list[str] = []
+    values: list[Any] = []
+    for name, value in filters.items():
+        if value is None:
+            continue
+        if name == "backbone":
+            condition, of = _OF_BACKBONE, [value] * 3
+        elif name == "tag":
+            condition, of = f"EXISTS (SELECT 1 FROM {_each('tags')} WHERE value = ?)", [value]
+        elif name == "task" and record is Composition:
+            condition, of = _WITH_TARGET_FOR, [value]
+        elif name == "uses":
+            kinds = ("prompt",) if record is Composition else KINDS
+            condition, of = _linked(TABLES[record].removesuffix("s"), value, kinds)
+        else:
+            condition, of = f"{name} = ?", [value]
+        where.append(condition)
+        values += of
+    return where, values
+
+
+def _linked(kind: str, ref: str, kinds: Sequence[str]) -> tuple[str, list[Any]]:
+    """Makes the condition that a record of a kind refers to `ref`, of one of `kinds` where `ref` names none."""
+    wanted = parse(ref)
+    some, values = [], [kind]
+    for of in [wanted.kind] if wanted.kind else kinds:
+        full = f"{of}:{wanted.ref}"
+        # without a version: all of "prompt:rte@…"; the character after @ is A
+        some.append("ref = ?" if wanted.version else "(ref > ? AND ref < ?)")
+        values += [full] if wanted.version else [f"{full}@", f"{full}A"]
+    return f"id IN (SELECT id FROM links WHERE kind = ? AND ({' OR '.join(some)}))", values
 
 
 def _where(equal: dict[str, Any]) -> tuple[list[str], list[Any]]:
@@ -265,7 +346,22 @@ def _where(equal: dict[str, Any]) -> tuple[list[str], list[Any]]:
     return [f"{column} = ?" for column in given], list(given.values())
 
 
+def _joined(where: Sequence[str]) -> str:
+    return f" WHERE {' AND '.join(f'({condition})' for condition in where)}" if where else ""
+
+
 def _select(record: type, where: Sequence[str], order: str, limit: int | None) -> str:
-    conditions = f"WHERE {' AND '.join(f'({condition})' for condition in where)}" if where else ""
-    at_most = f"LIMIT {int(limit)}" if limit is not None else ""
-    return f"SELECT {columns(record)} FROM {TABLES[record]} {conditions} {order} {at_most}"
+    at_most = f" LIMIT {int(limit)}" if limit is not None else ""
+    return f"SELECT {columns(record)} FROM {TABLES[record]}{_joined(where)} {order}{at_most}"
+
+
+def _ref(row: Sequence[Any]) -> str:
+    name, version = row[:2]
+    return f"{name if isinstance(name, str) else ascii(name)}@{version}"
+
+
+def _row_name(record: type, row: Sequence[Any]) -> str:
+    """Names a row as `verify` does: "prompt rte@1", "run 17"."""
+    if record is Run:
+        return f"run {row[0]}"
+    return f"backbone {row[0]}" if record is Backbone else f"{KIND_OF[record]} {_ref(row)}"

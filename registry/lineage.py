@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from attempt_registry.conversion import RECORDS, TABLES, columns, records
+import json
+
+from attempt_registry.conversion import RECORDS, TABLES, columns
 from attempt_registry.find import Finder
 from attempt_registry.records import Attention, Composition, Lineage, Prompt
 from attempt_registry.references import parse
-
-_SEARCHED = {
-    "prompt": ("name", "version", "task", "note", "tags", "backbone", "method", "kind"),
-    "attention": ("name", "version", "note", "backbone", "level"),
-    "composition": ("name", "version", "note", "backbone", "sources", "targets"),
-}
 
 
 def lineage(registry: Finder, ref: str, *, kind: str) -> Lineage:
@@ -35,13 +31,23 @@ def lineage(registry: Finder, ref: str, *, kind: str) -> Lineage:
 def children(registry: Finder, stored: str) -> tuple[str, ...]:
     """Lists the full names of the children of `stored` ("rte@1", "attention:glue@1"); attentions with their kind."""
     found = []
+    full = stored if ":" in stored else f"prompt:{stored}"
     for kind, prefix in (("prompt", ""), ("attention", "attention:")):
         query = (
-            f"SELECT name, version FROM {kind}s WHERE EXISTS (SELECT 1 FROM json_each(parents) WHERE value = ?) "
-            "ORDER BY name, version"
+            f"SELECT name, version FROM {kind}s WHERE id IN "
+            "(SELECT id FROM links WHERE ref = ? AND kind = ? AND role = 'parent') ORDER BY name, version"
         )
-        found += [f"{prefix}{name}@{version}" for name, version in registry._database.rows(query, (stored,))]
+        found += [f"{prefix}{name}@{version}" for name, version in registry._database.rows(query, (full, kind))]
     return tuple(found)
+
+
+def users(registry: Finder, full: str) -> tuple[str, ...]:
+    """Lists the full names of the compositions with a part such as "prompt:rte@1"."""
+    query = (
+        "SELECT name, version FROM compositions WHERE id IN "
+        "(SELECT id FROM links WHERE ref = ? AND kind = 'composition') ORDER BY name, version"
+    )
+    return tuple(f"{name}@{version}" for name, version in registry._database.rows(query, (full,)))
 
 
 def _ancestors(registry: Finder, record: Prompt | Attention | Composition) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -56,10 +62,11 @@ def _ancestors(registry: Finder, record: Prompt | Attention | Composition) -> tu
         seen[ref] = None
         wanted = parse(ref)
         kind = wanted.kind or "prompt"
-        if wanted.version in registry.versions(wanted.name, kind=kind):
-            waiting += _parents(registry.named(ref, kind))
-        else:
+        rows = registry._rows(kind, wanted.name, wanted.version)
+        if not rows:
             removed.append(ref)
+        for parent in registry._records(RECORDS[kind], rows):
+            waiting += _parents(parent)
     return tuple(seen), tuple(removed)
 
 
@@ -75,16 +82,28 @@ def search(registry: Finder, text: str) -> list[Prompt | Attention | Composition
     words = text.casefold().split()
     if not words:
         return []
+    # FTS5 finds three characters and more, by trigrams; what is shorter is looked for in what it finds
+    long = " AND ".join(_phrase(word) for word in text.split() if len(word.casefold()) >= 3)
+    short = [word for word in words if len(word) < 3]
     found: list[Prompt | Attention | Composition] = []
-    for kind, searched in _SEARCHED.items():
-        record = RECORDS[kind]
-        # SQLite folds only ASCII, so the words are compared here
-        text_of = " || char(10) || ".join(f"coalesce({column}, '')" for column in searched)
-        rows = registry._database.rows(f"SELECT id, {text_of} FROM {TABLES[record]}")
-        ids = [id for id, content in rows if all(word in content.casefold() for word in words)]
-        for start in range(0, len(ids), 500):
-            some = ids[start : start + 500]
-            marks = ", ".join("?" * len(some))
-            query = f"SELECT {columns(record)} FROM {TABLES[record]} WHERE id IN ({marks}) ORDER BY name, version"
-            found += records(record, registry._database.rows(query, some))
+    for record in RECORDS.values():
+        table = TABLES[record]
+        chosen, values = f"SELECT rowid FROM {table}_words WHERE text MATCH ?", [long]
+        if short:
+            query = f"SELECT rowid, text FROM {table}_words" + (" WHERE text MATCH ?" if long else "")
+            rows = registry._database.each_row(query, [long] if long else [])
+            ids = [
+                id
+                for id, content in rows
+                if isinstance(content, str) and all(word in content.casefold() for word in short)
+            ]
+            chosen, values = "SELECT value FROM json_each(?)", [json.dumps(ids)]
+        query = f"SELECT {columns(record)} FROM {table} WHERE id IN ({chosen}) ORDER BY name, version"
+        found += registry._records(record, registry._database.rows(query, values))
     return found
+
+
+def _phrase(word: str) -> str:
+    # FTS5 ignores case in most scripts, Python in all: what is typed as it is kept is found in any script
+    forms = dict.fromkeys(form.replace('"', '""') for form in (word.casefold(), word))
+    return "(" + " OR ".join(f'"{form}"' for form in forms) + ")"

@@ -112,3 +112,78 @@ def placement(db: Database) -> None:
     """Adds the placement of prompts; all earlier prompts stand before the input."""
     for table in ("prompts", "attentions", "compositions"):
         db.table(table).add_column("placement", str, not_null_default="before")
+
+
+# the columns that `search` looks into
+_SEARCHED = {
+    "prompts": ("name", "version", "task", "note", "tags", "backbone", "method", "kind"),
+    "attentions": ("name", "version", "note", "backbone", "level"),
+    "compositions": ("name", "version", "note", "backbone", "sources", "targets"),
+}
+# the columns that name other records, and what they name them as
+_LINKS = {
+    "prompts": {"parents": "parent"},
+    "attentions": {"parents": "parent"},
+    "compositions": {"sources": "source", "targets": "target", "attention": "attention"},
+    "runs": {"inputs": "input", "artefacts": "artefact"},
+}
+# Characters that become several when case is ignored, as Python's casefold does; FTS5 folds one to one only.
+_FOLDED = {"ß": "ss", "ẞ": "ss", "ﬀ": "ff", "ﬁ": "fi", "ﬂ": "fl", "ﬃ": "ffi", "ﬄ": "ffl", "ﬅ": "st", "ﬆ": "st"}
+
+
+@migrations(name="0003_links_and_words")
+def links_and_words(db: Database) -> None:
+    """Adds what makes large registries fast: references by what they refer to, words for search, hashes for gc.
+
+    Triggers keep both tables current. They use SQLite's own functions only, so that any program may write.
+    """
+    for table in ("prompts", "attentions"):
+        db.table(table).create_index(["sha256"])
+    db.execute(
+        "CREATE TABLE links (ref TEXT, kind TEXT, id INTEGER, role TEXT, PRIMARY KEY (ref, kind, id, role)) "
+        "WITHOUT ROWID"
+    )
+    db.execute("CREATE INDEX links_of ON links (kind, id)")
+    for table, roles in _LINKS.items():
+        kind = table.removesuffix("s")
+        forget = f"DELETE FROM links WHERE kind = '{kind}' AND id = old.id"
+        inserts = [f"INSERT OR IGNORE INTO links {_links(kind, 'new', *role)}" for role in roles.items()]
+        _trigger(db, f"{table}_linked", f"INSERT ON {table}", *inserts)
+        _trigger(db, f"{table}_linked_again", f"UPDATE OF {', '.join(roles)} ON {table}", forget, *inserts)
+        _trigger(db, f"{table}_unlinked", f"DELETE ON {table}", forget)
+        for role in roles.items():
+            db.execute(f"INSERT OR IGNORE INTO links {_links(kind, table, *role, table=table)}")
+    for table, columns in _SEARCHED.items():
+        words = f"{table}_words"
+        db.execute(f"CREATE VIRTUAL TABLE {words} USING fts5(text, tokenize = 'trigram')")
+        new = f"INSERT INTO {words} (rowid, text) VALUES (new.id, {_words('new', columns)})"
+        forget = f"DELETE FROM {words} WHERE rowid = old.id"
+        _trigger(db, f"{words}_added", f"INSERT ON {table}", new)
+        _trigger(db, f"{words}_changed", f"UPDATE OF {', '.join(columns)} ON {table}", forget, new)
+        _trigger(db, f"{words}_removed", f"DELETE ON {table}", forget)
+        db.execute(f"INSERT INTO {words} (rowid, text) SELECT id, {_words(table, columns)} FROM {table}")
+
+
+def _trigger(db: Database, name: str, event: str, *statements: str) -> None:
+    db.execute(f"CREATE TRIGGER {name} AFTER {event} BEGIN {'; '.join(statements)}; END")
+
+
+def _links(kind: str, row: str, column: str, role: str, table: str = "") -> str:
+    """Selects the rows of `links` that a column stands for: full references, with their kinds."""
+    cell = f"{row}.{column}"
+    if role == "attention":
+        source = f"FROM {table} WHERE" if table else "WHERE"
+        return f"SELECT 'attention:' || {cell}, '{kind}', {row}.id, '{role}' {source} {cell} IS NOT NULL"
+    # a damaged cell refers to nothing; `verify` names it
+    each = f"json_each(CASE WHEN json_valid({cell}) THEN {cell} ELSE '[]' END)"
+    return (
+        "SELECT CASE WHEN instr(value, ':') THEN value ELSE 'prompt:' || value END, "
+        f"'{kind}', {row}.id, '{role}' FROM {f'{table}, ' if table else ''}{each} WHERE type = 'text'"
+    )
+
+
+def _words(row: str, columns: tuple[str, ...]) -> str:
+    text = " || char(10) || ".join(f"coalesce({row}.{column}, '')" for column in columns)
+    for character, folded in _FOLDED.items():
+        text = f"replace({text}, '{character}', '{folded}')"
+    return text

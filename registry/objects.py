@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+import stat
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,6 +20,12 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, np.dtype[np.float32]]
 
 SUFFIX = ".safetensors"
+# the names that `Objects.put` writes; everything else under `objects/` is somebody else's
+_FOLDER = re.compile(r"[0-9a-f]{2}")
+_FINAL = re.compile(r"[0-9a-f]{62}\.safetensors")
+_TEMPORARY = re.compile(r"\.[0-9a-f]{16}-[0-9]+-[0-9a-f]{8}\.tmp")
+# how often a file is written again that `gc --grace 0` of another process took away before its rename
+_TRIES = 100
 
 
 class Objects:
@@ -41,13 +49,24 @@ class Objects:
             RegistryError: when the disk is full or the folder is not writable; no partial file remains.
         """
         final = self.path(sha256)
-        temporary = final.with_name(f".{final.stem[:16]}-{os.getpid()}-{os.urandom(4).hex()}.tmp")
-        try:
-            if _holds(final, data):
-                # `gc` spares young files: this one is about to be referred to again
-                os.utime(final)
+        for tries_left in reversed(range(_TRIES)):
+            try:
+                if _holds(final, data):
+                    # `gc` spares young files: this one is about to be referred to again
+                    os.utime(final)
+                else:
+                    self._write(data, final)
                 return
-            new_folders = [folder for folder in (final.parent, self.folder) if not folder.exists()]
+            except FileNotFoundError as error:
+                if not tries_left:
+                    raise file_failure(error, final) from error
+            except OSError as error:
+                raise file_failure(error, final) from error
+
+    def _write(self, data: bytes, final: Path) -> None:
+        temporary = final.with_name(f".{final.stem[:16]}-{os.getpid()}-{os.urandom(4).hex()}.tmp")
+        new_folders = [folder for folder in (final.parent, self.folder) if not folder.exists()]
+        try:
             final.parent.mkdir(parents=True, exist_ok=True)
             with open(temporary, "xb") as file:
                 file.write(data)
@@ -56,8 +75,6 @@ class Objects:
             os.replace(temporary, final)
             for folder in (final.parent, *(new.parent for new in new_folders)):
                 _sync_folder(folder)
-        except OSError as error:
-            raise file_failure(error, final) from error
         finally:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
@@ -75,7 +92,7 @@ class Objects:
         path = self.path(sha256)
         hint = "`attempt registry verify` checks all files. Restore a copy, or remove it and train or add it again."
         try:
-            data = path.read_bytes()
+            data = path.read_bytes() if _is_regular(path) else b""
         except FileNotFoundError:
             raise RegistryError(f"the file of {of} is missing: {path}", hint) from None
         except OSError as error:
@@ -89,6 +106,8 @@ class Objects:
         try:
             import hashlib
 
+            if not _is_regular(self.path(sha256)):
+                return "it is not a file"
             with open(self.path(sha256), "rb") as file:
                 found = hashlib.sha256()
                 while piece := file.read(1 << 20):
@@ -100,18 +119,36 @@ class Objects:
         return None if found.hexdigest() == sha256 else "its file is damaged (wrong hash)"
 
     def files(self) -> Iterator[tuple[Path, str | None]]:
-        """Yields every file under `objects/` with the hash in its name, or None for a temporary file."""
-        for folder in sorted(self.folder.glob("??")):
-            for path in sorted(folder.iterdir()):
-                if path.suffix == SUFFIX and not path.name.startswith("."):
-                    yield path, folder.name + path.stem
-                elif path.suffix == ".tmp":
-                    yield path, None
+        """Yields every file that `put` wrote, with the hash in its name, or None for a temporary file.
+
+        Links are not followed, and other names are passed over: what they lead to is not the registry's.
+
+        Raises:
+            RegistryError: when `objects/` itself is a link.
+        """
+        if self.folder.is_symlink():
+            raise RegistryError(
+                f"{self.folder} is a link, which is not followed: what it leads to may be another registry's",
+                "Move the whole registry to where the link leads, and name that folder with --registry.",
+            )
+        for folder in _entries(self.folder):
+            if not (_FOLDER.fullmatch(folder.name) and folder.is_dir(follow_symlinks=False)):
+                continue
+            for entry in _entries(Path(folder.path)):
+                if not entry.is_file(follow_symlinks=False):
+                    continue
+                if _FINAL.fullmatch(entry.name):
+                    yield Path(entry.path), folder.name + entry.name.removesuffix(SUFFIX)
+                elif _TEMPORARY.fullmatch(entry.name):
+                    yield Path(entry.path), None
 
 
 def age(path: Path) -> float:
-    """Returns the seconds since `Objects.put` last wrote or requested the file."""
-    return time.time() - path.stat().st_mtime
+    """Returns the seconds since `Objects.put` last wrote or requested the file.
+
+    A time in the future, of a clock that was wrong, counts as equally long ago: such a file grows old, too.
+    """
+    return abs(time.time() - path.lstat().st_mtime)
 
 
 def to_safetensors(tensors: Mapping[str, Any]) -> tuple[bytes, str]:
@@ -188,9 +225,22 @@ def _float32(tensor: Any, name: str) -> Array:
 def _holds(path: Path, data: bytes) -> bool:
     # compared byte by byte: adding a tensor again repairs its damaged file
     try:
-        return path.read_bytes() == data
+        return _is_regular(path) and path.read_bytes() == data
     except FileNotFoundError:
         return False
+
+
+def _is_regular(path: Path) -> bool:
+    # opening a FIFO waits for somebody to write into it
+    return stat.S_ISREG(path.stat().st_mode)
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
+    except FileNotFoundError:
+        return []
 
 
 def _sha256(data: bytes) -> str:

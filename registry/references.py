@@ -10,6 +10,10 @@ from attempt_registry.errors import RegistryError
 KINDS = ("prompt", "attention", "composition")
 
 _NAME = re.compile(r"\w[\w.+-]{0,99}")
+# Terminals obey the first kind and hide or reorder text by the second: what is shown would not be what is kept.
+_UNSEEN = re.compile(
+    r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]|[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff]"
+)
 # words that options accept in place of a name
 _RESERVED = {"all", "none"}
 
@@ -52,8 +56,10 @@ def check_name(name: str) -> None:
     """Refuses names that could not be typed as references later.
 
     Raises:
-        RegistryError: for an empty name, spaces, commas, `@`, `:`, slashes, and words that options use.
+        RegistryError: for an empty name, control characters, spaces, commas, `@`, `:`, slashes, and
+            words that options use.
     """
+    check_seen(name, "a name")
     if not _NAME.fullmatch(name):
         raise RegistryError(
             f"'{name}' cannot be a name",
@@ -61,3 +67,21 @@ def check_name(name: str) -> None:
         )
     if name.casefold() in _RESERVED:
         raise RegistryError(f"'{name}' cannot be a name: options use the word", "Choose another name.")
+
+
+def check_seen(text: str, what: str) -> None:
+    """Refuses control and bidirectional characters in a text of one line, such as a tag or a task.
+
+    Args:
+        text: the text.
+        what: what the text is to be, for the error, e.g. "a tag".
+
+    Raises:
+        RegistryError: when `text` has such a character; the message shows it escaped.
+    """
+    found = _UNSEEN.search(text)
+    if found:
+        raise RegistryError(
+            f"{text!a} cannot be {what}: it has the control character U+{ord(found[0]):04X}",
+            "Leave out control characters, line breaks and marks of writing direction.",
+        )

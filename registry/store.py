@@ -28,6 +28,7 @@ class Registry(Adder):
 
     def __init__(self, folder: Path, *, read_only: bool = False) -> None:
         self.folder = folder
+        self.damaged = {}
         self._database = Database(folder, read_only=read_only)
         self._objects = Objects(folder)
 

@@ -7,6 +7,7 @@ import sys
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import click
@@ -17,6 +18,8 @@ from attempt_cli.errors import AttemptError
 JSON_VERSION = 1
 # a table shows only the beginning of a longer list
 LONG_LIST = 100
+# rows that `stream` holds at a time
+CHUNK = 1000
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,33 @@ class Output:
     """Takes a command's result: data goes to stdout, everything else to stderr."""
 
     format: str = "table"  # table | json | quiet
+
+    def stream(
+        self, kind: str, rows: Iterable[Mapping[str, Any]], columns: Sequence[str], *, name: str = "name"
+    ) -> int:
+        """Writes a list of records as `rows` does, without holding all of them; returns their number.
+
+        A table waits for its last row, to know how wide its columns are; it holds only what it shows.
+        """
+        if self.format == "table":
+            kept = [{column: row.get(column) for column in columns} for row in rows]
+            self.rows(kind, kept, columns, name=name)
+            return len(kept)
+        waiting, count = iter(rows), 0
+        some = list(islice(waiting, CHUNK))
+        if self.format == "json" and some:
+            click.echo(f'{{\n  "version": {JSON_VERSION},\n  {_compact(kind)}: [')
+        elif self.format == "json":
+            self.rows(kind, [], columns, name=name)
+        while some:
+            count += len(some)
+            following = list(islice(waiting, CHUNK))
+            if self.format == "json":
+                click.echo(",\n".join(f"    {_compact(row)}" for row in some) + ("," if following else "\n  ]\n}"))
+            else:
+                self.rows(kind, some, columns, name=name)
+            some = following
+        return count
 
     def rows(self, kind: str, rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, name: str = "name") -> None:
         """Writes a list of records.

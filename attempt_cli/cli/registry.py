@@ -13,14 +13,15 @@ from attempt_cli.cli.output import confirm_removal
 from attempt_cli.placement import PLACEMENTS
 from attempt_registry.conversion import kind_of
 from attempt_registry.errors import RegistryError, did_you_mean
-from attempt_registry.records import SORTS, Composition, Run
+from attempt_registry.records import SORTS, Attention, Composition, Prompt, Run
 from attempt_registry.references import KINDS
 
 if TYPE_CHECKING:
     from attempt_cli.cli.main import Settings
-    from attempt_registry import Attention, Prompt, Registry
+    from attempt_registry import Registry
 
 KIND_OF = {f"{kind}s": kind for kind in KINDS}
+RECORD_OF: dict[str, Any] = {"prompts": Prompt, "attentions": Attention, "compositions": Composition, "runs": Run}
 COLUMNS = {
     "prompts": ("ref", "kind", "task", "method", "backbone", "length", "placement", "tags", "created"),
     "attentions": ("ref", "level", "rank", "backbone", "parents", "created"),
@@ -86,28 +87,34 @@ def list_(
     if wrong:
         raise click.UsageError(f"{', '.join(wrong)} {'does' if len(wrong) == 1 else 'do'} not go with --what {what}.")
     registry = settings.registry()
-    order: dict[str, Any] = {"reverse": reverse, "limit": limit, **({"sort": sort} if sort else {})}
-    records = getattr(registry, what)(**given, **order)
-    rows = [_row(record) for record in records]
-    shown = rows
-    if settings.output.format == "table" and limit is None and sys.stdout.isatty():
-        shown = rows[:ROWS_ON_A_TERMINAL]
-    settings.output.rows(what, shown, COLUMNS[what], name="id" if what == "runs" else "ref")
-    if len(shown) < len(rows):
-        settings.output.note(f"{len(shown)} of {len(rows)} {what}; --limit {len(rows)} shows all, filters show fewer.")
-    if not rows:
+    record = RECORD_OF[what]
+    on_a_terminal = settings.output.format == "table" and limit is None and sys.stdout.isatty()
+    at_most = ROWS_ON_A_TERMINAL if on_a_terminal else limit
+    records = registry.each(record, given, sort=sort or "name", reverse=reverse, limit=at_most)
+    shown = settings.output.stream(what, map(_row, records), COLUMNS[what], name="id" if what == "runs" else "ref")
+    if on_a_terminal and shown >= ROWS_ON_A_TERMINAL:
+        count = registry.count(record, given)
+        if count > shown:
+            settings.output.note(f"{shown} of {count} {what}; --limit {count} shows all, filters show fewer.")
+    _note_damaged(settings, registry)
+    if not shown:
         for name, value in given.items():
             _note_unknown_value(settings, registry, what, name, value)
+
+
+def _note_damaged(settings: Settings, registry: Registry) -> None:
+    """Says what a list leaves out."""
+    if registry.damaged:
+        count = f"{len(registry.damaged)} damaged record" + ("s are" if len(registry.damaged) > 1 else " is")
+        settings.output.note(f"{count} not shown: `attempt registry verify` says which.")
 
 
 def _note_unknown_value(settings: Settings, registry: Registry, what: str, name: str, value: str) -> None:
     """Says when no record has a filter's value: a mistyped filter must not look like an empty registry."""
     if what == "compositions" and name == "task":
         what = "prompts"
-    known: set[str] = set()
-    for record in getattr(registry, what)():
-        known.update(record.tags if name == "tag" else [getattr(record, name)])
-        known.update([record.fingerprint] if name == "backbone" else [])
+    known = registry.values(what, "tags" if name == "tag" else name)
+    known += registry.values(what, "fingerprint") if name == "backbone" else []
     if known and value not in known:
         settings.output.note(f"Nothing here has the {name} '{value}'. {did_you_mean(value, known)}".strip())
 
@@ -277,8 +284,10 @@ def search(settings: Settings, text: tuple[str, ...]) -> None:
       attempt registry search sentiment
       attempt registry search t5-base trial
     """
-    rows = [{"what": kind_of(record), **_row(record)} for record in settings.registry().search(" ".join(text))]
+    registry = settings.registry()
+    rows = [{"what": kind_of(record), **_row(record)} for record in registry.search(" ".join(text))]
     settings.output.rows("matches", rows, ("what", "ref", "task", "backbone", "tags", "note"), name="ref")
+    _note_damaged(settings, registry)
 
 
 @command.command()

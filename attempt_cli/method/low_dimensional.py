@@ -14,8 +14,8 @@ class LowDimensionalPrompt(PromptModule):
     """Gives every row its task's prompt, P_k = (e_k Z) ∘ s_k + b_k; e, s and b are trained, Z is random and frozen.
 
     As in the authors' code e starts from N(0, 1), not from words, s from ones and b from zeros. Z is drawn from
-    N(0, 1/r), as in the paper's analysis (the code draws it uniformly): so the entries of a prompt start with variance
-    1 whatever the rank, which is a word's in RMS units. All tasks have the same Z. It is never stored: the state holds
+    N(0, 1/r), where the authors' code draws it uniformly: so the entries of a prompt start with variance 1 whatever the
+    rank, which is a word's in RMS units. All tasks have the same Z. It is never stored: the state holds
     its seed, and loading a state draws Z again.
 
     Args:

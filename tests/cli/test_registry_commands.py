@@ -227,6 +227,41 @@ def test_an_empty_registry(cli: Cli, registry: Registry) -> None:
     assert not registry.folder.exists()
 
 
+def test_a_damaged_record_is_told_and_stops_nothing(cli: Cli, filled: Registry) -> None:
+    with filled.transaction():
+        filled._database.execute("UPDATE prompts SET settings = '{' WHERE name = 'qnli'")
+    note = "1 damaged record is not shown: `attempt registry verify` says which.\n"
+    assert cli("list", format="quiet") == Result(0, "rte@1\nsst2@1\n", "")
+    assert cli("list", "--kind", "source").err == note
+    assert cli("search", "qnli").err == f"no matches\n{note}"
+    assert cli("show", "rte").code == 0
+    assert cli("show", "qnli") == Result(
+        1,
+        "",
+        "Error: prompt qnli@1 is damaged in the database: its field 'settings' cannot be read as JSON\n"
+        "Restore a copy of the registry, or remove it (`attempt registry remove`) and make it again.\n",
+    )
+    verified = cli("verify")
+    assert verified.code == 1
+    assert "prompt qnli@1  its row is damaged: its field 'settings' cannot be read as JSON" in verified.out
+    assert cli("remove", "qnli", "--yes", "--force").code == 0
+    assert [line for line in cli("verify").out.splitlines() if "qnli" in line][1:] == []
+
+
+@pytest.mark.parametrize("tag", ["\x1b[31mRED", "a\nb", "\u202eevil"])
+def test_what_a_terminal_would_obey_is_no_tag_and_no_task(cli: Cli, filled: Registry, file: Path, tag: str) -> None:
+    for arguments in (
+        ("tag", "sst2", "--add", tag),
+        ("add", str(file), "--backbone", "tiny", "--task", tag),
+        ("add", str(file), "--backbone", "tiny", "--task", "x", "--tag", tag),
+    ):
+        result = cli(*arguments)
+        assert (result.code, result.out) == (1, "")
+        assert result.err.startswith(f"Error: {tag!a} cannot be a ta")
+        assert "has the control character U+" in result.err
+    assert cli("list", "--task", "x", format="quiet").out == ""
+
+
 def test_filters_that_a_table_does_not_have_are_wrong_usage(cli: Cli, filled: Registry) -> None:
     result = cli("list", "--what", "runs", "--task", "rte", "--sort", "name")
     assert result.code == 2

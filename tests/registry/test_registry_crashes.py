@@ -247,7 +247,7 @@ def test_a_disk_that_really_fills_up(tmp_path: Path, in_own_mounts: Callable) ->
     disk = tmp_path / "disk"
     disk.mkdir()
     done = in_own_mounts(
-        f"mount -t tmpfs -o size=400k tmpfs {disk}\n"
+        f"mount -t tmpfs -o size=1200k tmpfs {disk}\n"
         f"head -c 100000 /dev/zero > {disk}/ballast\n"
         f"exec {sys.executable} {program} {disk}/registry\n"
     )
@@ -409,6 +409,43 @@ def test_an_older_database_is_brought_up_to_date(registry: Registry, add: Add, m
         Registry.open(registry.folder, read_only=True).prompts()
     assert registry.prompts() == [kept]
     assert registry._database.rows("SELECT colour FROM prompts") == [(None,)]
+
+
+def test_references_and_words_of_an_older_database_are_found(registry: Registry, add: Add) -> None:
+    from sqlite_utils import Database
+
+    from attempt_registry.migrations import migrations
+
+    registry.folder.mkdir()
+    with sqlite3.connect(registry.folder / "registry.db") as connection:
+        migrations.apply(Database(connection), stop_before="0003_links_and_words")
+        prompt = (
+            "INSERT INTO prompts (name, version, kind, method, backbone, fingerprint, task, task_version, length, "
+            "width, dtype, embedding_scale, sha256, settings, numbers, created, note, tags, parents) VALUES "
+            f"(?, 1, 'source', 'mpt', 'tiny', '{'f' * 64}', 'Grüße', 1, 2, 3, 'float32', 1.0, '{'0' * 64}', '{{}}', "
+            "'{}', '', '', ?, ?)"
+        )
+        connection.execute(prompt, ("sst2", '["paper"]', "[]"))
+        connection.execute(prompt, ("rte", "[]", '["sst2@1"]'))
+        connection.execute(prompt, ("broken", "[]", '["sst2'))
+        connection.execute(
+            "INSERT INTO compositions (name, version, backbone, fingerprint, sources, attention, targets, settings, "
+            "created, note) VALUES ('both', 1, 'tiny', '', '[\"sst2@1\"]', 'glue@1', '[\"rte@1\"]', '{}', '', '')"
+        )
+        connection.execute(
+            "INSERT INTO runs (command, settings, rows, budget, numbers, versions, duration, created, artefacts, "
+            "inputs) VALUES ('t', '{}', '{}', '{}', '{}', '{}', 1.0, '', '[\"prompt:rte@1\"]', '[\"prompt:sst2@1\"]')"
+        )
+    connection.close()
+    lineage = registry.lineage("sst2")
+    assert lineage.children == ("rte@1",)
+    assert [run.command for run in lineage.used_by] == ["t"]
+    assert [composition.ref for composition in lineage.compositions] == ["both@1"]
+    assert [composition.ref for composition in registry.compositions(uses="attention:glue@1")] == ["both@1"]
+    assert refs(registry) == ["rte@1", "sst2@1"]
+    assert [record.ref for record in registry.search("grüsse paper")] == ["sst2@1"]
+    assert [record.ref for record in registry.search("sst2@1")] == ["both@1"]
+    assert "prompt broken@1" in [problem.what for problem in registry.verify()]
 
 
 def test_the_migrations_are_the_ones_that_opening_looks_for() -> None:

@@ -194,3 +194,33 @@ def test_search(registry: Registry, family: Composition, add: Add) -> None:
     assert refs(registry.search("tiny sst2")) == ["sst2@1", "sst2@2", "reviews@1"]
     assert refs(registry.search("attempt")) == ["rte@1"]
     assert registry.search("  ") == []
+
+
+def test_search_follows_every_change(registry: Registry, family: Composition, add: Add) -> None:
+    registry.tag("rte", add=["paper"])
+    assert refs(registry.search("PAPER")) == ["rte@1"]
+    registry.tag("rte", remove=["paper"])
+    assert registry.search("paper") == []
+    registry.remove("mrpc", force=True)
+    assert refs(registry.search("mrpc")) == ["reviews@1"]
+    add("mrpc", note='ﬁne "quotes" AND (brackets) * Straße Ὀδυσσεύς 情感分析')
+    for text in ('"quotes"', "AND", "(brackets)", "*", "FINE", "STRASSE", "ὀδυσσεύς", "情感", "情感分析", "e 情"):
+        assert "mrpc@2" in refs(registry.search(text)), text
+    assert registry.search('fine" OR "rte') == registry.search("zzz OR fine") == []
+
+
+def test_counting_is_listing(registry: Registry, family: Composition) -> None:
+    from attempt_registry import Attention, Run
+
+    for record, filters in (
+        (Prompt, {"kind": "target"}),
+        (Prompt, {"tag": "x"}),
+        (Prompt, {}),
+        (Attention, {"backbone": "tiny"}),
+        (Composition, {"task": "rte"}),
+        (Run, {"uses": "rte"}),
+    ):
+        assert registry.count(record, filters) == len(list(registry.each(record, filters)))
+    assert registry.values("prompts", "task") == ["mrpc", "rte", "sst2"]
+    registry.tag("rte", add=["b", "a"])
+    assert registry.values("prompts", "tags") == ["a", "b"]
