@@ -139,6 +139,7 @@ def links_and_words(db: Database) -> None:
     """
     for table in ("prompts", "attentions"):
         db.table(table).create_index(["sha256"])
+    db.table("prompts").create_index(["created"])
     db.execute(
         "CREATE TABLE links (ref TEXT, kind TEXT, id INTEGER, role TEXT, PRIMARY KEY (ref, kind, id, role)) "
         "WITHOUT ROWID"

@@ -17,7 +17,7 @@ from attempt_cli.training.config import TrainingConfig
 from attempt_cli.training.methods import imported
 from attempt_registry import Attention, Composition, Prompt, Registry
 from attempt_registry.add import check_one_placement, checked_tags
-from attempt_registry.references import check_name
+from attempt_registry.references import check_name, check_seen
 
 if TYPE_CHECKING:
     from attempt_cli.backbones.base import FrozenBackbone
@@ -147,6 +147,8 @@ class Request:
         """
         for name in dict.fromkeys([self.name, *(self.prompt_name(rows.task) for rows in self.tasks)]):
             check_name(name)
+        for rows in self.tasks:
+            check_seen(rows.task.name, "a task")
         checked_tags(self.tags)
         if self.keep not in KEPT:
             raise ValueError(f"keep is one of {KEPT}, not {self.keep!r}")
