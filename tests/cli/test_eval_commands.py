@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -239,7 +240,7 @@ def test_free_text_is_trained_generated_and_scored(attempt: Attempt) -> None:
     assert len(predictions) == 6
     assert all("probabilities" not in line and isinstance(line["prediction"], str) for line in predictions)
     predicted = attempt.succeed(f"predict qa {FLOAT}", input="it was two\nit is one\n").lines
-    assert [set(line) for line in predicted] == [{"text"}, {"text"}]
+    assert [set(line) for line in predicted] == [{"row", "text"}, {"row", "text"}]
 
 
 def test_a_squad_like_task_of_ones_own(attempt: Attempt) -> None:
@@ -270,13 +271,15 @@ def test_predict_reads_every_form_of_the_same_rows(trained: Attempt) -> None:
     write_csv(trained.folder / "p.csv", rows)
     write_jsonl(trained.folder / "p.jsonl", texts)
     (trained.folder / "p.tsv").write_text("text\tmore\n" + "".join(f"{row['text']}\t-\n" for row in rows))
-    (trained.folder / "p.txt").write_text("".join(f"{row['text']}\n\n" for row in rows))
+    (trained.folder / "p.txt").write_text("\ufeff" + "".join(f"{row['text']}\r\n" for row in rows) + "\r\n")
     lines, jsonl = (trained.folder / "p.txt").read_text(), (trained.folder / "p.jsonl").read_text()
     csv = (trained.folder / "p.csv").read_text()
+    array = json.dumps(texts, indent=1)
+    tsv = (trained.folder / "p.tsv").read_text()
     first = trained.succeed(f"predict aim-attempt p.csv {FLOAT}")
     assert len(first.lines) == 5
     for line in first.lines:
-        assert list(line) == ["label", "word", "probabilities", "attention"]
+        assert list(line) == ["row", "label", "word", "probabilities", "attention"]
         assert line["label"] == line["word"] == max(line["probabilities"], key=line["probabilities"].get)
         assert sum(line["probabilities"].values()) == pytest.approx(1, abs=1e-4)
         assert sum(line["attention"].values()) == pytest.approx(1, abs=1e-4)
@@ -286,11 +289,50 @@ def test_predict_reads_every_form_of_the_same_rows(trained: Attempt) -> None:
         ("p.txt", ""),
         ("", lines),
         ("-", jsonl),
+        ("", "\ufeff" + jsonl),
         ("", csv),
+        ("", "\ufeff" + csv.replace(",", ";")),
+        ("", tsv),
+        ("", array),
     ):
         again = trained.succeed(f"predict aim-attempt {arguments} {FLOAT}", input=piped)
         assert again.lines == first.lines, arguments or piped
     assert first.err == f"loading {trained.backbone} …\n"
+
+
+def test_every_line_of_a_pipe_has_its_own_line_of_output(trained: Attempt) -> None:
+    result = trained.succeed(f"predict one {FLOAT}", input="it was good\n\nit was bad\n\n\n")
+    assert [line["row"] for line in result.lines] == [1, 2, 3]
+    assert result.lines[1] == {"row": 2, "label": None, "word": None}
+    assert result.lines[2]["label"] in ("yes", "no")
+    assert "1 blank lines have no prediction" in result.err
+    several = trained.succeed(f"predict --prompts one,two {FLOAT}", input="it was good\n\nit was bad\n").lines
+    assert [list(line) for line in several] == [["one", "two"]] * 3
+    assert several[2]["one"] == result.lines[2]
+
+
+def test_plain_lines_that_may_be_a_table_get_a_note(trained: Attempt) -> None:
+    result = trained.succeed(f"predict one {FLOAT}", input="it,good\nit,bad\n")
+    assert len(result.lines) == 2
+    assert "Note: every line of standard input has 2 cells between commas" in result.err
+
+
+def test_predict_reads_other_encodings_when_they_are_named(trained: Attempt) -> None:
+    (trained.folder / "wide.txt").write_bytes("café was good\n".encode("utf-16"))
+    first = trained.succeed(f"predict one {FLOAT}", input="café was good\n").lines
+    assert trained.succeed(f"predict one wide.txt --encoding utf-16 {FLOAT}").lines == first
+    assert "--encoding utf-16" in trained(f"predict one wide.txt {FLOAT}").err
+
+
+def test_a_closed_standard_input_is_told(trained: Attempt) -> None:
+    result = trained(f"predict one {FLOAT}", prepare=close_standard_input)
+    assert (result.code, result.out) == (1, "")
+    assert "standard input is closed" in result.err
+
+
+def close_standard_input() -> None:
+    """As the shell's `<&-` leaves it."""
+    sys.stdin = None  # type: ignore[assignment]
 
 
 def test_a_row_is_a_line_whatever_is_in_it(trained: Attempt) -> None:
@@ -325,9 +367,15 @@ def test_labels_come_back_as_they_stood_in_the_file(attempt: Attempt) -> None:
     [
         ("aim-attempt", "", 1, "no rows in standard input"),
         ("aim-attempt", "\n \n", 1, "no rows in standard input"),
-        ("aim-attempt", '{"text": "a"}\n{"text"\n', 1, "line 2 is not JSON"),
-        ("aim-attempt", '{"text": "a"}\n\n[1]\n', 1, "line 3 is not a JSON object"),
-        ("aim-attempt", '{"words": "a"}\n', 1, "row 1: no column 'text'"),
+        ("aim-attempt", '{"text": "a"}\n{"text"\n', 1, "standard input, line 2: not JSON"),
+        ("aim-attempt", '{"text": "a"}\n\n[1]\n', 1, "standard input, line 3: not an object"),
+        ("aim-attempt", '{"words": "a"}\n', 1, "standard input: no column 'text', which task 'aim' reads"),
+        ("aim-attempt", "txt,mood\nit was good,yes\n", 1, "looks like a table without a column 'text'"),
+        ("aim-attempt", "it was good\tyes\nit was bad\tno\n", 1, "looks like a table without a column 'text'"),
+        ("aim-attempt", "text,stars\nlovely, but leaks,3\n", 1, "line 2: 3 cells where the header has 2"),
+        ("aim-attempt", "text,stars\nlovely,3\n,2\n", 1, "row 2: nothing in column 'text'"),
+        ("aim-attempt", '{"text": "\\ud800"}\n', 1, "row 1: a value that does not fit"),
+        ("aim-attempt --encoding warp", "a\n", 2, "'warp' is no text encoding"),
         ("aim-attempt", '{"text": "a"}\n{"text": null}\n', 1, "row 2: nothing in column 'text'"),
         ("aim-attempt nowhere.csv", "", 1, "no file 'nowhere.csv'"),
         ("aim-attempt nowhere.txt", "", 1, "no file 'nowhere.txt'"),
