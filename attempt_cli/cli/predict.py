@@ -51,7 +51,7 @@ def command(
 
     FILE is JSONL, CSV, TSV, JSON or parquet (also .gz, .zst, or an address such as hf://…) with the columns of the
     task's input, or plain lines where the task reads a single column. Standard input and files of another ending are
-    recognised by what they hold. Every row gives one JSON line: row (its number, from 1), label (or text),
+    recognised by what they hold. Every row gives one JSON line: row (its number, from 0), label (or text),
     probabilities, attention; with --prompts one such object under each prompt's name. A blank line between plain lines
     gives a line with null for the label. An input is read once for all prompts that stand after it and whose tasks read
     it alike.
@@ -101,6 +101,6 @@ def command(
 
 
 def _record(task: Task, number: int, prediction: Prediction | None) -> dict[str, Any]:
-    """Returns a row's line: its number from 1, and what was predicted; null for a blank line."""
+    """Returns a row's line: its number from 0, and what was predicted; null for a blank line."""
     empty: dict[str, Any] = {"label": None, "word": None} if task.is_classification else {"text": None}
-    return {"row": number + 1, **(empty if prediction is None else prediction.record())}
+    return {"row": number, **(empty if prediction is None else prediction.record())}

@@ -35,11 +35,11 @@ def task_from_fields(content: Any, origin: str, folder: Path) -> Task:
         return Task.model_validate({str(name): value for name, value in content.items()}, context={"folder": folder})
     except ValidationError as error:
         # fields are checked against each other only when each has the right type
-        found = [line for problem in error.errors() for line in _problem_text(problem).split("\n")]
-        problems = list(dict.fromkeys(found))
-        if len(problems) > SHOWN_PROBLEMS:
-            problems[SHOWN_PROBLEMS:] = [f"… and {len(problems) - SHOWN_PROBLEMS:,} more"]
-        lines = "".join(f"\n  {problem}" for problem in problems)
+        errors = error.errors()
+        problems = [line for problem in errors[:SHOWN_PROBLEMS] for line in _problem_text(problem).split("\n")]
+        if len(errors) > SHOWN_PROBLEMS:
+            problems.append(f"… and {len(errors) - SHOWN_PROBLEMS:,} more")
+        lines = "".join(f"\n  {problem}" for problem in dict.fromkeys(problems))
         raise AttemptError(f"{origin} does not describe a task:{lines}", hint) from None
 
 

@@ -262,6 +262,42 @@ def test_a_squad_like_task_of_ones_own(attempt: Attempt) -> None:
     assert (evaluation["task"], evaluation["model"], evaluation["n"]) == ("own-squad", "own-squad@1", 4)
 
 
+def test_tasks_of_one_name_are_told_apart(attempt: Attempt) -> None:
+    """Reviews and topics, each in a folder of its own, and then other labels under the name of the reviews."""
+    for name, words in (("reviews", {"yes": "good", "no": "bad"}), ("topics", {"yes": "parcel", "no": "bill"})):
+        (attempt.folder / name).mkdir()
+        for split, count in (("train", 16), ("test", 8)):
+            rows = [{**row, "mood": words[row["mood"]]} for row in toy_rows(count)]
+            write_csv(attempt.folder / name / f"{split}.csv", rows)
+    made = attempt.json(f"train-source --train-file reviews/train.csv {READ} {FLOAT} --steps 1 --eval-every 0")
+    assert (made["training"]["task"], made["training"]["name"]) == ("reviews", "reviews@1")
+    untrained = attempt(f"eval --test-file topics/test.csv {READ} {FLOAT}")
+    assert untrained.code == 1
+    assert "nothing was trained for the task 'topics'" in untrained.err
+    scored = attempt.json(f"eval --test-file reviews/test.csv {READ} {FLOAT}")["evaluations"]
+    assert [row["model"] for row in scored] == ["reviews@1"]
+    # under another name the same rows are still those that the source has seen
+    leaks = attempt(f"train-target aim --train-file reviews/train.csv {READ} {FLOAT} --sources all")
+    assert leaks.code == 1
+    assert "there is no source prompt of tiny of another task than aim" in leaks.err
+    (attempt.folder / "other").mkdir()
+    (attempt.folder / "topics").rename(attempt.folder / "other" / "reviews")
+    for rows, read, difference in (
+        ("other/reviews/test.csv", READ, "labels"),
+        ("reviews/test.csv", READ.replace("label:", "mood:"), "input"),
+        (
+            "reviews/test.csv --train-file other/reviews/train.csv --labels bad=bad,good=good,bill=1,parcel=2",
+            READ,
+            "its",
+        ),
+    ):
+        refused = attempt(f"eval --test-file {rows} {read} {FLOAT}")
+        assert (refused.code, refused.out) == (1, "")
+        assert "'reviews@1' was trained for another task of the name 'reviews': it differs in " in refused.err
+        assert difference in refused.err
+        assert "--prompt or --composition reviews@1" in refused.err
+
+
 # --- predict
 
 
@@ -302,8 +338,8 @@ def test_predict_reads_every_form_of_the_same_rows(trained: Attempt) -> None:
 
 def test_every_line_of_a_pipe_has_its_own_line_of_output(trained: Attempt) -> None:
     result = trained.succeed(f"predict one {FLOAT}", input="it was good\n\nit was bad\n\n\n")
-    assert [line["row"] for line in result.lines] == [1, 2, 3]
-    assert result.lines[1] == {"row": 2, "label": None, "word": None}
+    assert [line["row"] for line in result.lines] == [0, 1, 2]
+    assert result.lines[1] == {"row": 1, "label": None, "word": None}
     assert result.lines[2]["label"] in ("yes", "no")
     assert "1 blank lines have no prediction" in result.err
     several = trained.succeed(f"predict --prompts one,two {FLOAT}", input="it was good\n\nit was bad\n").lines
@@ -424,11 +460,12 @@ def test_fewshot_compares_methods_on_the_same_rows(trained: Attempt) -> None:
     document = trained.json(command)
     assert (document["version"], document["k"], document["per_class"], document["steps"]) == (1, 6, False, 2)
     rows = document["rows"]
-    assert list(rows) == ["train/0", "train/1"]
+    task = trained.folder.name  # "train" says which rows the file holds, not what they are about
+    assert list(rows) == [f"{task}/0", f"{task}/1"]
     moods = [row["mood"] for row in toy_rows(40)]
     for numbers in rows.values():  # six in all, as many of each class
         assert sorted(moods[number] for number in numbers) == ["no"] * 3 + ["yes"] * 3
-    assert rows["train/0"] != rows["train/1"]
+    assert rows[f"{task}/0"] != rows[f"{task}/1"]
     cells = document["cells"]
     assert [(cell["seed"], cell["method"]) for cell in cells] == [(seed, name) for seed in (0, 1) for name in methods]
     registry = opened(trained)
@@ -436,7 +473,7 @@ def test_fewshot_compares_methods_on_the_same_rows(trained: Attempt) -> None:
         if cell["steps"]:
             kind = "composition" if cell["method"] == "attempt" else "prompt"
             made = [run for run in registry.runs(uses=f"{kind}:{cell['prompt']}") if run.artefacts]
-            assert [run.rows["train"]["rows"] for run in made] == [rows[f"train/{cell['seed']}"]]
+            assert [run.rows["train"]["rows"] for run in made] == [rows[f"{task}/{cell['seed']}"]]
             assert made[0].budget["steps"] == 2
     scores = {name: [cell["score"] for cell in cells if cell["method"] == name] for name in methods}
     table = {row["method"]: row for row in document["methods"]}
@@ -452,7 +489,7 @@ def test_fewshot_compares_methods_on_the_same_rows(trained: Attempt) -> None:
     assert (table["none"]["width"], table["none"]["steps"]) == (None, 0)
     assert set(table["attempt"]["attention"]) == {"one@1", "two@1", "target"}
     # an experiment is not what serves the task
-    assert {prompt.tags for prompt in registry.prompts(task="train")} == {("fewshot",)}
+    assert {prompt.tags for prompt in registry.prompts(task=task)} == {("fewshot",)}
 
 
 def test_fewshot_per_class_as_a_table(trained: Attempt) -> None:
@@ -463,9 +500,10 @@ def test_fewshot_per_class_as_a_table(trained: Attempt) -> None:
     header, none, tuning = result.out.splitlines()
     columns = ["task", "method", "score", "against_prompt_tuning", "seeds", "n", "steps", "attention"]
     assert header.split() == columns
-    assert re.fullmatch(r"train +none +\d+\.\d +[+-]\d+\.\d +1 +7 +0 +-", none)
-    assert re.fullmatch(r"train +prompt-tuning +\d+\.\d +- +1 +7 +1 +-", tuning)
-    made = opened(trained).prompt("train-2-per-class-shot-prompt-tuning")
+    task = trained.folder.name
+    assert re.fullmatch(rf"{task} +none +\d+\.\d +[+-]\d+\.\d +1 +7 +0 +-", none)
+    assert re.fullmatch(rf"{task} +prompt-tuning +\d+\.\d +- +1 +7 +1 +-", tuning)
+    made = opened(trained).prompt(f"{task}-2-per-class-shot-prompt-tuning")
     assert made.length == 20  # no source to take the length from
     (run,) = [run for run in opened(trained).runs(uses=f"prompt:{made.ref}") if run.artefacts]
     assert len(run.rows["train"]["rows"]) == 4
