@@ -150,8 +150,13 @@ def parsed(data: bytes, ending: str, place: str, encoding: str | None = None) ->
     """
     if ending == ".parquet":
         return _read_parquet(data, place)
+    return parsed_text(decoded(data, place, encoding), ending, place)
+
+
+def parsed_text(text: str, ending: str, place: str) -> FileRows:
+    """Reads the rows of a text; arguments as in `parsed`."""
     readers = {".csv": _read_csv, ".tsv": _read_tsv, ".jsonl": _read_json_lines, ".json": _read_json}
-    return readers[ending](decoded(data, place, encoding), place)
+    return readers[ending](text, place)
 
 
 def decoded(data: bytes, place: str, encoding: str | None = None) -> str:

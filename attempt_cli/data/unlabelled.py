@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import difflib
 import json
 import re
 import sys
@@ -17,6 +18,7 @@ from attempt_cli.data.readers import (
     decoded,
     file_ending,
     parsed,
+    parsed_text,
     read_bytes,
     read_delimited,
     read_file,
@@ -30,6 +32,7 @@ STANDARD_INPUT = "-"
 DELIMITERS = {"\t": "tabs", ",": "commas", ";": "semicolons"}
 # so many lines are looked at to see whether a text is a table
 LINES_OF_A_TABLE = 50
+_NAMES = re.compile(r"\w+(?:[,;\t]\w+)+")
 
 
 @dataclass(frozen=True)
@@ -97,9 +100,9 @@ def recognised(text: str, columns: Sequence[str], place: str) -> FileRows | None
     first = next((line for line in text.split("\n") if line.strip()), "")
     if first.lstrip().startswith("{"):
         lines = _is_json(first) or not _is_json(text)
-        return parsed(text.encode(), ".jsonl" if lines else ".json", place)
+        return parsed_text(text, ".jsonl" if lines else ".json", place)
     if re.match(r"\s*\[\s*[{\]]", text) or (first.lstrip().startswith("[") and _is_json(text)):
-        return parsed(text.encode(), ".json", place)
+        return parsed_text(text, ".json", place)
     for delimiter in DELIMITERS:
         if set(columns) <= set(_cells(first, delimiter)):
             return read_delimited(text, place, delimiter)
@@ -124,7 +127,7 @@ def _plain_lines(text: str, task: Task, place: str) -> UnlabelledRows:
     rows: list[Row | None] = [{columns[0]: line} if line.strip() else None for line in lines]
     notes = [looks_like] if looks_like else []
     if blank := rows.count(None):
-        notes.append(f"Note: {blank:,} blank lines have no prediction; their rows in the output are null.")
+        notes.append(f"Note: lines without text have null for a prediction; there are {blank:,}.")
     return UnlabelledRows(rows, place, tuple(notes))
 
 
@@ -140,10 +143,12 @@ def _table_note(lines: Sequence[str], columns: Sequence[str], task: Task, place:
         raise AttemptError(what, f"Its first line is '{some[0].strip()}': did you mean {columns[0]}?")
     for delimiter, named in DELIMITERS.items():
         header = _cells(some[0], delimiter)
-        counts = {len(_cells(line, delimiter)) for line in some}
-        if len(some) < 2 or len(header) < 2 or counts != {len(header)}:
-            continue
+        even = all(len(_cells(line, delimiter)) == len(header) for line in some)
         near = [name for column in columns for name in nearest_names(column, header)]
+        if not even:  # a header all the same, where a name is all but the column's
+            near = [name for name in near if _alike(name, columns) and _NAMES.fullmatch(some[0].strip())]
+        if len(some) < 2 or len(header) < 2 or not (even or near):
+            continue
         if near or delimiter == "\t":
             did_you_mean = f"Did you mean {' or '.join(dict.fromkeys(near))}? " if near else ""
             raise AttemptError(
@@ -153,6 +158,10 @@ def _table_note(lines: Sequence[str], columns: Sequence[str], task: Task, place:
             )
         return f"Note: every line of {place} has {len(header)} cells between {named}; each line is taken as one text."
     return None
+
+
+def _alike(name: str, columns: Sequence[str]) -> bool:
+    return any(difflib.SequenceMatcher(None, name.casefold(), column.casefold()).ratio() > 0.8 for column in columns)
 
 
 def _cells(line: str, delimiter: str) -> list[str]:

@@ -341,7 +341,7 @@ def test_every_line_of_a_pipe_has_its_own_line_of_output(trained: Attempt) -> No
     assert [line["row"] for line in result.lines] == [0, 1, 2]
     assert result.lines[1] == {"row": 1, "label": None, "word": None}
     assert result.lines[2]["label"] in ("yes", "no")
-    assert "1 blank lines have no prediction" in result.err
+    assert "lines without text have null for a prediction; there are 1." in result.err
     several = trained.succeed(f"predict --prompts one,two {FLOAT}", input="it was good\n\nit was bad\n").lines
     assert [list(line) for line in several] == [["one", "two"]] * 3
     assert several[2]["one"] == result.lines[2]
@@ -407,6 +407,7 @@ def test_labels_come_back_as_they_stood_in_the_file(attempt: Attempt) -> None:
         ("aim-attempt", '{"text": "a"}\n\n[1]\n', 1, "standard input, line 3: not an object"),
         ("aim-attempt", '{"words": "a"}\n', 1, "standard input: no column 'text', which task 'aim' reads"),
         ("aim-attempt", "txt,mood\nit was good,yes\n", 1, "looks like a table without a column 'text'"),
+        ("aim-attempt", "texts,mood\nit was good, really,yes\nbad\n", 1, "looks like a table without a column 'text'"),
         ("aim-attempt", "it was good\tyes\nit was bad\tno\n", 1, "looks like a table without a column 'text'"),
         ("aim-attempt", "text,stars\nlovely, but leaks,3\n", 1, "line 2: 3 cells where the header has 2"),
         ("aim-attempt", "text,stars\nlovely,3\n,2\n", 1, "row 2: nothing in column 'text'"),
