@@ -107,7 +107,10 @@ def task_from_files(
 
 def located(path: Path | str) -> Path | str:
     """Returns a path as an absolute one; an address as it is."""
-    return path if is_url(path) else Path(path).resolve()
+    try:
+        return path if is_url(path) else Path(path).resolve()
+    except (ValueError, OSError, RuntimeError):  # a NUL character, a circle of links
+        raise AttemptError(f"{str(path)!r} cannot be a path", "Check the path.") from None
 
 
 def _given_labels(labels: str | Mapping[str, str]) -> dict[str, str]:

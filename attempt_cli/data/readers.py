@@ -168,6 +168,8 @@ def decoded(data: bytes, place: str, encoding: str | None = None) -> str:
     codec = encoding or "utf-8"
     try:
         return data.decode(codec).removeprefix("\ufeff")
+    except LookupError:
+        raise AttemptError(f"no text encoding '{codec}'", "There are utf-8, utf-16, cp1252, latin-1, …") from None
     except UnicodeError as error:
         line = data[: error.start].count(b"\n") + 1 if isinstance(error, UnicodeDecodeError) else 1
         wide = data[:2] in (b"\xff\xfe", b"\xfe\xff")

@@ -434,6 +434,8 @@ def test_another_encoding_is_read_when_it_is_named(tmp_path: Path, encoding: str
     with pytest.raises(AttemptError) as failure:
         read_rows(path)
     assert f"--encoding {hint}" in str(failure.value.hint)
+    with pytest.raises(AttemptError, match="no text encoding 'warp'"):
+        read_rows(path, "warp")
     task = task_from_files(train=path, input="{text}:", label="label", encoding=encoding)
     assert load_examples(task.model_copy(update={"split_rule": "own"}), "train").examples[0].input == "café:"
 
