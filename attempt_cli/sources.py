@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 from attempt_cli.errors import AttemptError
 from attempt_registry import Prompt, Registry
@@ -11,12 +11,7 @@ ALL = "all"
 
 
 def source_prompts(
-    registry: Registry,
-    names: str | Sequence[str] | None,
-    backbone: str | None,
-    *,
-    targets: Sequence[str] = (),
-    rows: Collection[str] = (),
+    registry: Registry, names: str | Sequence[str] | None, backbone: str | None, *, targets: Sequence[str] = ()
 ) -> tuple[Prompt, ...]:
     """Finds source prompts by their names, or all of a backbone.
 
@@ -27,8 +22,6 @@ def source_prompts(
         backbone: the backbone's name; with None, "all" needs the sources to be of one backbone.
         targets: the tasks that the sources are to help: a source prompt of one of them is not among "all", because it
             has seen that task's training rows.
-        rows: the files of these tasks' training rows: a source that was trained on one of them is not among "all",
-            whatever its task is called.
 
     Raises:
         AttemptError: "all" finds none, or sources of several backbones.
@@ -40,9 +33,7 @@ def source_prompts(
         return tuple(registry.prompt(name) for name in ([names] if isinstance(names, str) else names))
     newest: dict[str, Prompt] = {}
     for prompt in registry.prompts(kind="source", backbone=backbone):
-        own = prompt.settings.get("task")
-        files = own.get("files") if isinstance(own, dict) else None
-        if prompt.task in targets or (files and files.get("train") in rows):
+        if prompt.task in targets:
             continue
         if prompt.name not in newest or newest[prompt.name].version < prompt.version:
             newest[prompt.name] = prompt

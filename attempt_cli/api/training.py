@@ -132,8 +132,7 @@ def train_target(
         missing = row.missing({"sources": sources is not None, "init_from": init_from is not None})
         if missing:
             raise AttemptError(missing, "`attempt registry list --kind source` shows the source prompts there are.")
-        rows = [one.training_file for one in tasks if one.training_file]
-        mixed = source_prompts(store, sources, session.backbone_name, targets=names, rows=rows)
+        mixed = source_prompts(store, sources, session.backbone_name, targets=names)
         attention = store.attention(attention_from) if attention_from else None
     outcome = _train(
         session,

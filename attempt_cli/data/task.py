@@ -222,11 +222,6 @@ class Task(_Fields):
         return self.labels is not None
 
     @property
-    def training_file(self) -> str | None:
-        """Returns the file of the training rows; None where they are on the hub or there are none."""
-        return str(self.files["train"]) if "train" in self.files else None
-
-    @property
     def label_words(self) -> tuple[str, ...]:
         """Returns the label words in label order (digits under the format "reference"); empty for free text."""
         return self._words

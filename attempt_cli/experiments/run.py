@@ -72,15 +72,7 @@ def compare_on_few_rows(
     start = store.prompt(init_from) if init_from else None
     needed = any(METHODS[name].needs_sources(start is not None) for name in methods)
     chosen = {  # never a source that has seen the task's own training rows
-        task.name: source_prompts(
-            store,
-            sources,
-            session.backbone_name,
-            targets=[task.name],
-            rows=[task.training_file] if task.training_file else [],
-        )
-        if needed
-        else ()
+        task.name: source_prompts(store, sources, session.backbone_name, targets=[task.name]) if needed else ()
         for task in tasks
     }
     used = [*(prompt for prompts in chosen.values() for prompt in prompts), *([start] if start else [])]
