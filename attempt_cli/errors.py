@@ -20,6 +20,13 @@ def unknown_name(kind: str, name: str, known: Iterable[str], list_command: str) 
     return AttemptError(*unknown_name_text(kind, name, known, list_command))
 
 
+def shortened(names: Iterable[object], most: int = 20) -> str:
+    """Returns names as a comma list, and of many the first with their number: a message stays readable."""
+    texts = [text if len(text) <= 60 else f"{text[:59]}…" for text in map(str, names)]
+    more = f", … ({len(texts):,} in all)" if len(texts) > most else ""
+    return ", ".join(texts[:most]) + more
+
+
 def first_line(error: BaseException) -> str:
     """Returns the first line of an error's text, preceded by its type unless it is an `AttemptError`."""
     text = str(error).strip().split("\n", 1)[0]

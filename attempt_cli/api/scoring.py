@@ -120,6 +120,7 @@ def predict(
     max_length: int | None = None,
     max_tokens: int | None = None,
     place: str = "rows",
+    numbers: Sequence[int] | None = None,
     session: Session | None = None,
 ) -> dict[str, list[Prediction]]:
     """Predicts the same rows with several models, which read them once where prompts stand after the input.
@@ -132,6 +133,7 @@ def predict(
         max_length: the longest input in tokens; None takes what each prompt was trained with.
         max_tokens: the token budget of a batch; None takes 8192.
         place: where the rows come from, for error messages.
+        numbers: the number of each row there, from 0, for error messages; None counts the rows.
         session: says where the registry and the backbone are; None takes that of the first loaded model.
 
     Returns:
@@ -146,7 +148,13 @@ def predict(
     session = _session(models, session)
     served = find_served(session, listed(models), task, changes)
     answers = predict_rows(
-        list(served.values()), _rows(rows), session, max_length=max_length, max_tokens=max_tokens, place=place
+        list(served.values()),
+        _rows(rows),
+        session,
+        max_length=max_length,
+        max_tokens=max_tokens,
+        place=place,
+        numbers=numbers,
     )
     return dict(zip(served, answers, strict=True))
 
@@ -196,7 +204,7 @@ def evaluate(
     named = [_model(session, each) for each in listed(models)]
     pairs: list[tuple[Task, TrainedModel]] = []
     for one in [as_task(each) for each in listed(task)] or own_tasks(named):
-        for model in named or [model_for_task(session, one.name)]:
+        for model in named or [model_for_task(session, one)]:
             pairs.append((one, model))
             if changes and isinstance(model.record, Composition):
                 pairs.append((one, model.with_changes(changes)))

@@ -113,21 +113,26 @@ def _tasks(names: str | None, rows: RowOptions, models: Sequence[TrainedModel]) 
         return split_names(names)
     if rows.input_template is not None or all(model.record is None for model in models):
         return [replace(rows, text_format=None).task(None)]
-    loose = [name for name in ("label", "labels", "answers") if getattr(rows, name) is not None]
+    loose = [name for name in ("label", "labels", "answers", "metrics") if getattr(rows, name) is not None]
     if loose:
         raise click.UsageError(f"--{loose[0]} goes with --input; without both the prompt's own are used")
     own, given = own_tasks(models), rows.files()
     if len(own) > 1 and given:
         raise click.UsageError("a composition with several targets needs --tasks, or --input and --label with files")
-    return [_on_files(task, given) for task in own]
+    if rows.encoding is not None and not given:
+        raise click.UsageError("--encoding goes with files")
+    return [_on_files(task, given, rows.encoding) for task in own]
 
 
-def _on_files(task: Task, files: dict[str, Path]) -> Task:
+def _on_files(task: Task, files: dict[str, Path | str], encoding: str | None) -> Task:
     """Returns a task whose rows are the files, as they are; the same task without files."""
     if not files:
         return task
-    paths = {split: path.resolve() for split, path in files.items()}
-    return task.model_copy(update={"hub": None, "files": paths, "split_rule": "own", "splits": {}})
+    from attempt_cli.data.own_files import located
+
+    paths = {split: located(path) for split, path in files.items()}
+    update = {"hub": None, "files": paths, "encoding": encoding, "split_rule": "own", "splits": {}}
+    return task.model_copy(update=update)
 
 
 def _table_row(result: EvaluationResult) -> dict[str, Any]:

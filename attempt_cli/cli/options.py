@@ -20,7 +20,31 @@ if TYPE_CHECKING:
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+class RowsFile(click.Path):
+    """A file that exists, or the address of one that fsspec can open (hf://…, https://…)."""
+
+    def __init__(self) -> None:
+        super().__init__(exists=True, dir_okay=False, path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value if "://" in str(value) else super().convert(value, param, ctx)
+
+
+class TextEncoding(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic in newer releases of click
+    """The name of a text encoding that Python knows."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            "a".encode(value)
+        except (LookupError, ValueError):
+            self.fail(f"'{value}' is no text encoding; there are utf-8, utf-16, cp1252, latin-1, …", param, ctx)
+        return str(value)
+
+
+FILE = RowsFile()
 
 
 def stacked(*decorators: Callable[[Any], Any]) -> Callable[[Command], Command]:
@@ -73,13 +97,15 @@ class RecordOptions:
 class RowOptions:
     """Rows of one's own in files, and the text format."""
 
-    train_file: Path | None
-    validation_file: Path | None
-    test_file: Path | None
+    train_file: Path | str | None
+    validation_file: Path | str | None
+    test_file: Path | str | None
     input_template: str | None
     label: str | None
     labels: str | None
     answers: str | None
+    metrics: str | None
+    encoding: str | None
     text_format: str | None
 
     def task(self, name: str | None) -> Task:
@@ -92,8 +118,9 @@ class RowOptions:
         from attempt_cli.data.own_files import task_from_files
 
         if self.train_file is None and self.validation_file is None and self.test_file is None:
-            given = {"input": self.input_template, "label": self.label, "labels": self.labels, "answers": self.answers}
-            unused = [f"--{option}" for option, value in given.items() if value is not None]
+            unused = [
+                f"--{field.removesuffix('_template')}" for field in FILE_FIELDS if getattr(self, field) is not None
+            ]
             if unused:
                 raise click.UsageError(
                     f"{' and '.join(unused)} only go with --train-file, --validation-file or --test-file"
@@ -112,11 +139,13 @@ class RowOptions:
                 label=self.label,
                 labels=self.labels,
                 answers=self.answers,
+                metrics=split_names(self.metrics) if self.metrics is not None else None,
+                encoding=self.encoding,
                 name=name,
             )
         )
 
-    def files(self) -> dict[str, Path]:
+    def files(self) -> dict[str, Path | str]:
         """Returns the files that are given, by split."""
         files = {"train": self.train_file, "validation": self.validation_file, "test": self.test_file}
         return {split: path for split, path in files.items() if path is not None}
@@ -185,14 +214,22 @@ backbone_option_list = (
 )
 where_options = option_group("where", BackboneOptions, *backbone_option_list)
 
+encoding_option = click.option(
+    "--encoding", type=TextEncoding(), help="The encoding of rows that are text, e.g. cp1252. [default: utf-8]"
+)
+
 task_option_list = (
-    click.option("--train-file", type=FILE, help="Rows of your own: CSV, TSV, JSONL, JSON or parquet."),
+    click.option(
+        "--train-file", type=FILE, help="Rows of your own: CSV, TSV, JSONL, JSON or parquet; also .gz, .zst, hf://…"
+    ),
     click.option("--validation-file", type=FILE, help="Rows that choose the checkpoint. [default: held-out rows]"),
     click.option("--test-file", type=FILE, help="Test rows; `eval` scores them, training only what it cannot keep."),
     click.option("--input", "input_template", help='With files: the template, e.g. "review: {text} sentiment:".'),
     click.option("--label", help="With files: the column of the label."),
     click.option("--labels", help='With files: label words, e.g. "0=no,1=yes". [default: the values themselves]'),
     click.option("--answers", help="With files, for free text: the column of the accepted answer or answers."),
+    click.option("--metrics", help="With files: the metrics, e.g. f1_macro,accuracy; the first chooses checkpoints."),
+    encoding_option,
     click.option(
         "--text-format",
         type=click.Choice(["words", "reference"]),
@@ -353,7 +390,17 @@ change_options = option_group(
     ),
 )
 
-FILE_FIELDS = ("train_file", "validation_file", "test_file", "input_template", "label", "labels", "answers")
+FILE_FIELDS = (
+    "train_file",
+    "validation_file",
+    "test_file",
+    "input_template",
+    "label",
+    "labels",
+    "answers",
+    "metrics",
+    "encoding",
+)
 
 
 def split_names(text: str) -> list[str]:

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,15 +11,16 @@ from attempt_cli.cli.options import (
     BackboneOptions,
     MixtureOptions,
     change_options,
+    encoding_option,
     max_tokens_option,
     split_names,
     where_options,
 )
-from attempt_cli.errors import AttemptError
 
 if TYPE_CHECKING:
     from attempt_cli.cli.main import Settings
     from attempt_cli.data.task import Task
+    from attempt_cli.evaluation.serving import Prediction
 
 
 @click.command("predict")
@@ -33,6 +30,7 @@ if TYPE_CHECKING:
 @click.option("--task", "task_name", help="For a composition with several targets: the task to predict.")
 @click.option("--max-length", type=click.IntRange(min=4), help="Input tokens of a row. [default: as trained]")
 @max_tokens_option
+@encoding_option
 @change_options
 @where_options
 @click.pass_obj
@@ -45,15 +43,18 @@ def command(
     task_name: str | None,
     max_length: int | None,
     max_tokens: int,
+    encoding: str | None,
     mixture: MixtureOptions,
     where: BackboneOptions,
 ) -> None:
     """Predict with the composition or prompt NAME for the rows of FILE (standard input without one).
 
-    FILE is JSONL, CSV, TSV, JSON or parquet with the columns of the task's input, or plain lines where the task reads a
-    single column; standard input is JSONL, CSV or TSV with a header, or plain lines. Every row gives one JSON line:
-    label (or text), probabilities, attention; with --prompts one such object under each prompt's name. An input is
-    read once for all prompts that stand after it and whose tasks read it alike.
+    FILE is JSONL, CSV, TSV, JSON or parquet (also .gz, .zst, or an address such as hf://…) with the columns of the
+    task's input, or plain lines where the task reads a single column. Standard input and files of another ending are
+    recognised by what they hold. Every row gives one JSON line: row (its number, from 0), label (or text),
+    probabilities, attention; with --prompts one such object under each prompt's name. A blank line between plain lines
+    gives a line with null for the label. An input is read once for all prompts that stand after it and whose tasks read
+    it alike.
 
     \b
       attempt predict reviews new-reviews.csv > labels.jsonl
@@ -64,6 +65,7 @@ def command(
     """
     from attempt_cli.api.scoring import predict
     from attempt_cli.cli.progress import RowProgress
+    from attempt_cli.data.unlabelled import read_unlabelled
     from attempt_cli.evaluation.serving import check_one_task, find_served
 
     if (name is None) == (prompts is None) and (name is None or file is not None):
@@ -76,63 +78,29 @@ def command(
         served = find_served(session, names, task_name, changes)
         if name is not None:
             check_one_task(served)
-        rows = read_input(file or "-", next(iter(served.values())).task)
+        given = read_unlabelled(file or "-", next(iter(served.values())).task, encoding)
+        for note in given.notes:
+            progress.note(note)
+        numbers = [number for number, row in enumerate(given.rows) if row is not None]
         found = predict(
             names,
-            rows,
+            [row for row in given.rows if row is not None],
             task=task_name,
             changes=changes,
             max_length=max_length,
             max_tokens=max_tokens,
-            place=file or "-",
+            place=given.place,
+            numbers=numbers,
             session=session,
         )
-    for predictions in zip(*found.values(), strict=True):
-        records = [prediction.record() for prediction in predictions]
-        line = records[0] if name is not None else dict(zip(found, records, strict=True))
+    predictions = {key: dict(zip(numbers, answers, strict=True)) for key, answers in found.items()}
+    for number in range(len(given.rows)):
+        records = {key: _record(served[key].task, number, answers.get(number)) for key, answers in predictions.items()}
+        line = records if name is None else next(iter(records.values()))
         click.echo(json.dumps(line, ensure_ascii=False))
 
 
-def read_input(file: str, task: Task) -> list[dict[str, Any]]:
-    """Reads the rows of a file or of standard input.
-
-    Raises:
-        AttemptError: there are no rows, or plain lines do not fit a task that reads several columns.
-    """
-    from attempt_cli.data.readers import ENDINGS, read_rows
-
-    if file != "-" and Path(file).suffix.lower() in ENDINGS:
-        return read_rows(Path(file))
-    if file != "-" and not Path(file).exists():
-        raise AttemptError(f"no file '{file}'", "Check the path, or pipe rows in without one.")
-    try:
-        text = sys.stdin.read() if file == "-" else Path(file).read_text("utf-8")
-    except UnicodeDecodeError as error:
-        raise AttemptError(f"the rows are not UTF-8 text ({error.reason})", "Save them as UTF-8.") from None
-    # not splitlines(): a text may hold a form feed or a line separator, and is one row all the same
-    numbered = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
-    lines = [line for _, line in numbered]
-    if not lines:
-        raise AttemptError(f"no rows in {'standard input' if file == '-' else file}", "Give one row per line.")
-    if lines[0].lstrip().startswith("{"):
-        return [_json_row(line, number) for number, line in numbered]
-    columns = task.input_columns()
-    for delimiter in (",", "\t"):
-        if set(columns) <= set(next(csv.reader(lines[:1], delimiter=delimiter))):
-            return list(csv.DictReader(io.StringIO(text), delimiter=delimiter))
-    if len(columns) != 1:
-        raise AttemptError(
-            f"the task '{task.name}' reads the columns {', '.join(columns)}, plain lines have only one",
-            "Give JSONL or CSV with these columns.",
-        )
-    return [{columns[0]: line} for line in lines]
-
-
-def _json_row(line: str, number: int) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise AttemptError(f"line {number} is not JSON: {error}", "Give one JSON object per line.") from None
-    if not isinstance(row, dict):
-        raise AttemptError(f"line {number} is not a JSON object", "Give one JSON object per line.")
-    return row
+def _record(task: Task, number: int, prediction: Prediction | None) -> dict[str, Any]:
+    """Returns a row's line: its number from 0, and what was predicted; null for a blank line."""
+    empty: dict[str, Any] = {"label": None, "word": None} if task.is_classification else {"text": None}
+    return {"row": number, **(empty if prediction is None else prediction.record())}

@@ -39,9 +39,12 @@ def load_task(name: str | Path) -> Task:
         AttemptError: an unknown name (with the nearest), a missing file, or a file that does not fit the schema.
     """
     from attempt_cli.data.fields import task_from_fields  # pydantic is slow to import, and the list does without it
+    from attempt_cli.data.task import check_no_leak
 
     path = task_file(name)
-    return task_from_fields(read_yaml(path), str(path), path.parent)
+    task = task_from_fields(read_yaml(path), str(path), path.parent)
+    check_no_leak(task)
+    return task
 
 
 def task_summaries() -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ from pydantic import ValidationError
 from attempt_cli.data.task import Task
 from attempt_cli.errors import AttemptError
 from attempt_registry.errors import nearest_names
+
+# of a file with more problems than this the rest is only counted
+SHOWN_PROBLEMS = 50
 
 
 def task_from_fields(content: Any, origin: str, folder: Path) -> Task:
@@ -28,10 +32,13 @@ def task_from_fields(content: Any, origin: str, folder: Path) -> Task:
     if not isinstance(content, Mapping):
         raise AttemptError(f"{origin} does not describe a task: it holds {_kind(content)}, not fields", hint)
     try:
-        return Task.model_validate(dict(content), context={"folder": folder})
+        return Task.model_validate({str(name): value for name, value in content.items()}, context={"folder": folder})
     except ValidationError as error:
         # fields are checked against each other only when each has the right type
-        problems = [line for problem in error.errors() for line in _problem_text(problem).split("\n")]
+        errors = error.errors()
+        problems = [line for problem in errors[:SHOWN_PROBLEMS] for line in _problem_text(problem).split("\n")]
+        if len(errors) > SHOWN_PROBLEMS:
+            problems.append(f"… and {len(errors) - SHOWN_PROBLEMS:,} more")
         lines = "".join(f"\n  {problem}" for problem in dict.fromkeys(problems))
         raise AttemptError(f"{origin} does not describe a task:{lines}", hint) from None
 
@@ -50,7 +57,8 @@ def _filled(fields: dict[str, Any]) -> dict[str, Any]:
 
 def _problem_text(problem: Any) -> str:
     """Says one of pydantic's findings in plain words: "max_length: input should be a valid integer (got '256')"."""
-    place = ".".join(str(part) for part in problem["loc"] if part not in ("str", "int", "float", "bool"))
+    loc = problem["loc"][:2] if problem["loc"][0:1] == ("files",) else problem["loc"]  # without pydantic's own parts
+    place = ".".join(str(part)[:60] for part in loc if part not in ("str", "int", "float", "bool"))
     if problem["type"] == "missing":
         return f"{place}: missing"
     if problem["type"] == "extra_forbidden":
@@ -60,7 +68,7 @@ def _problem_text(problem: Any) -> str:
     if problem["type"] == "value_error":  # one of our own checks
         return f"{place}: {problem['ctx']['error']}" if place else str(problem["ctx"]["error"])
     message = problem["msg"].removesuffix(".")
-    return f"{place}: {message[0].lower()}{message[1:]} (got {problem['input']!r})"
+    return f"{place}: {message[0].lower()}{message[1:]} (got {reprlib.repr(problem['input'])})"
 
 
 def _kind(content: Any) -> str:

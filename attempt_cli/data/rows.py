@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from attempt_cli.data.example import Example
 from attempt_cli.data.hub_rows import load_hub_table
-from attempt_cli.data.readers import check_columns, read_file, read_parquet_table
+from attempt_cli.data.readers import FileRows, check_columns, python_rows, read_file, read_parquet_table
 from attempt_cli.data.splits import SPLITS, official_split, split_part
 from attempt_cli.data.task import HubDataset, Task
 from attempt_cli.errors import AttemptError, unknown_name
@@ -132,7 +132,7 @@ class SplitRows:
         for start in range(0, len(numbers), ROWS_AT_ONCE):
             taken = numbers[start : start + ROWS_AT_ONCE]
             rows = (
-                self.table.take(taken).to_pylist()
+                python_rows(self.table.take(taken), self.place)
                 if self.table is not None
                 else [self.rows[number] for number in taken]
             )
@@ -176,7 +176,7 @@ def local_split(task: Task, official: str, data_dir: Path | None) -> SplitRows |
     """
     if task.hub is None:
         path = task.files.get(official)
-        return _own_split(task, path) if path else None
+        return _own_split(task, path) if path is not None else None
     paths = local_paths(task.hub, official, data_dir)
     return _parquet_split(task, task.hub, paths) if paths else None
 
@@ -190,9 +190,9 @@ def local_paths(hub: HubDataset, official: str, data_dir: Path | None) -> list[P
     return [whole] if whole.is_file() else sorted(folder.glob(f"{official}-*-of-*.parquet"))
 
 
-def _own_split(task: Task, path: Path) -> SplitRows:
-    content = read_file(path)
-    check_columns(task, content.columns, str(path))
+def _own_split(task: Task, path: Path | str) -> SplitRows:
+    content = read_file(path, task.encoding)
+    check_columns(task, content, str(path))
     return SplitRows(str(path), content.columns, range(len(content.rows)), None, content.rows, content.lines)
 
 
@@ -200,7 +200,7 @@ def _parquet_split(task: Task, hub: HubDataset, paths: list[Path]) -> SplitRows:
     place = str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
     needed = [column.split(".")[0] for column in task.columns()] + [*task.columns(), *hub.where]
     columns, table = read_parquet_table(paths, needed)
-    check_columns(task, columns, place)
+    check_columns(task, FileRows([], columns), place)
     return SplitRows(place, columns, _kept(table, hub, columns, place), table)
 
 
@@ -216,7 +216,7 @@ def _hub_split(task: Task, hub: HubDataset, official: str, looked_in: str) -> Sp
     table = load_hub_table(task.name, hub, official, looked_in)
     place = f"hub {hub.path}{f' ({hub.config})' if hub.config else ''}, {official}"
     columns = tuple(table.column_names)
-    check_columns(task, columns, place)
+    check_columns(task, FileRows([], columns), place)
     return SplitRows(place, columns, _kept(table, hub, columns, place), table)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -29,15 +31,18 @@ from attempt_cli.data.template import (
     MissingValueError,
     after_longest,
     fill,
+    is_empty,
     lookup,
     template_columns,
     template_problems,
     text_value,
 )
-from attempt_cli.errors import AttemptError, unknown_name
+from attempt_cli.errors import AttemptError, shortened, unknown_name
 from attempt_registry.errors import nearest_names
 
 Format = Literal["words", "reference"]
+# what a list of labels gets, wherever it is met
+ONE_LABEL = "A row has one label: split the task into one for each label, or keep one label a row."
 RENDERING_ERRORS = (AttributeError, KeyError, TypeError, ValueError)  # of templates and preparations
 
 
@@ -49,14 +54,33 @@ def _as_texts(labels: Mapping[Any, Any]) -> dict[str, str]:
     return texts
 
 
-def _in_folder(path: Any, info: ValidationInfo) -> Path:
-    """Resolves a path of a YAML file against that file's folder; a path of Python is left alone."""
+def is_url(path: Path | str) -> bool:
+    """Says whether a text is an address such as hf://… or https://…, rather than a path."""
+    return isinstance(path, str) and "://" in path
+
+
+def _in_folder(path: Any, info: ValidationInfo) -> Path | str:
+    """Resolves a path of a YAML file against that file's folder; a path of Python and an address are left alone."""
     if isinstance(path, Path):
+        return path
+    if isinstance(path, str) and is_url(path):
         return path
     if not isinstance(path, str):
         raise PydanticKnownError("string_type")
     folder: Path = (info.context or {}).get("folder", Path())
-    return (folder / path).resolve()
+    try:
+        return (folder / path).resolve()
+    except (ValueError, OSError, RuntimeError):  # a NUL character, a name that is too long, a circle of links
+        raise ValueError("this cannot be a path") from None
+
+
+def _text_encoding(name: str) -> str:
+    """Refuses the name of no text encoding."""
+    try:
+        "a".encode(name)
+    except (LookupError, ValueError):  # of no codec, of one that is not for text, with a NUL character
+        raise ValueError(f"no text encoding '{name[:60]}' (there are utf-8, utf-16, cp1252, latin-1, …)") from None
+    return name
 
 
 def _read_as(kind: Any, convert: Callable[[Any], Any]) -> GetPydanticSchema:
@@ -105,13 +129,16 @@ class Task(_Fields):
     name: str = Field(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="The name that commands and records use for the task."
     )
-    version: int = Field(default=1, ge=1, description="Rises when a change of the task changes its examples.")
+    version: int = Field(default=1, ge=1, lt=2**31, description="Rises when a change of the task changes its examples.")
     description: Annotated[str, AfterValidator(lambda text: " ".join(text.split()))] = Field(
         default="", description="A sentence for people, with the paper that the task comes from."
     )
     hub: HubDataset | None = Field(default=None, description="Where the rows are on the hub; None for files.")
-    files: dict[Split, Annotated[Path, BeforeValidator(_in_folder)]] = Field(
-        default_factory=dict, description="train | validation | test -> a file, for rows of one's own."
+    files: dict[Split, Annotated[Path | str, BeforeValidator(_in_folder)]] = Field(
+        default_factory=dict, description="train | validation | test -> a file, or its address, for rows of one's own."
+    )
+    encoding: Annotated[str, AfterValidator(_text_encoding)] | None = Field(
+        default=None, description="The encoding of the files; None is UTF-8."
     )
     split_rule: Literal["halved", "held-out", "own"] = Field(
         default="own", description="How train, validation and test are cut from the official splits; see `splits.py`."
@@ -129,7 +156,7 @@ class Task(_Fields):
     target: Template | None = Field(default=None, description="The template of the target of free text.")
     group: str | None = Field(default=None, description="The template of the example's group, for some metrics.")
     metrics: Metrics = Field(description="Names in `metrics.METRICS`; the first is the one that chooses checkpoints.")
-    max_length: int = Field(default=256, ge=8, description="The longest input in tokens.")
+    max_length: int = Field(default=256, ge=8, lt=2**31, description="The longest input in tokens.")
     reference: ReferenceFormat | None = Field(default=None, description='The text format "reference".')
     format: Format = Field(
         default="words", exclude=True, description="The text format in use; commands choose it, files do not."
@@ -154,6 +181,8 @@ class Task(_Fields):
             problems.append(f"labels, answers, target: exactly one says what the model should write; there is {found}")
         if (self.hub is None) == (not self.files):
             problems.append("hub, files: exactly one says where the rows are")
+        if self.encoding is not None and not self.files:
+            problems.append("encoding: it is for files, and there are none")
         if self.labels is not None:
             problems += _label_problems(list(self.labels.values()))
         if self.prepare is not None and self.prepare not in PREPARATIONS:
@@ -195,6 +224,10 @@ class Task(_Fields):
     @property
     def label_words(self) -> tuple[str, ...]:
         """Returns the label words in label order (digits under the format "reference"); empty for free text."""
+        return self._words
+
+    @cached_property
+    def _words(self) -> tuple[str, ...]:
         words = tuple(self.labels.values()) if self.labels else ()
         return tuple(str(index) for index in range(len(words))) if self.format == "reference" else words
 
@@ -261,7 +294,7 @@ class Task(_Fields):
             group = fill(self.group, values) if self.group else None
             if self.labels is not None:
                 label = self._label_index(values, number, place)
-                return Example(text, self.label_words[label], label, (), group, number, tail)
+                return Example(text, self._words[label], label, (), group, number, tail)
             references = self._references(values) if self.answers is not None else (fill(self.target or "", values),)
             return Example(text, references[0], None, references, group, number, tail)
         except RENDERING_ERRORS as error:
@@ -270,23 +303,28 @@ class Task(_Fields):
     def _prepared(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
         return {**row, **PREPARATIONS[self.prepare].function(row)} if self.prepare else row
 
+    @cached_property
+    def _label_numbers(self) -> dict[str, int]:
+        return {value: number for number, value in enumerate(self.labels or ())}
+
     def _label_index(self, values: Mapping[str, Any], number: int, place: str) -> int:
-        assert self.labels is not None
-        raw = text_value(lookup(values, self.label), self.label)
+        value = lookup(values, self.label)
+        if isinstance(value, (list, tuple)):
+            raise RowError(f"several labels in column '{self.label}'", number, place, ONE_LABEL)
+        raw = text_value(value, self.label)
         if raw == "":
             raise MissingValueError(self.label)
-        known = list(self.labels)
-        if raw not in self.labels:
-            shown = ", ".join(f"'{value}'" for value in known)
-            raise RowError(
-                f"unknown label '{raw}' in column '{self.label}'", number, place, f"Task '{self.name}' knows {shown}."
-            )
-        return known.index(raw)
+        if raw not in self._label_numbers:
+            shown = shortened(f"'{known}'" for known in self._label_numbers)
+            message = f"unknown label '{raw[:60]}' in column '{self.label}'"
+            raise RowError(message, number, place, f"Task '{self.name}' knows {shown}.")
+        return self._label_numbers[raw]
 
     def _references(self, values: Mapping[str, Any]) -> tuple[str, ...]:
         assert self.answers is not None
         found = lookup(values, self.answers)
-        texts = [text_value(item, self.answers) for item in (found if isinstance(found, (list, tuple)) else [found])]
+        items = found if isinstance(found, (list, tuple)) else [found]
+        texts = [text_value(item, self.answers) for item in items if not is_empty(item)]
         references = tuple(dict.fromkeys(text for text in texts if text))
         if not references:
             raise MissingValueError(self.answers)
@@ -303,8 +341,25 @@ def _row_error(error: Exception, row: Mapping[str, Any], number: int, place: str
     return RowError(f"a value that does not fit ({error})", number, place, _columns_hint(row))
 
 
+def check_no_leak(task: Task) -> None:
+    """Refuses an input that gives the answer away: its template names the column of the label or of the answers.
+
+    Raises:
+        AttemptError: naming the column.
+    """
+    answer = task.label if task.is_classification else task.answers
+    templates = {"input": task.input, "reference.input": task.reference.input if task.reference else ""}
+    for field, template in templates.items():
+        for column in template_columns(template):
+            if answer is not None and (column == answer or column.startswith(f"{answer}.")):
+                raise AttemptError(
+                    f"task '{task.name}': {field} names {{{column}}}, the column of the answer, which gives it away",
+                    "Take it out of the template: rows to be predicted do not have it.",
+                )
+
+
 def _columns_hint(row: Mapping[str, Any]) -> str:
-    return f"The columns there are: {', '.join(row) or 'none'}."
+    return f"The columns there are: {shortened(row) or 'none'}."
 
 
 def _label_problems(words: list[str]) -> list[str]:
@@ -313,7 +368,7 @@ def _label_problems(words: list[str]) -> list[str]:
         problems.append("labels: a task needs at least two")
     if any(not word for word in words):
         problems.append("labels: a label word is empty")
-    twice = sorted({word for word in words if words.count(word) > 1})
+    twice = sorted(word for word, count in Counter(words).items() if count > 1)
     if twice:
-        problems.append(f"labels: two values have the word {', '.join(repr(word) for word in twice)}")
+        problems.append(f"labels: two values have the word {shortened(map(repr, twice))}")
     return problems

@@ -42,32 +42,41 @@ def template_problems(template: str) -> list[str]:
 def fill(template: str, row: Mapping[str, Any]) -> str:
     """Replaces every `{column}` of a template by the row's text, without spaces around it.
 
-    Braces in the row's text stay braces. `{{` and `}}` in the template are single braces.
+    Braces in the row's text stay braces. `{{` and `}}` in the template are single braces. A column may be empty beside
+    others that are not (a review without a title); null is the same as empty.
 
     Raises:
-        MissingColumnError, MissingValueError: naming the column.
+        MissingColumnError: naming the column.
+        MissingValueError: naming the first column, where all that the template names are empty.
+        ValueError: a value that is no text.
     """
-
-    def text_of(found: re.Match[str]) -> str:
-        column = found.group(1)
-        return found.group(0)[0] if column is None else text_value(lookup(row, column), column)
-
-    return _PIECE.sub(text_of, template)
+    texts = {column: _cell_text(row, column) for column in template_columns(template)}
+    if texts and not any(texts.values()):
+        raise MissingValueError(next(iter(texts)))
+    return _filled(template, texts)
 
 
 def after_longest(template: str, row: Mapping[str, Any]) -> str:
     """Returns the text after the longest column's value: what an input that is too long must not lose (question, cue).
 
     Raises:
-        MissingColumnError, MissingValueError: naming the column.
+        MissingColumnError, ValueError: as in `fill`.
     """
+    texts = {column: _cell_text(row, column) for column in template_columns(template)}
     longest, after = -1, ""
     for found in _PIECE.finditer(template):
-        if found.group(1):
-            length = len(text_value(lookup(row, found.group(1)), found.group(1)))
-            if length > longest:
-                longest, after = length, template[found.end() :]
-    return fill(after, row)
+        if found.group(1) and len(texts[found.group(1)]) > longest:
+            longest, after = len(texts[found.group(1)]), template[found.end() :]
+    return _filled(after, texts)
+
+
+def _cell_text(row: Mapping[str, Any], column: str) -> str:
+    value = lookup(row, column)
+    return "" if is_empty(value) else text_value(value, column)
+
+
+def _filled(template: str, texts: Mapping[str, str]) -> str:
+    return _PIECE.sub(lambda found: found.group(0)[0] if found.group(1) is None else texts[found.group(1)], template)
 
 
 def lookup(row: Mapping[str, Any], path: str) -> Any:
@@ -86,13 +95,19 @@ def lookup(row: Mapping[str, Any], path: str) -> Any:
     return value
 
 
+def is_empty(value: Any) -> bool:
+    """Says whether a cell is null or not-a-number, as tables write what is missing."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
 def text_value(value: Any, column: str) -> str:
     """Turns a cell into text: 1.0 and 1 become "1", true "true", a list its items joined by commas.
 
     Raises:
         MissingValueError: for None and not-a-number.
+        ValueError: bytes that are not UTF-8, an object, or half a character.
     """
-    if value is None or (isinstance(value, float) and math.isnan(value)):
+    if is_empty(value):
         raise MissingValueError(column)
     if isinstance(value, bool):
         return "true" if value else "false"
@@ -100,4 +115,16 @@ def text_value(value: Any, column: str) -> str:
         return str(int(value))
     if isinstance(value, (list, tuple)):
         return ", ".join(text_value(item, column) for item in value)
-    return str(value).strip()
+    if isinstance(value, Mapping):
+        raise ValueError(f"column '{column}' holds an object: name one of its fields, like {{{column}.field}}")
+    if isinstance(value, bytes):
+        try:
+            return value.decode("utf-8").strip()
+        except UnicodeDecodeError:
+            raise ValueError(f"column '{column}' holds bytes that are not UTF-8 text") from None
+    text = str(value).strip()
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # JSON can write one as "\\ud800"
+        raise ValueError(f"column '{column}' holds half a character (a lone surrogate)") from None
+    return text

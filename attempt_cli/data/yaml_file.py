@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from attempt_cli.errors import AttemptError
+
+# no task needs more; a few nested aliases make billions
+MOST_VALUES = 200_000
 
 
 class _TaskLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
@@ -16,6 +20,8 @@ class _TaskLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignor
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a key is not a text", key.start_mark)
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"'{key.value}' appears twice", key.start_mark)
             seen.add(str(key.value))
@@ -36,7 +42,7 @@ def read_yaml(path: Path) -> Any:
         AttemptError: the file is missing, is not text, or is not YAML (with the line).
     """
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=_TaskLoader)
+        content = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=_TaskLoader)
     except FileNotFoundError:
         raise AttemptError(f"no file '{path}'", "`attempt tasks list` shows the tasks that need no file.") from None
     except IsADirectoryError:
@@ -52,3 +58,31 @@ def read_yaml(path: Path) -> Any:
             f"{path}{where}: not valid YAML ({getattr(error, 'problem', None) or error})",
             "Put quotes around a text that has a colon or a brace in it.",
         ) from None
+    except OSError:
+        raise
+    except Exception as error:  # PyYAML's constructors of dates and numbers raise what Python raises
+        raise AttemptError(
+            f"{path}: not valid YAML ({str(error)[:200]})", "Put quotes around a text that looks like a number or date."
+        ) from None
+    if _size(content, {}) > MOST_VALUES:
+        raise AttemptError(
+            f"{path} holds more than {MOST_VALUES:,} values, or one that holds itself",
+            "Write the values out instead of `&name` and `*name`.",
+        )
+    return content
+
+
+def _size(value: Any, known: dict[int, float]) -> float:
+    """Counts the values in a value as they would be printed: what an alias repeats counts each time.
+
+    Args:
+        value: what YAML holds.
+        known: the sizes of the lists and mappings that were seen, by identity; filled here.
+    """
+    if not isinstance(value, (list, dict, set, tuple)):
+        return 1
+    if id(value) not in known:
+        known[id(value)] = math.inf  # met again inside itself, it has no end
+        parts = [*value, *value.values()] if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_size(part, known) for part in parts)
+    return known[id(value)]

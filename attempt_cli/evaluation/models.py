@@ -156,15 +156,16 @@ def named_record(registry: Registry, name: str) -> Prompt | Composition:
     )
 
 
-def model_for_task(session: Session, task: str) -> TrainedModel:
+def model_for_task(session: Session, wanted: Task) -> TrainedModel:
     """Finds what was trained or composed last for a task and the session's backbone.
 
-    Few-shot runs are experiments and do not count; a target of ATTEMPT counts through its composition.
+    Few-shot runs are experiments and do not count; a target of ATTEMPT counts through its composition. Tasks from files
+    may have one name by chance: what was trained with other labels, another template or other rows is of another task.
 
     Raises:
-        AttemptError: nothing was trained for the task.
+        AttemptError: nothing was trained for the task, or only for another one of its name.
     """
-    registry, backbone = session.store, session.backbone_name
+    registry, backbone, task = session.store, session.backbone_name, wanted.name
     experiments = {prompt.ref for prompt in registry.prompts(task=task, backbone=backbone, tag="fewshot")}
     found: list[Prompt | Composition] = [
         *(
@@ -178,13 +179,37 @@ def model_for_task(session: Session, task: str) -> TrainedModel:
             if record.ref not in experiments and record.method != "attempt"
         ),
     ]
-    if found:
-        return TrainedModel(max(found, key=_age), session)
+    namesakes: list[tuple[str, str]] = []
+    for record in sorted(found, key=_age, reverse=True):
+        model = TrainedModel(record, session)
+        differs = next((_differences(p, wanted) for p in model.targets if p.task == task), [])
+        if not differs:
+            return model
+        namesakes.append((record.ref, ", ".join(differs)))
+    if namesakes:
+        ref, differences = namesakes[0]
+        raise AttemptError(
+            f"'{ref}' was trained for another task of the name '{task}': it differs in {differences}",
+            f"Name what is meant: --prompt or --composition {ref}, which brings its own labels and template to files.",
+        )
     where = f" for {backbone}" if backbone else ""
     raise AttemptError(
         f"nothing was trained for the task '{task}'{where}",
         f"Train it: `attempt train-target {task} --sources all`, or score the bare model with `--prompt none`.",
     )
+
+
+def _differences(prompt: Prompt, task: Task) -> list[str]:
+    """Lists what sets a task from files apart from the one of the same name that a prompt was trained for."""
+    from attempt_cli.data.fields import task_fields
+
+    own = prompt.settings.get("task")
+    if not isinstance(own, dict) or not own.get("files") or not task.files:
+        return []
+    now = task_fields(task)
+    differs = [name for name in ("input", "labels", "answers", "target", "prepare") if own.get(name) != now.get(name)]
+    trained, given = own["files"].get("train"), now["files"].get("train")
+    return [*differs, "its training rows"] if trained and given and trained != given else differs
 
 
 def _age(record: Prompt | Composition) -> tuple[str, bool, int]:

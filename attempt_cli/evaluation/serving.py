@@ -153,6 +153,7 @@ def predict_rows(
     max_length: int | None = None,
     max_tokens: int | None = None,
     place: str = "rows",
+    numbers: Sequence[int] | None = None,
 ) -> list[list[Prediction]]:
     """Predicts the same rows for several tasks of models of one backbone.
 
@@ -165,6 +166,7 @@ def predict_rows(
         max_length: the longest input in tokens; None takes what each prompt was trained with.
         max_tokens: the token budget of a batch; None takes 8192.
         place: where the rows come from, for error messages.
+        numbers: the number of each row there, from 0, for error messages; None counts the rows.
 
     Returns:
         The predictions for each task.
@@ -174,7 +176,8 @@ def predict_rows(
     """
     from attempt_cli.evaluation.prediction import MAX_TOKENS, PromptedTask, predict_many
 
-    rendered = [[_example(one.task, row, number, place) for number, row in enumerate(rows)] for one in served]
+    numbered = list(zip(range(len(rows)) if numbers is None else numbers, rows, strict=True))
+    rendered = [[_example(one.task, row, number, place) for number, row in numbered] for one in served]
     lengths = [max_length or one.max_length for one in served]
     groups = _alike(rendered, lengths)
     models = [one.model for one in served]

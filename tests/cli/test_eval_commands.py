@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -239,7 +240,7 @@ def test_free_text_is_trained_generated_and_scored(attempt: Attempt) -> None:
     assert len(predictions) == 6
     assert all("probabilities" not in line and isinstance(line["prediction"], str) for line in predictions)
     predicted = attempt.succeed(f"predict qa {FLOAT}", input="it was two\nit is one\n").lines
-    assert [set(line) for line in predicted] == [{"text"}, {"text"}]
+    assert [set(line) for line in predicted] == [{"row", "text"}, {"row", "text"}]
 
 
 def test_a_squad_like_task_of_ones_own(attempt: Attempt) -> None:
@@ -261,6 +262,38 @@ def test_a_squad_like_task_of_ones_own(attempt: Attempt) -> None:
     assert (evaluation["task"], evaluation["model"], evaluation["n"]) == ("own-squad", "own-squad@1", 4)
 
 
+def test_tasks_of_one_name_are_told_apart(attempt: Attempt) -> None:
+    """Reviews and topics, each in a folder of its own, and then other labels under the name of the reviews."""
+    for name, words in (("reviews", {"yes": "good", "no": "bad"}), ("topics", {"yes": "parcel", "no": "bill"})):
+        (attempt.folder / name).mkdir()
+        for split, count in (("train", 16), ("test", 8)):
+            rows = [{**row, "mood": words[row["mood"]]} for row in toy_rows(count)]
+            write_csv(attempt.folder / name / f"{split}.csv", rows)
+    made = attempt.json(f"train-source --train-file reviews/train.csv {READ} {FLOAT} --steps 1 --eval-every 0")
+    assert (made["training"]["task"], made["training"]["name"]) == ("reviews", "reviews@1")
+    untrained = attempt(f"eval --test-file topics/test.csv {READ} {FLOAT}")
+    assert untrained.code == 1
+    assert "nothing was trained for the task 'topics'" in untrained.err
+    scored = attempt.json(f"eval --test-file reviews/test.csv {READ} {FLOAT}")["evaluations"]
+    assert [row["model"] for row in scored] == ["reviews@1"]
+    (attempt.folder / "other").mkdir()
+    (attempt.folder / "topics").rename(attempt.folder / "other" / "reviews")
+    for rows, read, difference in (
+        ("other/reviews/test.csv", READ, "labels"),
+        ("reviews/test.csv", READ.replace("label:", "mood:"), "input"),
+        (
+            "reviews/test.csv --train-file other/reviews/train.csv --labels bad=bad,good=good,bill=1,parcel=2",
+            READ,
+            "its",
+        ),
+    ):
+        refused = attempt(f"eval --test-file {rows} {read} {FLOAT}")
+        assert (refused.code, refused.out) == (1, "")
+        assert "'reviews@1' was trained for another task of the name 'reviews': it differs in " in refused.err
+        assert difference in refused.err
+        assert "--prompt or --composition reviews@1" in refused.err
+
+
 # --- predict
 
 
@@ -270,13 +303,15 @@ def test_predict_reads_every_form_of_the_same_rows(trained: Attempt) -> None:
     write_csv(trained.folder / "p.csv", rows)
     write_jsonl(trained.folder / "p.jsonl", texts)
     (trained.folder / "p.tsv").write_text("text\tmore\n" + "".join(f"{row['text']}\t-\n" for row in rows))
-    (trained.folder / "p.txt").write_text("".join(f"{row['text']}\n\n" for row in rows))
+    (trained.folder / "p.txt").write_text("\ufeff" + "".join(f"{row['text']}\r\n" for row in rows) + "\r\n")
     lines, jsonl = (trained.folder / "p.txt").read_text(), (trained.folder / "p.jsonl").read_text()
     csv = (trained.folder / "p.csv").read_text()
+    array = json.dumps(texts, indent=1)
+    tsv = (trained.folder / "p.tsv").read_text()
     first = trained.succeed(f"predict aim-attempt p.csv {FLOAT}")
     assert len(first.lines) == 5
     for line in first.lines:
-        assert list(line) == ["label", "word", "probabilities", "attention"]
+        assert list(line) == ["row", "label", "word", "probabilities", "attention"]
         assert line["label"] == line["word"] == max(line["probabilities"], key=line["probabilities"].get)
         assert sum(line["probabilities"].values()) == pytest.approx(1, abs=1e-4)
         assert sum(line["attention"].values()) == pytest.approx(1, abs=1e-4)
@@ -286,11 +321,50 @@ def test_predict_reads_every_form_of_the_same_rows(trained: Attempt) -> None:
         ("p.txt", ""),
         ("", lines),
         ("-", jsonl),
+        ("", "\ufeff" + jsonl),
         ("", csv),
+        ("", "\ufeff" + csv.replace(",", ";")),
+        ("", tsv),
+        ("", array),
     ):
         again = trained.succeed(f"predict aim-attempt {arguments} {FLOAT}", input=piped)
         assert again.lines == first.lines, arguments or piped
     assert first.err == f"loading {trained.backbone} …\n"
+
+
+def test_every_line_of_a_pipe_has_its_own_line_of_output(trained: Attempt) -> None:
+    result = trained.succeed(f"predict one {FLOAT}", input="it was good\n\nit was bad\n\n\n")
+    assert [line["row"] for line in result.lines] == [0, 1, 2]
+    assert result.lines[1] == {"row": 1, "label": None, "word": None}
+    assert result.lines[2]["label"] in ("yes", "no")
+    assert "lines without text have null for a prediction; there are 1." in result.err
+    several = trained.succeed(f"predict --prompts one,two {FLOAT}", input="it was good\n\nit was bad\n").lines
+    assert [list(line) for line in several] == [["one", "two"]] * 3
+    assert several[2]["one"] == result.lines[2]
+
+
+def test_plain_lines_that_may_be_a_table_get_a_note(trained: Attempt) -> None:
+    result = trained.succeed(f"predict one {FLOAT}", input="it,good\nit,bad\n")
+    assert len(result.lines) == 2
+    assert "Note: every line of standard input has 2 cells between commas" in result.err
+
+
+def test_predict_reads_other_encodings_when_they_are_named(trained: Attempt) -> None:
+    (trained.folder / "wide.txt").write_bytes("café was good\n".encode("utf-16"))
+    first = trained.succeed(f"predict one {FLOAT}", input="café was good\n").lines
+    assert trained.succeed(f"predict one wide.txt --encoding utf-16 {FLOAT}").lines == first
+    assert "--encoding utf-16" in trained(f"predict one wide.txt {FLOAT}").err
+
+
+def test_a_closed_standard_input_is_told(trained: Attempt) -> None:
+    result = trained(f"predict one {FLOAT}", prepare=close_standard_input)
+    assert (result.code, result.out) == (1, "")
+    assert "standard input is closed" in result.err
+
+
+def close_standard_input() -> None:
+    """As the shell's `<&-` leaves it."""
+    sys.stdin = None  # type: ignore[assignment]
 
 
 def test_a_row_is_a_line_whatever_is_in_it(trained: Attempt) -> None:
@@ -325,9 +399,16 @@ def test_labels_come_back_as_they_stood_in_the_file(attempt: Attempt) -> None:
     [
         ("aim-attempt", "", 1, "no rows in standard input"),
         ("aim-attempt", "\n \n", 1, "no rows in standard input"),
-        ("aim-attempt", '{"text": "a"}\n{"text"\n', 1, "line 2 is not JSON"),
-        ("aim-attempt", '{"text": "a"}\n\n[1]\n', 1, "line 3 is not a JSON object"),
-        ("aim-attempt", '{"words": "a"}\n', 1, "row 1: no column 'text'"),
+        ("aim-attempt", '{"text": "a"}\n{"text"\n', 1, "standard input, line 2: not JSON"),
+        ("aim-attempt", '{"text": "a"}\n\n[1]\n', 1, "standard input, line 3: not an object"),
+        ("aim-attempt", '{"words": "a"}\n', 1, "standard input: no column 'text', which task 'aim' reads"),
+        ("aim-attempt", "txt,mood\nit was good,yes\n", 1, "looks like a table without a column 'text'"),
+        ("aim-attempt", "texts,mood\nit was good, really,yes\nbad\n", 1, "looks like a table without a column 'text'"),
+        ("aim-attempt", "it was good\tyes\nit was bad\tno\n", 1, "looks like a table without a column 'text'"),
+        ("aim-attempt", "text,stars\nlovely, but leaks,3\n", 1, "line 2: 3 cells where the header has 2"),
+        ("aim-attempt", "text,stars\nlovely,3\n,2\n", 1, "row 2: nothing in column 'text'"),
+        ("aim-attempt", '{"text": "\\ud800"}\n', 1, "row 1: a value that does not fit"),
+        ("aim-attempt --encoding warp", "a\n", 2, "'warp' is no text encoding"),
         ("aim-attempt", '{"text": "a"}\n{"text": null}\n', 1, "row 2: nothing in column 'text'"),
         ("aim-attempt nowhere.csv", "", 1, "no file 'nowhere.csv'"),
         ("aim-attempt nowhere.txt", "", 1, "no file 'nowhere.txt'"),
@@ -376,11 +457,12 @@ def test_fewshot_compares_methods_on_the_same_rows(trained: Attempt) -> None:
     document = trained.json(command)
     assert (document["version"], document["k"], document["per_class"], document["steps"]) == (1, 6, False, 2)
     rows = document["rows"]
-    assert list(rows) == ["train/0", "train/1"]
+    task = trained.folder.name  # "train" says which rows the file holds, not what they are about
+    assert list(rows) == [f"{task}/0", f"{task}/1"]
     moods = [row["mood"] for row in toy_rows(40)]
     for numbers in rows.values():  # six in all, as many of each class
         assert sorted(moods[number] for number in numbers) == ["no"] * 3 + ["yes"] * 3
-    assert rows["train/0"] != rows["train/1"]
+    assert rows[f"{task}/0"] != rows[f"{task}/1"]
     cells = document["cells"]
     assert [(cell["seed"], cell["method"]) for cell in cells] == [(seed, name) for seed in (0, 1) for name in methods]
     registry = opened(trained)
@@ -388,7 +470,7 @@ def test_fewshot_compares_methods_on_the_same_rows(trained: Attempt) -> None:
         if cell["steps"]:
             kind = "composition" if cell["method"] == "attempt" else "prompt"
             made = [run for run in registry.runs(uses=f"{kind}:{cell['prompt']}") if run.artefacts]
-            assert [run.rows["train"]["rows"] for run in made] == [rows[f"train/{cell['seed']}"]]
+            assert [run.rows["train"]["rows"] for run in made] == [rows[f"{task}/{cell['seed']}"]]
             assert made[0].budget["steps"] == 2
     scores = {name: [cell["score"] for cell in cells if cell["method"] == name] for name in methods}
     table = {row["method"]: row for row in document["methods"]}
@@ -404,7 +486,7 @@ def test_fewshot_compares_methods_on_the_same_rows(trained: Attempt) -> None:
     assert (table["none"]["width"], table["none"]["steps"]) == (None, 0)
     assert set(table["attempt"]["attention"]) == {"one@1", "two@1", "target"}
     # an experiment is not what serves the task
-    assert {prompt.tags for prompt in registry.prompts(task="train")} == {("fewshot",)}
+    assert {prompt.tags for prompt in registry.prompts(task=task)} == {("fewshot",)}
 
 
 def test_fewshot_per_class_as_a_table(trained: Attempt) -> None:
@@ -415,9 +497,10 @@ def test_fewshot_per_class_as_a_table(trained: Attempt) -> None:
     header, none, tuning = result.out.splitlines()
     columns = ["task", "method", "score", "against_prompt_tuning", "seeds", "n", "steps", "attention"]
     assert header.split() == columns
-    assert re.fullmatch(r"train +none +\d+\.\d +[+-]\d+\.\d +1 +7 +0 +-", none)
-    assert re.fullmatch(r"train +prompt-tuning +\d+\.\d +- +1 +7 +1 +-", tuning)
-    made = opened(trained).prompt("train-2-per-class-shot-prompt-tuning")
+    task = trained.folder.name
+    assert re.fullmatch(rf"{task} +none +\d+\.\d +[+-]\d+\.\d +1 +7 +0 +-", none)
+    assert re.fullmatch(rf"{task} +prompt-tuning +\d+\.\d +- +1 +7 +1 +-", tuning)
+    made = opened(trained).prompt(f"{task}-2-per-class-shot-prompt-tuning")
     assert made.length == 20  # no source to take the length from
     (run,) = [run for run in opened(trained).runs(uses=f"prompt:{made.ref}") if run.artefacts]
     assert len(run.rows["train"]["rows"]) == 4

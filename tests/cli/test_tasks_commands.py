@@ -164,11 +164,14 @@ def test_check_names_the_bad_rows(attempt: Callable[..., Result], task_file: Pat
     result = attempt("tasks", "check", task_file)
     train = task_file.parent / "train.csv"
     assert result.code == 1
-    assert result.out.splitlines()[1].split()[:3] == ["train", "3", "1"]
-    assert result.err == f"{train}, line 4, row 3: unknown label '7' in column 'mood'\n"
+    assert result.out.splitlines()[1].split()[:3] == ["train", "3", "2"]
+    assert result.err.splitlines() == [
+        f"{train}, line 3, row 2: nothing in column 'text'",
+        f"{train}, line 4, row 3: unknown label '7' in column 'mood'",
+    ]
     (split,) = attempt("--format", "json", "tasks", "check", task_file).json["splits"]
-    assert split["problems"] == [result.err.strip()]
-    assert split["targets"] == {"bad": 1, "good": 1}
+    assert split["problems"] == result.err.splitlines()
+    assert split["targets"] == {"bad": 0, "good": 1}
     assert split["file"] == str(train)
 
 

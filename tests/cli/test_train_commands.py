@@ -79,7 +79,7 @@ def test_what_the_options_say_is_what_is_recorded(attempt: Attempt) -> None:
     )
     assert document["version"] == 1
     assert document["training"]["name"] == "mine@1"
-    assert document["training"]["task"] == "train"  # the file's name
+    assert document["training"]["task"] == attempt.folder.name  # "train" says nothing of the task
     assert document["training"]["training_rows"] == 32
     assert document["training"]["steps"] == 2
     prompt = opened(attempt).prompt("mine")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import time
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,60 @@ def test_a_file_that_is_no_task(tmp_path: Path, text: str, part: str) -> None:
     message = refusal(tmp_path, text)
     assert "task.yaml" in message
     assert part in message
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "? [a]\n: b\n",
+        "version: 2001-99-99\n",
+        "version: !!int abc\n",
+        "version: !!timestamp foo\n",
+        "version: " + "9" * 5000 + "\n",
+        "input: !!bool x\n",
+        'name: "\\ud800"\n',
+        "name: &a [*a]\n",
+        "[" * 5000,
+        'files: {train: "\\0"}\n',
+    ],
+)
+def test_what_yaml_or_python_cannot_read_is_told_in_short(tmp_path: Path, text: str) -> None:
+    assert len(refusal(tmp_path, text)) < 1000
+
+
+def test_aliases_do_not_multiply(tmp_path: Path) -> None:
+    bomb = "x0: &x0 [a, a, a, a, a, a, a, a, a, a]\n" + "".join(
+        f"x{n}: &x{n} [{', '.join([f'*x{n - 1}'] * 10)}]\n" for n in range(1, 9)
+    )
+    message = refusal(tmp_path, f"{bomb}description: *x8\n")
+    assert "holds more than 200,000 values" in message
+    assert len(message) < 1000
+
+
+def test_ten_thousand_labels_are_checked_in_linear_time(tmp_path: Path) -> None:
+    labels = "".join(f"  l{n}: w{n}\n" for n in range(10_000))
+    fields = "name: a\nfiles: {train: a.csv}\ninput: '{text}'\nmetrics: [accuracy]\nlabels:\n"
+    path = written(tmp_path, fields + labels)
+    before = time.process_time()
+    task = load_task(path)
+    numbers = [task.render({"text": "a", "label": f"l{n}"}).label for n in range(0, 10_000, 7)]
+    assert time.process_time() - before < 5
+    assert numbers == list(range(0, 10_000, 7))
+    with pytest.raises(AttemptError) as failure:
+        task.render({"text": "a", "label": "none"})
+    assert len(str(failure.value.hint)) < 500
+    assert len(refusal(tmp_path, fields + "".join(f"  l{n}: w\n" for n in range(10_000)))) < 1000
+    assert len(refusal(tmp_path, fields + "".join(f"  l{n}: [w]\n" for n in range(10_000)))) < 10_000
+
+
+def test_a_version_that_no_record_could_hold_is_refused_at_once(tmp_path: Path) -> None:
+    assert "version: input should be less than" in refusal(tmp_path, GOOD + "version: 99999999999999999999999\n")
+
+
+def test_an_encoding_is_one_that_python_knows(tmp_path: Path) -> None:
+    assert load_task(written(tmp_path, GOOD + "encoding: cp1252\n")).encoding == "cp1252"
+    for wrong in ("warp", "rot13"):
+        assert f"no text encoding '{wrong}'" in refusal(tmp_path, GOOD + f"encoding: {wrong}\n")
 
 
 def test_a_missing_file(tmp_path: Path) -> None:
