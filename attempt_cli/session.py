@@ -82,8 +82,14 @@ class Session:
             # of all memory, not of what is free now: which rows are kept should not depend on what else is running
             budget = self.input_cache if self.input_cache is not None else total_memory() // 4
             if budget:
-                pin = backbone.device.type == "cuda"
-                backbone.input_cache = InputCache(budget, folder=self.input_cache_dir, pin_memory=pin)
+                backbone.input_cache = InputCache(
+                    budget,
+                    folder=self.input_cache_dir,
+                    made_by=f"{backbone.fingerprint} {backbone.dtype} {backbone.device.type}"
+                    if self.input_cache_dir
+                    else "",
+                    pin_memory=backbone.device.type == "cuda",
+                )
             self._loaded[name] = backbone
         return self._loaded[name]
 

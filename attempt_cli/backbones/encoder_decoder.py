@@ -92,6 +92,8 @@ class EncoderDecoderBackbone(FrozenBackbone):
 
     def _attend_by(self, keys: int) -> None:
         """Switches to the library's faster attention for this length; both take T5's position bias."""
+        if not self.model._supports_sdpa:  # LongT5
+            return
         config = self.model.config
         heads, width = config.num_heads, config.d_kv
         shape = Shape(self.device, self.dtype, heads, heads, width, keys, torch.is_grad_enabled())
