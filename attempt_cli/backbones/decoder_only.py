@@ -71,7 +71,7 @@ class DecoderOnlyBackbone(FrozenBackbone):
         return [*ids, self.end_id] if end else ids
 
     def _plain_tokens(self, text: str) -> list[int]:
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids: list[int] = self._tokenised(text, add_special_tokens=False)
         return ids
 
     def shares_prompts(self, positions: int) -> bool:

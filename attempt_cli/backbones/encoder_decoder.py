@@ -25,7 +25,7 @@ class EncoderDecoderBackbone(FrozenBackbone):
 
     def target_tokens(self, text: str, *, end: bool) -> list[int]:
         # T5's targets always end in </s>, whatever `end` says
-        ids: list[int] = self.tokenizer(text_target=text.strip(), add_special_tokens=False)["input_ids"]
+        ids: list[int] = self._tokenised(text.strip(), add_special_tokens=False)
         return [*ids, self.end_id]
 
     def target_log_likelihood(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 from dataclasses import dataclass
@@ -13,12 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attempt_cli.backbones import names
 from attempt_cli.backbones.base import FrozenBackbone
 from attempt_cli.backbones.decoder_only import DecoderOnlyBackbone, windows_of
 from attempt_cli.backbones.encoder_decoder import EncoderDecoderBackbone
 from attempt_cli.backbones.machine import cache_folder
 from attempt_cli.backbones.names import Place, find_backbone, install_hint
 from attempt_cli.backbones.rows import EncodedRow
+from attempt_cli.backbones.strangers import check_config, check_folder
 from attempt_cli.bars import bars_on_terminals_only
 from attempt_cli.errors import AttemptError, first_line
 from attempt_cli.hub import why_the_hub_is_silent
@@ -46,29 +49,44 @@ def load_backbone(name: str, *, device: str | None = None, dtype: str | None = N
 @bars_on_terminals_only()
 def load_from(place: Place, device: torch.device, dtype: torch.dtype) -> FrozenBackbone:
     """Loads the weights of a place; see `load_backbone`."""
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, logging
+    from transformers import (
+        CONFIG_MAPPING,
+        AutoConfig,
+        AutoModelForCausalLM,
+        AutoModelForSeq2SeqLM,
+        AutoTokenizer,
+        PreTrainedConfig,
+        logging,
+    )
 
     settings: Any = logging
     settings.set_verbosity_error()  # no advice of the library between our own lines
     location = str(_unpacked_gguf(Path(place.location))) if place.kind == "gguf" else place.location
     silence = why_the_hub_is_silent(location, "config.json") if place.kind == "hub" else None
-    only_cached = {"local_files_only": silence is not None}
+    reading: dict[str, Any] = {"local_files_only": silence is not None, "trust_remote_code": False}
     try:
-        config = AutoConfig.from_pretrained(location, **only_cached)
+        raw, _ = PreTrainedConfig.get_config_dict(location, local_files_only=silence is not None)
+        check_config(raw, CONFIG_MAPPING)
+        if place.kind == "folder":
+            check_folder(Path(location), raw)
+        config = AutoConfig.from_pretrained(location, **reading)
+        # a config may name an attention, and with it code on the hub: the choice is ours
+        config._attn_implementation = config._experts_implementation = None
         auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         # encoder-decoders keep this attention, and so do decoder-only models that our own does not fit. Measured on two
         # x86 cores: in bf16 the backward pass of scaled-dot-product attention is 1.2 to 1.3 times slower than plain
         # matrix products for rows of 70 to 220 tokens; in fp32 the two are equal
         eager = device.type == "cpu" and dtype == torch.bfloat16
         attention = {"attn_implementation": "eager"} if eager else {}
-        loaded: Any = auto.from_pretrained(location, dtype=dtype, output_loading_info=True, **attention, **only_cached)
+        loaded: Any = auto.from_pretrained(
+            location, config=config, dtype=dtype, output_loading_info=True, use_safetensors=True, **attention, **reading
+        )
         model, report = loaded
         if report["missing_keys"]:  # the library would draw them at random
             raise AttemptError(f"its weights lack {', '.join(sorted(report['missing_keys'])[:3])}")
         model.to(device)
-        tokenizer = AutoTokenizer.from_pretrained(location, **only_cached)
-        if tokenizer.eos_token_id is None:
-            raise AttemptError("its tokenizer has no end token")
+        tokenizer = AutoTokenizer.from_pretrained(location, **reading)
+        check_tokens(tokenizer, int(model.get_input_embeddings().weight.shape[0]))
     except Exception as error:  # damaged files make the readers raise many types of errors
         raise _loading_error(place, error, silence) from error
     kind = EncoderDecoderBackbone if config.is_encoder_decoder else DecoderOnlyBackbone
@@ -76,6 +94,19 @@ def load_from(place: Place, device: torch.device, dtype: torch.dtype) -> FrozenB
     backbone = kind(model, tokenizer, name=place.name, source=source)
     check_scores(backbone)
     return backbone
+
+
+def check_tokens(tokenizer: Any, embeddings: int) -> None:
+    """Refuses a tokenizer without an end token, or whose end token has no embedding.
+
+    Raises:
+        AttemptError: says which.
+    """
+    end = tokenizer.eos_token_id
+    if end is None:
+        raise AttemptError("its tokenizer has no end token")
+    if end >= embeddings:
+        raise AttemptError(f"its end token {tokenizer.eos_token!r} is number {end} of {embeddings} embeddings")
 
 
 def choose_device(device: str | None) -> torch.device:
@@ -268,12 +299,18 @@ def _plain_scores(backbone: FrozenBackbone, inputs: list[list[int]], words: list
 
 
 def _unpacked_gguf(file: Path) -> Path:
-    """Returns a bf16 safetensors copy of a GGUF file in the cache, written at the first load: later loads are fast."""
+    """Returns a bf16 safetensors copy of a GGUF file in the cache, written at the first load: later loads are fast.
+
+    A copy that was changed since, or is not whole, is written again.
+
+    Raises:
+        AttemptError: the file cannot be read, or the copy cannot be written.
+    """
     stat = file.stat()
     key = hashlib.sha256(f"{file.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()[:12]
     cache = cache_folder() / "gguf"
     folder = cache / f"{file.stem}-{key}"
-    if (folder / "config.json").exists():
+    if _is_whole(folder):
         return folder
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
@@ -284,23 +321,48 @@ def _unpacked_gguf(file: Path) -> Path:
             gguf_file=file.name,
             dtype=torch.bfloat16,
             quantization_config=GgufConfig(dequantize=True),
+            trust_remote_code=False,
         )
-        tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
+        tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name, trust_remote_code=False)
     except Exception as error:  # a damaged file makes the reader raise many types of errors
         raise AttemptError(
-            f"the GGUF file {file} cannot be read: {error}", "Download it again, or name a folder or a hub id."
+            f"the GGUF file {file} cannot be read: {first_line(error)}",
+            "Download it again, or name a folder or a hub id.",
         ) from error
-    partial.mkdir(parents=True)
     try:
+        partial.mkdir(parents=True)
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
+        for written in partial.iterdir():
+            with written.open("rb+") as opened:
+                os.fsync(opened.fileno())
+        (partial / WHOLE).write_text(json.dumps(_sizes_and_times(partial)), "utf-8")
+        shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
-    except OSError:
-        if not (folder / "config.json").exists():  # otherwise another process was faster, and its copy is used
-            raise
+    except Exception as error:  # of the disk, told by several libraries
+        if not _is_whole(folder):  # otherwise another process was faster, and its copy is used
+            raise AttemptError(
+                f"the weights of {file} cannot be unpacked into {cache}: {first_line(error)}",
+                "Free some space, or name another folder in $ATTEMPT_CACHE, then run the command again.",
+            ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder
+
+
+WHOLE = "unpacked.json"  # of an unpacked GGUF file: the sizes and times of the files beside it
+
+
+def _sizes_and_times(folder: Path) -> dict[str, list[int]]:
+    stats = {file.name: file.stat() for file in folder.iterdir() if file.name != WHOLE}
+    return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        return bool(json.loads((folder / WHOLE).read_text("utf-8")) == _sizes_and_times(folder))
+    except (OSError, ValueError, RecursionError):
+        return False
 
 
 def _loading_error(place: Place, error: Exception, silence: str | None) -> AttemptError:
@@ -310,12 +372,15 @@ def _loading_error(place: Place, error: Exception, silence: str | None) -> Attem
             f"the backbone at {place.location} cannot be loaded: {reason}",
             "The folder needs config.json, the weights as safetensors and the tokenizer's files.",
         )
-    install = install_hint(place.name)
-    ways = "give a local folder or a GGUF file with --backbone, or put it in $ATTEMPT_MODELS"
+    ready = [alias for alias in names.aliases() if find_backbone(alias).kind != "hub"]
+    installs = [install_hint(place.name), *map(install_hint, names.aliases())]
+    install = next((command for command in installs if command), None)
+    at_once = f"`--backbone {ready[0]}` works at once, or " if ready else f"`{install}`, or " if install else ""
     return AttemptError(
         f"the backbone '{place.name}' is not on this machine and could not be loaded from the hub ({place.location}):"
         f" {reason}",
-        f"Without a network: {f'`{install}`, ' if install else ''}{ways}/{place.name}.",
+        f"Without a network: {at_once}give a local folder or a GGUF file with --backbone, or put it in "
+        f"$ATTEMPT_MODELS/{place.name}.",
     )
 
 
