@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from attempt_cli.errors import AttemptError
 from attempt_cli.listener import Listener
 from attempt_registry import Registry
 
@@ -55,8 +56,24 @@ class Session:
         """The name that prompts of the chosen backbone are kept under; None when nothing is chosen."""
         from attempt_cli.backbones.names import find_backbone
 
-        name = self.backbone or os.environ.get("ATTEMPT_BACKBONE")
+        name = self._chosen
         return find_backbone(name).name if name else None
+
+    @property
+    def _chosen(self) -> str | None:
+        """The backbone that is chosen, as its place can be found; a name that the registry recorded is its source."""
+        from attempt_cli.backbones.names import aliases
+
+        name = self.backbone or os.environ.get("ATTEMPT_BACKBONE")
+        if not name or name in aliases() or "/" in name or Path(name).exists():
+            return name
+        sources = sorted({known.source for known in self.store.backbones() if name in (known.name, known.fingerprint)})
+        if len(sources) > 1:
+            raise AttemptError(
+                f"'{name}' is the name of {len(sources)} recorded backbones",
+                f"Name one by its place: {', '.join(sources)}.",
+            )
+        return sources[0] if sources else name
 
     def load_backbone(self, records: Sequence[Prompt | Composition | Attention] = ()) -> FrozenBackbone:
         """Loads the backbone that is chosen, else that of the records in use, else the paper's; once a session.
@@ -66,8 +83,8 @@ class Session:
         """
         from attempt_cli.backbones.names import DEFAULT_BACKBONE
 
-        name = self.backbone or os.environ.get("ATTEMPT_BACKBONE")
-        if name is None and records:
+        name = self._chosen
+        if not name and records:
             name = recorded_backbone(self.store, records[0])
         name = name or DEFAULT_BACKBONE
         if name not in self._loaded:

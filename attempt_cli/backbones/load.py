@@ -367,6 +367,8 @@ def _is_whole(folder: Path) -> bool:
 
 def _loading_error(place: Place, error: Exception, silence: str | None) -> AttemptError:
     reason = silence or first_line(error)
+    if silence is None and "pytorch_model.bin" in reason:
+        reason = "it has no model.safetensors (weights in other formats are not read)"
     if place.kind != "hub":
         return AttemptError(
             f"the backbone at {place.location} cannot be loaded: {reason}",
