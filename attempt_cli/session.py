@@ -70,8 +70,24 @@ class Session:
         """The name that prompts of the chosen backbone are kept under; None when nothing is chosen."""
         from attempt_cli.backbones.names import find_backbone
 
-        name = self.backbone or os.environ.get("ATTEMPT_BACKBONE")
+        name = self._chosen
         return find_backbone(name).name if name else None
+
+    @property
+    def _chosen(self) -> str | None:
+        """The backbone that is chosen, as its place can be found; a name that the registry recorded is its source."""
+        from attempt_cli.backbones.names import aliases
+
+        name = self.backbone or os.environ.get("ATTEMPT_BACKBONE")
+        if not name or name in aliases() or "/" in name or Path(name).exists():
+            return name
+        sources = sorted({known.source for known in self.store.backbones() if name in (known.name, known.fingerprint)})
+        if len(sources) > 1:
+            raise AttemptError(
+                f"'{name}' is the name of {len(sources)} recorded backbones",
+                f"Name one by its place: {', '.join(sources)}.",
+            )
+        return sources[0] if sources else name
 
     def load_backbone(self, records: Sequence[Prompt | Composition | Attention] = ()) -> FrozenBackbone:
         """Loads the backbone that is chosen, else that of the records in use, else the paper's; once a session.
@@ -81,8 +97,8 @@ class Session:
         """
         from attempt_cli.backbones.names import DEFAULT_BACKBONE
 
-        name = self.backbone or os.environ.get("ATTEMPT_BACKBONE")
-        if name is None and records:
+        name = self._chosen
+        if not name and records:
             name = recorded_backbone(self.store, records[0])
         name = name or DEFAULT_BACKBONE
         if name not in self._loaded:
@@ -97,9 +113,12 @@ class Session:
             self._loaded.clear()  # one at a time in memory
             backbone = load_backbone(name, device=self.device, dtype=self.dtype)
             if budget:
-                folder = Path(self.input_cache_dir) if self.input_cache_dir is not None else None
-                pin = backbone.device.type == "cuda"
-                backbone.input_cache = InputCache(budget, folder=folder, pin_memory=pin)
+                backbone.input_cache = InputCache(
+                    budget,
+                    folder=Path(self.input_cache_dir) if self.input_cache_dir is not None else None,
+                    made_by=f"{backbone.fingerprint} {backbone.dtype} {backbone.device.type}",
+                    pin_memory=backbone.device.type == "cuda",
+                )
             self._loaded[name] = backbone
         return self._loaded[name]
 

@@ -39,7 +39,9 @@ def read_tensor(path: Path, tensor: str | None = None) -> np.ndarray[Any, Any]:
         raise RegistryError(f"{path} is not a complete .npy file", "Write it again with numpy.save(path, array).")
     entries = safetensors_entries(data, path)
     name = _choose(entries, path, tensor)
-    return decode(entries[name], name)
+    length = _adapter(path, entries, name)
+    # an adapter for sequence-to-sequence models has a second half, for the decoder, that is never trained
+    return decode(entries[name], name)[:length]
 
 
 def _choose(entries: dict[str, dict[str, Any]], path: Path, tensor: str | None) -> str:
@@ -65,13 +67,54 @@ def _read_npy(data: bytes, path: Path, tensor: str | None) -> np.ndarray[Any, An
         raise RegistryError(f"{path} holds one unnamed array", "Leave --tensor out.")
     try:
         array: np.ndarray[Any, Any] = np.load(io.BytesIO(data), allow_pickle=False)
-    except (ValueError, EOFError) as error:
+    except Exception as error:  # numpy parses the header as Python: many types of errors
         if "pickle" in str(error).casefold() or "Object arrays" in str(error):
             raise _pickle(path) from error
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise RegistryError(
-            f"{path} is not a complete .npy file ({error})", "Write it again with numpy.save(path, array)."
+            f"{path} is not a complete .npy file ({reason})", "Write it again with numpy.save(path, array)."
         ) from error
     return array
+
+
+def _adapter(path: Path, entries: dict[str, dict[str, Any]], tensor: str | None) -> int | None:
+    """Returns how many rows of a PEFT adapter's tensor are its prompt; None for a file that is no adapter's.
+
+    All of PEFT's prompt methods call their tensor `prompt_embeddings`: `adapter_config.json` alone tells them apart.
+
+    Raises:
+        RegistryError: the adapter is no plain prompt, or it cannot be told whether it is one.
+    """
+    config_file = path.with_name("adapter_config.json")
+    named = [name for name in entries if "prompt_embeddings" in name]
+    if not named or (tensor is not None and tensor not in named):
+        return None
+    if not config_file.exists():
+        raise RegistryError(
+            f"{path} is a PEFT adapter without its adapter_config.json: what kind it is cannot be told",
+            "Put adapter_config.json beside it, or save the prompt's rows alone, under another tensor name.",
+        )
+    import json
+
+    try:
+        config = json.loads(config_file.read_text("utf-8"))
+        kind, length = config["peft_type"], config["num_virtual_tokens"]
+        rows = entries[named[0]]["shape"][0]
+    except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
+        raise RegistryError(
+            f"{config_file} cannot be read ({error!r})"[:500], "Copy the adapter's folder again."
+        ) from error
+    if kind != "PROMPT_TUNING" or any("prefix_task" in name for name in entries):
+        raise RegistryError(
+            f"{path} holds a {str(kind)[:40]!r} adapter, which is no plain prompt",
+            "Only adapters of PROMPT_TUNING are taken: others have more than one prompt in that tensor, or none.",
+        )
+    if type(length) is not int or length < 1 or rows not in (length, 2 * length):
+        raise RegistryError(
+            f"{path} holds {rows} rows, but its adapter_config.json says num_virtual_tokens {str(length)[:20]}",
+            "Copy the adapter's folder again.",
+        )
+    return length
 
 
 def _pickle(path: Path) -> RegistryError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
@@ -55,8 +56,9 @@ class FrozenBackbone(SwitchedLayers, ABC):
         self.source = source
         self._embedding: Any = self.model.get_input_embeddings()
         self._head: Any = self.model.get_output_embeddings()
-        self.pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         self.end_id: int = tokenizer.eos_token_id
+        pad = tokenizer.pad_token_id  # of a pad token that the vocabulary lacks, the library makes a new number
+        self.pad_id: int = pad if pad is not None and pad < self.vocabulary_size else self.end_id
         self._use_greedy_generation()
 
     # identity
@@ -199,6 +201,9 @@ class FrozenBackbone(SwitchedLayers, ABC):
             for text in (*inputs, None, *(tails or ())):
                 digest.update(b"\0" if text is None else text.encode() + b"\1")
             found = kept_tokens(digest.hexdigest()[:32], lambda: self._cut_tokens(inputs, max_length, tails))
+        if len(self.tokenizer) > self.vocabulary_size:
+            for number, (ids, _) in enumerate(found):
+                self._check_known(ids, f"input {number + 1}")
         # an empty input still needs one position from which the target is predicted
         return [
             EncodedRow(ids or [self.end_id], list(targets[number]) if targets else [], cut)
@@ -209,17 +214,54 @@ class FrozenBackbone(SwitchedLayers, ABC):
         self, inputs: Sequence[str], max_length: int, tails: Sequence[str] | None
     ) -> list[tuple[list[int], int]]:
         """Returns each input's tokens under the limit, and the number of tokens that did not fit."""
-        encoded: list[list[int]] = self.tokenizer(list(inputs))["input_ids"] if inputs else []
+        encoded: list[list[int]] = self._tokenised(list(inputs)) if inputs else []
         found = []
         for number, ids in enumerate(encoded):
             cut = max(0, len(ids) - max_length)
             if cut:
                 tail = min(CUE_TOKENS, max_length // 4)
                 if tails is not None:
-                    tail = min(max(tail, len(self.tokenizer(tails[number])["input_ids"])), max_length * 3 // 4)
+                    tail = min(max(tail, len(self._tokenised(tails[number]))), max_length * 3 // 4)
                 ids = ids[: max_length - tail] + ids[len(ids) - tail :]
             found.append((ids, cut))
         return found
+
+    def _tokenised(self, text: str | list[str], **options: Any) -> Any:
+        """Returns the tokens of a text, or of each of several; what looks like a control token is text like any other.
+
+        A row that quotes `</s>` or `<|endoftext|>` would otherwise end, or begin another turn, in its middle.
+        """
+        pattern = self._still_control
+        if pattern is not None:
+
+            def apart(one: str) -> str:
+                return re.sub(pattern, lambda found: f"{found[0][:1]} {found[0][1:]}", one)
+
+            text = apart(text) if isinstance(text, str) else [apart(one) for one in text]
+        return self.tokenizer(text, split_special_tokens=True, **options)["input_ids"]
+
+    @cached_property
+    def _still_control(self) -> str | None:
+        """A pattern of the control tokens that are words of the vocabulary, too (T5's): only a space parts them."""
+        added = self.tokenizer.added_tokens_decoder
+        control = {number: str(token) for number, token in added.items() if token.special and len(str(token)) > 1}
+        plain = {"add_special_tokens": False, "split_special_tokens": True}
+        found = [
+            token
+            for number, token in control.items()
+            if number != self.tokenizer.unk_token_id and number in self.tokenizer(token, **plain)["input_ids"]
+        ]
+        return "|".join(map(re.escape, sorted(found, key=len, reverse=True))) or None
+
+    def _check_known(self, ids: Sequence[int], what: str) -> None:
+        """Refuses tokens that have no embedding: a tokenizer may have more tokens than the model."""
+        for number in ids:
+            if number >= self.vocabulary_size:
+                raise AttemptError(
+                    f"{what} has the token {self.tokenizer.convert_ids_to_tokens(number)!r} (number {number}), "
+                    f"but {self.name} has {self.vocabulary_size} embeddings",
+                    "Its tokenizer belongs to another model: give the folder its own, or leave that word out.",
+                )
 
     @cached_property
     def _tokenizer_digest(self) -> str:
@@ -250,6 +292,7 @@ class FrozenBackbone(SwitchedLayers, ABC):
                     f"the label word '{word}' has the same tokens in {self.name}{other}",
                     "Choose other label words: --labels 'value=word,value=word', or `labels` in the task's YAML.",
                 )
+            self._check_known(plain[i], f"the label word '{word}'")
         if any(a != b and b[: len(a)] == a for a in plain for b in plain):
             return [self.target_tokens(word, end=True) for word in words]
         return plain

@@ -71,7 +71,7 @@ class DecoderOnlyBackbone(FrozenBackbone):
         return [*ids, self.end_id] if end else ids
 
     def _plain_tokens(self, text: str) -> list[int]:
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids: list[int] = self._tokenised(text, add_special_tokens=False)
         return ids
 
     def shares_prompts(self, positions: int) -> bool:
@@ -204,7 +204,7 @@ class DecoderOnlyBackbone(FrozenBackbone):
         Layers with a sliding window do not look back farther; some rotary embeddings change with the length.
         """
         config = self.model.config
-        bounds: list[int | None] = [getattr(config, "sliding_window", None)]
+        bounds: list[int | None] = [*windows_of(config)]
         rotary = getattr(config, "rope_parameters", None) or {}
         for settings in (rotary, *rotary.values()):  # of the model, or of each kind of layer
             if isinstance(settings, dict) and settings.get("rope_type") in ("longrope", "dynamic"):
@@ -271,7 +271,8 @@ class DecoderOnlyBackbone(FrozenBackbone):
             hidden = self._hidden_behind(past, suffix, seen, order, at=_every_row(wanted))
             return self._branch_scores(hidden.view(n, 1 + tree.count, -1), labels, tree)
         length = prompts.shape[1] if prompts is not None else 0
-        if tree.count and self._beyond_reach(length + embeddings.shape[1] + max(map(len, labels))):
+        # all branches count: some windows are of places in the tensor (GPT-Neo), others of positions
+        if tree.count and self._beyond_reach(length + embeddings.shape[1] + tree.count + 1):
             # our mask of branches would let layers with a sliding window (Mistral, Gemma 3) see beyond the window
             return self._label_by_label(batch, embeddings, prompts, labels)
         ends = batch.input_lengths[:, None]  # [b, 1], where a row's input ends
@@ -373,6 +374,19 @@ class DecoderOnlyBackbone(FrozenBackbone):
             as_tuple=True
         )
         return rows, steps
+
+
+WINDOWS = (
+    *("sliding_window", "sliding_window_size", "window_size", "attention_window", "attention_window_size"),
+    *("local_attention", "local_radius", "attention_chunk_size", "block_size"),
+)
+
+
+def windows_of(config: Any) -> list[int]:
+    """Returns the windows that a config names, in tokens: sliding, local or chunked, as architectures call them."""
+    named = [getattr(one, name, None) for one in (config, config.get_text_config()) for name in WINDOWS]
+    flat = [size for value in named for size in (value if isinstance(value, list) else [value])]
+    return [size for size in flat if isinstance(size, int) and size > 1]
 
 
 def _every_row(positions: Tensor) -> tuple[Tensor, Tensor]:

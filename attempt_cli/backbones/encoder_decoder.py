@@ -25,7 +25,7 @@ class EncoderDecoderBackbone(FrozenBackbone):
 
     def target_tokens(self, text: str, *, end: bool) -> list[int]:
         # T5's targets always end in </s>, whatever `end` says
-        ids: list[int] = self.tokenizer(text_target=text.strip(), add_special_tokens=False)["input_ids"]
+        ids: list[int] = self._tokenised(text.strip(), add_special_tokens=False)
         return [*ids, self.end_id]
 
     def target_log_likelihood(
@@ -92,6 +92,8 @@ class EncoderDecoderBackbone(FrozenBackbone):
 
     def _attend_by(self, keys: int) -> None:
         """Switches to the library's faster attention for this length; both take T5's position bias."""
+        if not self.model._supports_sdpa:  # LongT5
+            return
         config = self.model.config
         heads, width = config.num_heads, config.d_kv
         shape = Shape(self.device, self.dtype, heads, heads, width, keys, torch.is_grad_enabled())

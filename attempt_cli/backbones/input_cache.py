@@ -6,27 +6,29 @@ and values are the same in every epoch and for every prompt.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import os
 from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from attempt_cli.backbones.batches import by_length
 from attempt_cli.backbones.rows import EncodedRow
 from attempt_cli.byte_sizes import size_text
-from attempt_cli.errors import AttemptError
+from attempt_cli.checked_files import DamagedFileError, read_checked, write_checked
+from attempt_cli.errors import AttemptError, first_line
 
 # Bounds of a group, whose rows are computed together. Groups depend on the set of rows alone: a resumed training
 # computes the same bits again, though its cache starts empty.
 GROUP_ROWS = 16
 GROUP_TOKENS = 8192
 GROUP_LEAST = 512  # positions; a group that has them takes no row that is much shorter
+
+KEPT = "keys and values"  # the name of a file's one tensor
 
 
 @dataclass(frozen=True)
@@ -58,12 +60,14 @@ class InputCache:
     Args:
         budget: the largest number of bytes; whole rows are dropped, never parts of one.
         folder: keeps them in files here, not in memory; later trainings on the same rows find them.
+        made_by: names all that computes them, for the files' names: folders serve several backbones and dtypes.
         pin_memory: keeps them in memory that a GPU can copy from while it computes.
     """
 
-    def __init__(self, budget: int, *, folder: Path | None = None, pin_memory: bool = False) -> None:
+    def __init__(self, budget: int, *, folder: Path | None = None, made_by: str = "", pin_memory: bool = False) -> None:
         self.budget = budget
         self.folder = folder
+        self.made_by = made_by
         self.pin_memory = pin_memory
         self.hits = 0
         self.misses = 0
@@ -134,38 +138,56 @@ class InputCache:
             self._kept.move_to_end(group.name)
             return kept
         self.misses += len(group.rows)
-        file = self.folder / f"{group.name}.kv" if self.folder is not None else None
-        try:
-            kept = _from_file(file, self._shape_file(file)) if file is not None else None
-        except (OSError, RuntimeError, ValueError):
-            kept = None  # a damaged file is computed again
+        file = self._file(group.name)
+        kept = None
+        if file is not None:
+            with contextlib.suppress(DamagedFileError):  # it is computed again
+                kept = self._read(file)
         if kept is None:
-            kept = self._keep(group, compute(group), file)
+            kept = self._keep(compute(group), file)
         if self.failure is None:
             self._kept[group.name] = kept
         return kept
 
-    def _keep(self, group: Group, tensor: Tensor, file: Path | None) -> Tensor:
+    def _keep(self, tensor: Tensor, file: Path | None) -> Tensor:
         need = _size(tensor)
         used = self.bytes
         for name in [name for name in self._kept if name not in self._wanted]:  # least recently used first
             if used + need <= self.budget:
                 break
             used -= _size(self._kept.pop(name))
-            if self.folder is not None:
-                (self.folder / f"{name}.kv").unlink(missing_ok=True)
+            dropped = self._file(name)
+            if dropped is not None:
+                dropped.unlink(missing_ok=True)
         try:
             if file is not None:
-                return _to_file(file, tensor)
+                write_checked(file, {KEPT: tensor}, self._made(file, tensor))
+                return self._read(file)  # the system pages it in and out
             return tensor.cpu().pin_memory() if self.pin_memory else tensor
-        except (OSError, RuntimeError, MemoryError) as error:
+        except Exception as error:  # of the disk or the memory, told by several libraries
             # a cache is a convenience: the training continues without what did not fit
-            self.failure = str(error).splitlines()[0]
+            self.failure = first_line(error)
             return tensor
 
-    @staticmethod
-    def _shape_file(file: Path) -> Path:
-        return file.with_suffix(".shape")
+    def _file(self, name: str) -> Path | None:
+        if self.folder is None:
+            return None
+        return self.folder / f"{name}-{hashlib.sha256(self.made_by.encode()).hexdigest()[:12]}.kv"
+
+    def _read(self, file: Path) -> Tensor:
+        """Returns a file's tensor, mapped.
+
+        Raises:
+            DamagedFileError: it is missing, or is not what was written under this name.
+        """
+        tensors, whose = read_checked(file)
+        if KEPT not in tensors or whose["state"] != self._made(file, tensors[KEPT]):
+            raise DamagedFileError("it holds something else")
+        return tensors[KEPT]
+
+    def _made(self, file: Path, tensor: Tensor) -> str:
+        """Returns the text that a file is kept with: a checksum of bytes alone would let a file stand for another."""
+        return f"{file.name} {self.made_by} {tensor.dtype} {list(tensor.shape)}"
 
 
 def _size(tensor: Tensor) -> int:
@@ -180,32 +202,3 @@ def _groups(rows: list[tuple[int, ...]]) -> list[Group]:
         part = tuple(rows[i] for i in batch)
         groups.append(Group(hashlib.sha256(b"|".join(map(row_key, part))).hexdigest()[:24], part))
     return groups[::-1]  # the shortest first: more of these fit
-
-
-def _to_file(file: Path, tensor: Tensor) -> Tensor:
-    """Writes the tensor completely or not at all, and maps it back: the system pages it in and out."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(f".{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as out:
-            out.write(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
-        shape = file.with_suffix(".shape")
-        shape.write_text(f"{str(tensor.dtype).removeprefix('torch.')} {' '.join(map(str, tensor.shape))}", "utf-8")
-        partial.replace(file)
-    finally:
-        partial.unlink(missing_ok=True)
-    mapped = _from_file(file, file.with_suffix(".shape"))
-    return tensor if mapped is None else mapped
-
-
-def _from_file(file: Path, shape_file: Path) -> Tensor | None:
-    if not file.exists():
-        return None
-    dtype_name, *numbers = shape_file.read_text("utf-8").split()
-    dtype, shape = getattr(torch, dtype_name), [int(number) for number in numbers]
-    count = 1
-    for number in shape:
-        count *= number
-    if file.stat().st_size != count * dtype.itemsize:
-        raise ValueError(f"{file} is incomplete")
-    return torch.from_file(str(file), shared=False, size=count, dtype=dtype).view(shape)

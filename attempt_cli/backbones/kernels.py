@@ -54,8 +54,8 @@ def _kept_kernel(shape: Shape) -> str:
         f"keys {shape.keys} {'and back' if shape.backward else 'forward'}"
     )
     kept: Any = recall(MEASUREMENTS, name)
-    if kept in KERNELS:
-        return str(kept)
+    if isinstance(kept, str) and kept in KERNELS:
+        return kept
     fastest = _measured_kernel(shape)
     remember(MEASUREMENTS, name, fastest)
     return fastest

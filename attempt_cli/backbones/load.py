@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
+from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from attempt_cli.backbones import names
 from attempt_cli.backbones.base import FrozenBackbone
-from attempt_cli.backbones.decoder_only import DecoderOnlyBackbone
+from attempt_cli.backbones.decoder_only import DecoderOnlyBackbone, windows_of
 from attempt_cli.backbones.encoder_decoder import EncoderDecoderBackbone
 from attempt_cli.backbones.machine import cache_folder
 from attempt_cli.backbones.names import Place, find_backbone, install_hint
 from attempt_cli.backbones.rows import EncodedRow
+from attempt_cli.backbones.strangers import check_config, check_folder
 from attempt_cli.bars import bars_on_terminals_only
 from attempt_cli.errors import AttemptError, first_line
 from attempt_cli.hub import why_the_hub_is_silent
@@ -43,36 +49,64 @@ def load_backbone(name: str, *, device: str | None = None, dtype: str | None = N
 @bars_on_terminals_only()
 def load_from(place: Place, device: torch.device, dtype: torch.dtype) -> FrozenBackbone:
     """Loads the weights of a place; see `load_backbone`."""
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, logging
+    from transformers import (
+        CONFIG_MAPPING,
+        AutoConfig,
+        AutoModelForCausalLM,
+        AutoModelForSeq2SeqLM,
+        AutoTokenizer,
+        PreTrainedConfig,
+        logging,
+    )
 
     settings: Any = logging
     settings.set_verbosity_error()  # no advice of the library between our own lines
     location = str(_unpacked_gguf(Path(place.location))) if place.kind == "gguf" else place.location
     silence = why_the_hub_is_silent(location, "config.json") if place.kind == "hub" else None
-    only_cached = {"local_files_only": silence is not None}
+    reading: dict[str, Any] = {"local_files_only": silence is not None, "trust_remote_code": False}
     try:
-        config = AutoConfig.from_pretrained(location, **only_cached)
+        raw, _ = PreTrainedConfig.get_config_dict(location, local_files_only=silence is not None)
+        check_config(raw, CONFIG_MAPPING)
+        if place.kind == "folder":
+            check_folder(Path(location), raw)
+        config = AutoConfig.from_pretrained(location, **reading)
+        # a config may name an attention, and with it code on the hub: the choice is ours
+        config._attn_implementation = config._experts_implementation = None
         auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         # encoder-decoders keep this attention, and so do decoder-only models that our own does not fit. Measured on two
         # x86 cores: in bf16 the backward pass of scaled-dot-product attention is 1.2 to 1.3 times slower than plain
         # matrix products for rows of 70 to 220 tokens; in fp32 the two are equal
         eager = device.type == "cpu" and dtype == torch.bfloat16
         attention = {"attn_implementation": "eager"} if eager else {}
-        loaded: Any = auto.from_pretrained(location, dtype=dtype, output_loading_info=True, **attention, **only_cached)
+        loaded: Any = auto.from_pretrained(
+            location, config=config, dtype=dtype, output_loading_info=True, use_safetensors=True, **attention, **reading
+        )
         model, report = loaded
         if report["missing_keys"]:  # the library would draw them at random
             raise AttemptError(f"its weights lack {', '.join(sorted(report['missing_keys'])[:3])}")
         model.to(device)
-        tokenizer = AutoTokenizer.from_pretrained(location, **only_cached)
-        if tokenizer.eos_token_id is None:
-            raise AttemptError("its tokenizer has no end token")
+        tokenizer = AutoTokenizer.from_pretrained(location, **reading)
+        check_tokens(tokenizer, int(model.get_input_embeddings().weight.shape[0]))
     except Exception as error:  # damaged files make the readers raise many types of errors
         raise _loading_error(place, error, silence) from error
     kind = EncoderDecoderBackbone if config.is_encoder_decoder else DecoderOnlyBackbone
     source = place.location if place.kind == "hub" else str(Path(place.location).resolve())
     backbone = kind(model, tokenizer, name=place.name, source=source)
-    check_projection(backbone)
+    check_scores(backbone)
     return backbone
+
+
+def check_tokens(tokenizer: Any, embeddings: int) -> None:
+    """Refuses a tokenizer without an end token, or whose end token has no embedding.
+
+    Raises:
+        AttemptError: says which.
+    """
+    end = tokenizer.eos_token_id
+    if end is None:
+        raise AttemptError("its tokenizer has no end token")
+    if end >= embeddings:
+        raise AttemptError(f"its end token {tokenizer.eos_token!r} is number {end} of {embeddings} embeddings")
 
 
 def choose_device(device: str | None) -> torch.device:
@@ -105,95 +139,178 @@ def choose_dtype(dtype: str | None, device: torch.device) -> torch.dtype:
     return torch.float32
 
 
-def check_projection(backbone: FrozenBackbone) -> None:
-    """Checks on a few tokens that our scores are the model's own log-likelihoods.
+@torch.enable_grad()
+def check_scores(backbone: FrozenBackbone) -> None:
+    """Checks on a few rows that our scores are the model's own log-likelihoods, and that prompts get a gradient.
 
-    Two targets, in a padded batch and as label words in one pass, are compared with plain forward passes. Some
-    architectures scale or cap their logits after the head, look ahead, or read masks and positions in their own way. An
-    architecture whose scores differ is refused: no answer is better than a wrong one.
+    Words of several tokens, as targets in a padded batch and as label words in one pass, are compared with plain
+    forward passes; where the config names a window, also on a row that is longer. Some architectures scale or cap their
+    logits after the head, look ahead, or read masks and positions in their own way. An architecture whose scores differ
+    is refused: no answer is better than a wrong one.
 
     Raises:
-        AttemptError: the scores differ.
+        AttemptError: the scores differ, or a prompt gets no gradient.
     """
-    inputs = [row.input_ids for row in backbone.encode(["one two three", "four"], None, 8)]
-    targets = [backbone.target_tokens(text, end=True) for text in ("five six", "seven")]
-    rows = [EncodedRow(ids, target) for ids, target in zip(inputs, targets, strict=True)]
+    words = [backbone.target_tokens(text, end=True) for text in ("five six", "seven")]
+    inputs = [row.input_ids for row in backbone.encode(["one two three", "four five"], None, 8)]
+    short = len(inputs)
+    longest = _row_beyond_windows(backbone, max(map(len, words)))
+    if longest:
+        text = "one two three four five six seven eight nine ten " * longest
+        inputs.append(backbone.encode([text], None, longest)[0].input_ids)
     with torch.no_grad():
-        theirs = torch.stack([_plain_log_likelihood(backbone, row) for row in rows])
-        if isinstance(backbone, DecoderOnlyBackbone):
-            for layers in (True, False):
+        truth = _plain_scores(backbone, inputs, words)
+    if isinstance(backbone, DecoderOnlyBackbone):
+        if "position_ids" not in signature(backbone.model.base_model.forward).parameters:
+            raise _foreign(backbone, "does not follow our masks and positions")  # MPT drops them without a word
+        for layers in (True, False):
+            try:
                 backbone.use_own_attention(True, layers=layers)
-                if _differences(backbone, rows, theirs) is None and _reads_once(backbone, rows, theirs):
-                    return
-            backbone.use_own_attention(False)
-        problem = _differences(backbone, rows, theirs)
+            except _FOREIGN_ARCHITECTURE:
+                break
+            if _problem(backbone, truth) is None and _reads_once(backbone, truth, short):
+                return
+        backbone.use_own_attention(False)
+    problem = _problem(backbone, truth)
     if problem is not None:
-        raise AttemptError(
-            f"the architecture {backbone.model.config.model_type} {problem}",
-            "Use a backbone of the T5 or Llama families.",
-        )
+        raise _foreign(backbone, problem)
 
 
-def _differences(backbone: FrozenBackbone, rows: list[EncodedRow], theirs: torch.Tensor) -> str | None:
-    """Compares our scores of the rows' targets with those of plain forward passes; returns None if they agree."""
-    batch = backbone.collate(rows)
-    embeddings = backbone.embed(batch.input_ids)
-    targets = [row.target_ids for row in rows]
+def _foreign(backbone: FrozenBackbone, problem: str) -> AttemptError:
+    return AttemptError(
+        f"the architecture {backbone.model.config.model_type} {problem}", "Use a backbone of the T5 or Llama families."
+    )
+
+
+def _row_beyond_windows(backbone: FrozenBackbone, word: int) -> int:
+    """Returns how many input tokens are more than the model's windows hold; 0 if it has none that a row can exceed."""
+    windows = [window for window in windows_of(backbone.model.config) if window <= LONGEST_CHECKED]
+    positions = backbone.max_positions or 2 * LONGEST_CHECKED
+    return min(max(windows) + 16, positions - word - 1) if windows else 0
+
+
+# Tokens. Behind longer windows label words are scored one by one, which is the plain way: no row needs to prove it.
+LONGEST_CHECKED = 600
+
+
+@dataclass(frozen=True)
+class _Truth:
+    """What the model's own forward passes say.
+
+    Args:
+        inputs: tokens of each of r rows.
+        words: tokens of each of c words.
+        scores: log p of every word behind every row, [r, c], float32.
+        logit: the largest absolute logit of a word's token.
+    """
+
+    inputs: list[list[int]]
+    words: list[list[int]]
+    scores: Tensor
+    logit: float
+
+    def with_targets(self, targets: Tensor) -> Tensor:
+        """Returns the scores of the first rows, with ours at each row's target: the words in turn."""
+        ours = self.scores[: len(targets)].clone()
+        rows = torch.arange(len(targets), device=ours.device)
+        ours[rows, rows % len(self.words)] = targets.detach().float()
+        return ours
+
+    def agrees(self, backbone: FrozenBackbone, ours: Tensor, rows: slice | int) -> bool:
+        """Tells whether our scores of all words, [.., c], are those of the rows, as far as the dtype can tell.
+
+        What counts is how far apart different rows score: in a model whose weights are near zero all is alike, and a
+        difference of a fixed size would hide any mistake.
+        """
+        spread = float((self.scores.amax(0) - self.scores.amin(0)).max())
+        # fp32 differs in the order of sums alone; in bf16 the plain pass rounds every logit
+        relative, steps = (2e-3, 100.0) if backbone.dtype == torch.float32 else (0.02, 1.0)
+        rounding = steps * torch.finfo(backbone.dtype).eps * self.logit * max(map(len, self.words))
+        bound = relative * spread + rounding + 1e-4
+        return bool((ours.float() - self.scores[rows]).abs().max() <= bound)
+
+
+def _problem(backbone: FrozenBackbone, truth: _Truth) -> str | None:
+    """Compares our scores with the plain ones, and takes a prompt's gradient; returns None if nothing is wrong.
+
+    A row's first token, as its prompt, changes nothing in its score.
+    """
+    rows = [EncodedRow(ids, truth.words[i % len(truth.words)]) for i, ids in enumerate(truth.inputs)]
+    behind = backbone.collate([EncodedRow(row.input_ids[1:] or row.input_ids, row.target_ids) for row in rows])
+    whole = backbone.collate(rows)
     try:
-        ours = backbone.target_log_likelihood(batch, embeddings, None)
-        labels = backbone.label_log_likelihoods(batch, embeddings, None, targets).diagonal()
+        prompts = backbone.embed(whole.input_ids[:, :1]).detach().requires_grad_()
+        targets = backbone.target_log_likelihood(behind, backbone.embed(behind.input_ids), prompts)
+        (gradient,) = torch.autograd.grad(targets.sum(), prompts)
+        with torch.no_grad():
+            labels = backbone.label_log_likelihoods(whole, backbone.embed(whole.input_ids), None, truth.words)
     except _FOREIGN_ARCHITECTURE as error:
-        return f"does not take our masks and positions: {error}"
-    if not _close(backbone, ours, theirs):
+        return f"does not take our masks and positions: {first_line(error)}"
+    if not truth.agrees(backbone, truth.with_targets(targets), slice(None)):
         return "changes its logits after the output layer, or looks ahead"
-    return None if _close(backbone, labels, theirs) else "does not follow our masks and positions"
+    if not truth.agrees(backbone, labels, slice(None)):
+        return "does not follow our masks and positions"
+    return None if bool(gradient.isfinite().all()) and bool(gradient.any()) else "gives a prompt no gradient"
 
 
-def _reads_once(backbone: FrozenBackbone, rows: list[EncodedRow], theirs: torch.Tensor) -> bool:
-    """Tells whether scores stay the same when a row's end, as a prompt, reads the keys and values of the rest."""
-    longer = [row for row in rows if len(row.input_ids) > 1]
+def _reads_once(backbone: FrozenBackbone, truth: _Truth, short: int) -> bool:
+    """Tells whether scores stay the same when a row's last token, as a prompt, reads the keys and values of the rest.
+
+    Args:
+        short: the number of rows that no window cuts; a row that is longer is not read in parts.
+    """
+    inputs = truth.inputs[:short]
+    rest = [EncodedRow(ids[:-1] or ids, truth.words[i % len(truth.words)]) for i, ids in enumerate(inputs)]
     try:
-        for row in longer:
-            cut = len(row.input_ids) - 1
-            rest = [EncodedRow(row.input_ids[:cut], row.target_ids), EncodedRow(row.input_ids[:1], row.target_ids)]
-            batch = backbone.collate(rest)  # the second row only pads the first
-            prompts = backbone.embed(torch.tensor([row.input_ids[cut:]] * 2, device=backbone.device))
-            ours = backbone.target_log_likelihood(batch, backbone.embed(batch.input_ids), prompts, backbone.read(rest))
-            if not _close(backbone, ours[:1], theirs[rows.index(row)][None]):
-                return False
-    except _FOREIGN_ARCHITECTURE:
+        batch = backbone.collate(rest)
+        embeddings = backbone.embed(batch.input_ids)
+        past = backbone.read(rest)
+        ends = torch.tensor([ids[-1:] for ids in inputs], device=backbone.device)
+        prompts = backbone.embed(ends).detach().requires_grad_()
+        targets = backbone.target_log_likelihood(batch, embeddings, prompts, past)
+        (gradient,) = torch.autograd.grad(targets.sum(), prompts)
+        with torch.no_grad():
+            labels = backbone.label_log_likelihoods(batch, embeddings, prompts, truth.words, past)
+    except (*_FOREIGN_ARCHITECTURE, AttemptError):  # the latter: a window shorter than these rows
         return False
-    return bool(longer)
+    agree = all(truth.agrees(backbone, ours, slice(short)) for ours in (truth.with_targets(targets), labels))
+    return agree and bool(gradient.isfinite().all())
 
 
-_FOREIGN_ARCHITECTURE = (TypeError, ValueError, IndexError, AttributeError, RuntimeError, AssertionError)
+_FOREIGN_ARCHITECTURE = (TypeError, ValueError, IndexError, AttributeError, RuntimeError, AssertionError, KeyError)
 
 
-def _close(backbone: FrozenBackbone, ours: torch.Tensor, theirs: torch.Tensor) -> bool:
-    # fp32 differs in the order of sums alone; in bf16 a log-likelihood near -50 is accurate to a few tenths
-    relative, absolute = (0.002, 0.005) if backbone.dtype == torch.float32 else (0.02, 0.2)
-    return torch.allclose(ours, theirs, rtol=relative, atol=absolute)
-
-
-def _plain_log_likelihood(backbone: FrozenBackbone, row: EncodedRow) -> torch.Tensor:
-    """Returns log p of a row's target by the model's own forward pass, a scalar."""
-    ids = torch.tensor([row.input_ids], device=backbone.device)
-    target = torch.tensor([row.target_ids], device=backbone.device)
-    if backbone.architecture == "encoder-decoder":
-        logits = backbone.model(input_ids=ids, labels=target).logits[0]
-    else:
-        logits = backbone.model(input_ids=torch.cat([ids, target], dim=1)).logits[0, ids.shape[1] - 1 : -1]
-    score: torch.Tensor = logits.float().log_softmax(-1).gather(1, target[0][:, None]).sum()
-    return score
+def _plain_scores(backbone: FrozenBackbone, inputs: list[list[int]], words: list[list[int]]) -> _Truth:
+    """Scores all words behind each row by forward passes without a mask, as the library computes them."""
+    longest = max(map(len, words))
+    targets = torch.tensor([word + [backbone.pad_id] * (longest - len(word)) for word in words], device=backbone.device)
+    real = torch.tensor([[step < len(word) for step in range(longest)] for word in words], device=backbone.device)
+    scores, logit = [], 0.0
+    for ids in inputs:
+        row = torch.tensor([ids], device=backbone.device).expand(len(words), -1)
+        if backbone.architecture == "encoder-decoder":
+            logits = backbone.model(input_ids=row, labels=targets).logits
+        else:
+            logits = backbone.model(input_ids=torch.cat([row, targets], dim=1)).logits[:, len(ids) - 1 : -1]
+        own = logits.gather(2, targets[..., None])[..., 0]
+        scores.append(((own.float() - logits.float().logsumexp(-1)) * real).sum(1))
+        logit = max(logit, float((own * real).abs().max()))
+    return _Truth(inputs, words, torch.stack(scores), logit)
 
 
 def _unpacked_gguf(file: Path) -> Path:
-    """Returns a bf16 safetensors copy of a GGUF file in the cache, written at the first load: later loads are fast."""
+    """Returns a bf16 safetensors copy of a GGUF file in the cache, written at the first load: later loads are fast.
+
+    A copy that was changed since, or is not whole, is written again.
+
+    Raises:
+        AttemptError: the file cannot be read, or the copy cannot be written.
+    """
     stat = file.stat()
     key = hashlib.sha256(f"{file.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()[:12]
     cache = cache_folder() / "gguf"
     folder = cache / f"{file.stem}-{key}"
-    if (folder / "config.json").exists():
+    if _is_whole(folder):
         return folder
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
@@ -204,38 +321,68 @@ def _unpacked_gguf(file: Path) -> Path:
             gguf_file=file.name,
             dtype=torch.bfloat16,
             quantization_config=GgufConfig(dequantize=True),
+            trust_remote_code=False,
         )
-        tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
+        tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name, trust_remote_code=False)
     except Exception as error:  # a damaged file makes the reader raise many types of errors
         raise AttemptError(
-            f"the GGUF file {file} cannot be read: {error}", "Download it again, or name a folder or a hub id."
+            f"the GGUF file {file} cannot be read: {first_line(error)}",
+            "Download it again, or name a folder or a hub id.",
         ) from error
-    partial.mkdir(parents=True)
     try:
+        partial.mkdir(parents=True)
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
+        for written in partial.iterdir():
+            with written.open("rb+") as opened:
+                os.fsync(opened.fileno())
+        (partial / WHOLE).write_text(json.dumps(_sizes_and_times(partial)), "utf-8")
+        shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
-    except OSError:
-        if not (folder / "config.json").exists():  # otherwise another process was faster, and its copy is used
-            raise
+    except Exception as error:  # of the disk, told by several libraries
+        if not _is_whole(folder):  # otherwise another process was faster, and its copy is used
+            raise AttemptError(
+                f"the weights of {file} cannot be unpacked into {cache}: {first_line(error)}",
+                "Free some space, or name another folder in $ATTEMPT_CACHE, then run the command again.",
+            ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder
 
 
+WHOLE = "unpacked.json"  # of an unpacked GGUF file: the sizes and times of the files beside it
+
+
+def _sizes_and_times(folder: Path) -> dict[str, list[int]]:
+    stats = {file.name: file.stat() for file in folder.iterdir() if file.name != WHOLE}
+    return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        return bool(json.loads((folder / WHOLE).read_text("utf-8")) == _sizes_and_times(folder))
+    except (OSError, ValueError, RecursionError):
+        return False
+
+
 def _loading_error(place: Place, error: Exception, silence: str | None) -> AttemptError:
     reason = silence or first_line(error)
+    if silence is None and "pytorch_model.bin" in reason:
+        reason = "it has no model.safetensors (weights in other formats are not read)"
     if place.kind != "hub":
         return AttemptError(
             f"the backbone at {place.location} cannot be loaded: {reason}",
             "The folder needs config.json, the weights as safetensors and the tokenizer's files.",
         )
-    install = install_hint(place.name)
-    ways = "give a local folder or a GGUF file with --backbone, or put it in $ATTEMPT_MODELS"
+    ready = [alias for alias in names.aliases() if find_backbone(alias).kind != "hub"]
+    installs = [install_hint(place.name), *map(install_hint, names.aliases())]
+    install = next((command for command in installs if command), None)
+    at_once = f"`--backbone {ready[0]}` works at once, or " if ready else f"`{install}`, or " if install else ""
     return AttemptError(
         f"the backbone '{place.name}' is not on this machine and could not be loaded from the hub ({place.location}):"
         f" {reason}",
-        f"Without a network: {f'`{install}`, ' if install else ''}{ways}/{place.name}.",
+        f"Without a network: {at_once}give a local folder or a GGUF file with --backbone, or put it in "
+        f"$ATTEMPT_MODELS/{place.name}.",
     )
 
 

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from attempt_cli.checked_files import replacing
+
 
 def cache_folder() -> Path:
     """Returns the folder of unpacked weights, tokens and measurements: $ATTEMPT_CACHE, else the user's cache."""
@@ -28,11 +30,8 @@ def recall(kind: str, name: str) -> Any:
 def remember(kind: str, name: str, value: Any) -> None:
     """Keeps a measurement; if the cache cannot be written, the next process measures again."""
     file = _file(kind)
-    with contextlib.suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(f".{os.getpid()}.partial")
+    with contextlib.suppress(OSError), replacing(file) as partial:
         partial.write_text(json.dumps({**_kept(kind), name: value}, indent=1), "utf-8")
-        partial.replace(file)
 
 
 def _file(kind: str) -> Path:
@@ -42,8 +41,8 @@ def _file(kind: str) -> Path:
 def _kept(kind: str) -> dict[str, Any]:
     try:
         kept = json.loads(_file(kind).read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
+    except (OSError, ValueError, RecursionError):
+        return {}  # missing or damaged: measured again
     return kept if isinstance(kept, dict) else {}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from attempt_cli.bars import bars_on_terminals_only
 from attempt_cli.data.readers import read_parquet_table
 from attempt_cli.data.task import HubDataset
 from attempt_cli.errors import AttemptError
@@ -47,6 +48,7 @@ def load_hub_table(task_name: str, hub: HubDataset, official: str, looked_in: st
         raise AttemptError(message, WAYS_OUT + copy) from error
 
 
+@bars_on_terminals_only()
 def _load(hub: HubDataset, official: str) -> pyarrow.Table:
     """Loads the split from the repository itself, else from the hub's parquet copy of it."""
     from datasets import config, load_dataset

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -14,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attempt_cli.errors import AttemptError
+from attempt_cli.checked_files import DamagedFileError, read_checked, write_checked
+from attempt_cli.errors import AttemptError, first_line
 
 
 @dataclass
@@ -60,31 +58,20 @@ def save_checkpoint(
         AttemptError: the disk is full or the folder cannot be written to; the checkpoint before is kept.
     """
     from safetensors import SafetensorError
-    from safetensors.torch import save_file
 
     tensors = {f"mixture.{name}": tensor for name, tensor in module.state_dict().items()}
     tensors |= {f"best.{name}": tensor for name, tensor in state.best.items()}
     for index, moments in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in moments.items()}
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     numbers = json.dumps({name: getattr(state, name) for name in _FIELDS})
-    metadata = {"key": key, "state": numbers, "sha256": _digest(numbers, tensors)}
-    partial = path.with_suffix(f".{os.getpid()}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, partial, metadata)  # tensor by tensor: fine-tuning has gigabytes of them
-        with partial.open("rb+") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
+        write_checked(path, tensors, numbers, key=key)
     except (OSError, SafetensorError) as error:
         kept = "; the one before it is kept" if path.exists() else ""
         raise AttemptError(
             f"the checkpoint {path} cannot be written: {getattr(error, 'strerror', None) or error}{kept}",
             "Free some space or check the folder's permissions, then go on with the same command and --resume.",
         ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
 
 
 def load_checkpoint(path: Path, key: str, module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> TrainingState:
@@ -93,40 +80,33 @@ def load_checkpoint(path: Path, key: str, module: torch.nn.Module, optimizer: to
     Raises:
         AttemptError: the file is damaged or belongs to another training.
     """
-    from safetensors import SafetensorError, safe_open
-
     try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-        if metadata["sha256"] != _digest(metadata["state"], tensors):
-            raise ValueError("its checksum is wrong")
+        tensors, metadata = read_checked(path)
         saved = json.loads(metadata["state"])
         state = TrainingState(**saved, best=_part(tensors, "best."))
-    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
-        raise AttemptError(
-            f"the checkpoint {path} is damaged ({error})", "Run without --resume to start again; it is then replaced."
-        ) from error
+        state.best_score = tuple(state.best_score) if state.best_score else None  # type: ignore[assignment]
+    except (DamagedFileError, ValueError, TypeError, RecursionError) as error:
+        raise _damaged(path, error) from error
     if metadata.get("key") != key:
         raise AttemptError(f"the checkpoint {path} belongs to another training", "Run without --resume to start again.")
-    module.load_state_dict(_part(tensors, "mixture."))
     moments: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in _part(tensors, "optimizer.").items():
-        index, moment = name.split(".", 1)
-        moments.setdefault(int(index), {})[moment] = tensor
-    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
-    state.best_score = tuple(state.best_score) if state.best_score else None  # type: ignore[assignment]
+    try:
+        for name, tensor in _part(tensors, "optimizer.").items():
+            index, moment = name.split(".", 1)
+            moments.setdefault(int(index), {})[moment] = tensor
+        module.load_state_dict(_part(tensors, "mixture."))
+        optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+    except (RuntimeError, ValueError, TypeError) as error:  # a file of this key that another program wrote
+        raise _damaged(path, error) from error
     return state
+
+
+def _damaged(path: Path, error: Exception) -> AttemptError:
+    return AttemptError(
+        f"the checkpoint {path} is damaged ({first_line(error)})",
+        "Run without --resume to start again; it is then replaced.",
+    )
 
 
 def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def _digest(numbers: str, tensors: Mapping[str, Tensor]) -> str:
-    """Hashes all that a training continues from: safetensors itself does not notice a changed byte."""
-    digest = hashlib.sha256(numbers.encode())
-    for name in sorted(tensors):
-        digest.update(name.encode())
-        digest.update(tensors[name].numpy().data)
-    return digest.hexdigest()

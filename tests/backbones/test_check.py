@@ -12,10 +12,10 @@ import transformers
 from torch import Tensor
 
 from attempt_cli.backbones.base import FrozenBackbone
-from attempt_cli.backbones.load import check_projection, load_backbone
+from attempt_cli.backbones.load import check_scores, load_backbone
 from attempt_cli.backbones.rows import EncodedRow
 from attempt_cli.errors import AttemptError
-from tests.models import byte_level_tokenizer, save
+from tests.models import byte_level_tokenizer, save, unigram_tokenizer
 
 SMALL = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 40}
 
@@ -93,12 +93,12 @@ def test_kin_of_llama_are_taken(architecture: str, config: dict[str, Any], tmp_p
 
 def test_the_check_sees_a_change_in_every_part_of_the_score(kind: str, folder: Path) -> None:
     backbone = load(folder)
-    check_projection(backbone)
+    check_scores(backbone)
     for change in (halved_logits, shifted_hidden_states):
         backbone = load(folder)
         change(backbone)
         with pytest.raises(AttemptError, match="changes its logits"):
-            check_projection(backbone)
+            check_scores(backbone)
 
 
 def halved_logits(backbone: FrozenBackbone) -> None:
@@ -136,3 +136,77 @@ def test_label_words_see_no_further_than_a_sliding_window(tmp_path: Path) -> Non
             batch = backbone.collate([EncodedRow(row.input_ids, label) for row in rows])
             alone = backbone.target_log_likelihood(batch, backbone.embed(batch.input_ids), prompts)
             torch.testing.assert_close(ours[:, j], alone, rtol=1e-5, atol=2e-4)
+
+
+def assert_label_words_score_as_they_do_alone(backbone: FrozenBackbone) -> None:
+    labels = backbone.label_tokens(["entailment", "entailed", "no"])
+    for length in (1, 30, 80):
+        rows = backbone.encode(["one two three four five it was the text " * length, "it is"], None, length)
+        batch = backbone.collate(rows)
+        ours = backbone.label_log_likelihoods(batch, backbone.embed(batch.input_ids), None, labels)
+        for row, scores in zip(rows, ours, strict=True):
+            for label, score in zip(labels, scores, strict=True):
+                ids = torch.tensor([row.input_ids + label])
+                logits = backbone.model(input_ids=ids).logits[0, len(row.input_ids) - 1 : -1].log_softmax(-1)
+                plain = logits.gather(1, torch.tensor(label)[:, None]).sum()
+                torch.testing.assert_close(score, plain, rtol=1e-5, atol=2e-4)
+
+
+GPT_NEO = {
+    **{"hidden_size": 24, "num_layers": 2, "num_heads": 4, "max_position_embeddings": 200},
+    **{"attention_types": [[["global", "local"], 1]], "window_size": 16},
+}
+
+
+@torch.no_grad()
+def test_local_attention_is_scored_right_beyond_its_window(tmp_path: Path) -> None:
+    assert_label_words_score_as_they_do_alone(load(saved(tmp_path / "neo", "GPTNeo", **GPT_NEO)))
+
+
+def test_a_window_that_we_do_not_know_by_its_name_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = saved(tmp_path / "neo", "GPTNeo", **GPT_NEO)
+    monkeypatch.setattr("attempt_cli.backbones.decoder_only.DecoderOnlyBackbone._reach", None)
+    with pytest.raises(AttemptError, match="gpt_neo does not follow our masks and positions"):
+        load(folder)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_wrong_scores_are_seen_where_all_scores_are_alike(tmp_path: Path, dtype: str) -> None:
+    # MPT's positions are a bias on its scores (ALiBi); in a model as it is drawn, errors are as small as all else
+    tokenizer = byte_level_tokenizer(start=None)
+    torch.manual_seed(3)
+    config = transformers.MptConfig(vocab_size=len(tokenizer), d_model=24, n_heads=4, n_layers=2, max_seq_len=200)
+    for part in (transformers.MptForCausalLM(config), tokenizer):
+        part.save_pretrained(tmp_path)
+    with pytest.raises(AttemptError, match="mpt does not follow our masks and positions"):
+        load_backbone(str(tmp_path), device="cpu", dtype=dtype)
+
+
+def test_a_model_without_a_gradient_is_refused(folder: Path, kind: str) -> None:
+    backbone = load(folder)
+    table = backbone._before_head
+    backbone._before_head = lambda hidden: table(hidden).detach()  # type: ignore[method-assign]
+    with pytest.raises(AttemptError, match="does not require grad"):
+        check_scores(backbone)
+
+
+@pytest.mark.parametrize("form", ["local", "transient-global"])
+def test_longt5_scores_and_trains_on_rows_of_any_length(tmp_path: Path, form: str) -> None:
+    tokenizer = unigram_tokenizer()
+    config = transformers.LongT5Config(
+        **{"vocab_size": len(tokenizer), "d_model": 24, "d_kv": 8, "d_ff": 40, "num_layers": 2, "num_heads": 3},
+        **{"local_radius": 7, "relative_attention_num_buckets": 8, "encoder_attention_type": form},
+        **{"decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 1},
+    )
+    backbone = load(save(transformers.LongT5ForConditionalGeneration(config), tokenizer, tmp_path / "model"))
+    for length in (3, 200):
+        rows = backbone.encode(["one two three " * length], [[9, 1]], length)
+        batch = backbone.collate(rows)
+        prompts = torch.randn(1, 3, backbone.width, requires_grad=True)
+        backbone.target_log_likelihood(batch, backbone.embed(batch.input_ids), prompts).sum().backward()
+        assert prompts.grad is not None
+        assert bool(prompts.grad.isfinite().all())
+        ours = backbone.target_log_likelihood(batch, backbone.embed(batch.input_ids), None)
+        theirs = backbone.model(input_ids=batch.input_ids, labels=batch.target_ids).logits.log_softmax(-1)
+        plain = theirs.gather(2, batch.target_ids[..., None]).sum()
+        torch.testing.assert_close(ours[0], plain, rtol=1e-5, atol=2e-4)

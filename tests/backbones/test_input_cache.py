@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from attempt_cli.backbones.input_cache import GROUP_ROWS, InputCache
 from attempt_cli.backbones.rows import EncodedRow
 from attempt_cli.byte_sizes import parse_size, size_text
 from attempt_cli.errors import AttemptError
+from attempt_cli.session import Session
 
 
 @pytest.fixture
@@ -105,26 +108,97 @@ def test_the_bits_do_not_hang_on_what_was_read_before(llama: FrozenBackbone) -> 
         assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))
 
 
+def computed_again(backbone: FrozenBackbone, some: list[EncodedRow], folder: Path, made_by: str = "") -> int:
+    """How many groups of rows a training computes that finds the folder as it is now; checks what it reads."""
+    calls = []
+    read = backbone._read_group  # type: ignore[attr-defined]
+    backbone._read_group = lambda group: calls.append(group) or read(group)  # type: ignore[attr-defined]
+    try:
+        use(backbone, InputCache(1 << 20, folder=folder, made_by=made_by), some)
+        backbone.read(some)
+    finally:
+        del backbone._read_group  # type: ignore[attr-defined]
+    assert_same(backbone, some)
+    return len(calls)
+
+
 def test_files_serve_later_trainings(llama: FrozenBackbone, tmp_path: Path) -> None:
     some = rows(20)
-    use(llama, InputCache(1 << 20, folder=tmp_path), some)
-    assert_same(llama, some)
-    files = sorted(tmp_path.glob("*.kv"))
-    assert files
-    assert not list(tmp_path.glob("*.partial"))
-    files[0].write_bytes(b"cut short")  # computed again
-    cache = InputCache(1 << 20, folder=tmp_path)
-    calls = []
-    read = llama._read_group  # type: ignore[attr-defined]
-    llama._read_group = lambda group: calls.append(group) or read(group)  # type: ignore[attr-defined]
-    try:
-        use(llama, cache, some)
-        past = llama.read(some)
-    finally:
-        del llama._read_group  # type: ignore[attr-defined]
-    assert past is not None
-    assert len(calls) == 1
-    assert_same(llama, some)
+    assert computed_again(llama, some, tmp_path) == len(list(tmp_path.iterdir())) == 2
+    assert {file.suffix for file in tmp_path.iterdir()} == {".kv"}
+    assert computed_again(llama, some, tmp_path) == 0
+
+
+def zeros(file: Path) -> None:
+    file.write_bytes(bytes(file.stat().st_size))
+
+
+def zeros_at_the_end(file: Path) -> None:
+    data = file.read_bytes()
+    file.write_bytes(data[:-500] + bytes(500))
+
+
+def cut_short(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-7])
+
+
+def empty(file: Path) -> None:
+    file.write_bytes(b"")
+
+
+def another_type(file: Path) -> None:
+    file.write_bytes(file.read_bytes().replace(b'"F32"', b'"I32"'))
+
+
+def a_neighbour_s(file: Path) -> None:
+    (other,) = (path for path in file.parent.iterdir() if path != file)
+    file.write_bytes(other.read_bytes())
+
+
+def a_pipe(file: Path) -> None:
+    file.unlink()
+    os.mkfifo(file)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [zeros, zeros_at_the_end, cut_short, empty, another_type, a_neighbour_s, a_pipe],
+    ids=lambda damage: damage.__name__,
+)
+def test_a_damaged_file_is_computed_again(
+    llama: FrozenBackbone, tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    some = rows(20)
+    computed_again(llama, some, tmp_path)
+    damage(min(tmp_path.iterdir()))
+    assert computed_again(llama, some, tmp_path) == 1
+    assert computed_again(llama, some, tmp_path) == 0
+
+
+def test_a_folder_serves_several_backbones_and_dtypes(llama: FrozenBackbone, tmp_path: Path) -> None:
+    # the rows' tokens are the same for all backbones of a tokenizer; their keys and values are not
+    some = rows(20)
+    computed_again(llama, some, tmp_path, "one torch.float32")
+    assert computed_again(llama, some, tmp_path, "one torch.bfloat16") == 2
+    assert computed_again(llama, some, tmp_path, "another torch.float32") == 2
+    assert len(list(tmp_path.iterdir())) == 6
+
+
+def test_a_session_s_folder_is_told_what_made_its_files(folders: dict[str, Path], tmp_path: Path) -> None:
+    made = set()
+    for dtype in ("float32", "bfloat16"):
+        session = Session(
+            registry=tmp_path / "registry",
+            backbone=str(folders["llama"]),
+            device="cpu",
+            dtype=dtype,
+            input_cache_dir=tmp_path / "inputs",
+        )
+        cache = session.load_backbone().input_cache
+        assert cache is not None
+        made.add(cache.made_by)
+        assert session.load_backbone().fingerprint in cache.made_by
+    assert len(made) == 2
 
 
 def test_a_full_disk_or_memory_ends_the_keeping_not_the_reading(llama: FrozenBackbone, tmp_path: Path) -> None:

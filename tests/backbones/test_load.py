@@ -201,8 +201,9 @@ def test_a_conversion_that_breaks_off_leaves_nothing(
 
     with monkeypatch.context() as patch:
         patch.setattr(transformers.PreTrainedTokenizerFast, "save_pretrained", full)
-        with pytest.raises(OSError, match="No space left on device"):
+        with pytest.raises(AttemptError, match=r"cannot be unpacked into .*No space left on device") as caught:
             load_backbone(str(gguf), device="cpu")
+        assert "$ATTEMPT_CACHE" in (caught.value.hint or "")
     assert list((tmp_path / "cache" / "gguf").iterdir()) == []
     assert load_backbone(str(gguf), device="cpu").name == "Tiny.F32"
 
@@ -267,3 +268,13 @@ def test_dtypes_and_devices_by_name_and_by_choice(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     assert choose_device(None) == cpu
+
+
+def test_an_unpacked_copy_that_was_damaged_is_unpacked_again(gguf: Path, tmp_path: Path) -> None:
+    first = load_backbone(str(gguf), device="cpu", dtype="bf16")
+    (copy,) = (tmp_path / "cache" / "gguf").iterdir()
+    weights = copy / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4000] + bytes(4000))
+    again = load_backbone(str(gguf), device="cpu", dtype="bf16")
+    for one, other in zip(first.model.parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(one, other)

@@ -49,15 +49,15 @@ def test_other_numbers_are_refused(tmp_path: Path, dtype: str, size: int) -> Non
 
 def test_one_of_several(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
-    save_file({"prompt_embeddings": np.ones((2, 3)), "base.weight": np.zeros(4, np.int64)}, path)
-    assert read_tensor(path, "prompt_embeddings").shape == (2, 3)
+    save_file({"prompt_vectors": np.ones((2, 3)), "base.weight": np.zeros(4, np.int64)}, path)
+    assert read_tensor(path, "prompt_vectors").shape == (2, 3)
     with pytest.raises(RegistryError, match="holds 2 tensors") as failure:
         read_tensor(path)
     assert "Choose one with --tensor NAME: " in (failure.value.hint or "")
-    assert "prompt_embeddings [2, 3]" in (failure.value.hint or "")
-    with pytest.raises(RegistryError, match="has no tensor 'prompt_embedding'") as failure:
-        read_tensor(path, "prompt_embedding")
-    assert (failure.value.hint or "").startswith("Did you mean prompt_embeddings? It holds ")
+    assert "prompt_vectors [2, 3]" in (failure.value.hint or "")
+    with pytest.raises(RegistryError, match="has no tensor 'prompt_vector'") as failure:
+        read_tensor(path, "prompt_vector")
+    assert (failure.value.hint or "").startswith("Did you mean prompt_vectors? It holds ")
     np.save(tmp_path / "x.npy", np.ones((2, 3)))
     with pytest.raises(RegistryError, match="holds one unnamed array"):
         read_tensor(tmp_path / "x.npy", "p")
@@ -115,10 +115,67 @@ def test_the_way_to_convert_a_pickle_works(tmp_path: Path, in_dict: bool) -> Non
     torch = pytest.importorskip("torch")
     path = tmp_path / "it's.pt"
     tensor = torch.arange(6, dtype=torch.bfloat16).reshape(2, 3)
-    torch.save({"prompt_embeddings": tensor} if in_dict else tensor, path)
+    torch.save({"prompt_vectors": tensor} if in_dict else tensor, path)
     with pytest.raises(RegistryError) as failure:
         read_tensor(path)
     _, *lines = (failure.value.hint or "").split("\n")
     assert len(lines) == 2
     exec("\n".join(line.strip() for line in lines), {})
     np.testing.assert_array_equal(read_tensor(tmp_path / "it's.safetensors"), [[0, 1, 2], [3, 4, 5]])
+
+
+def adapter(folder: Path, rows: int, extra: dict[str, np.ndarray] | None = None, **config: object) -> Path:
+    """A PEFT adapter's folder; returns its tensors' file."""
+    tensors = {"prompt_embeddings": np.arange(rows * 3, dtype=np.float32).reshape(rows, 3)}
+    save_file(tensors | (extra or {}), folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return folder / "adapter_model.safetensors"
+
+
+@pytest.mark.parametrize("rows", [5, 10])
+def test_of_an_adapter_the_prompt_alone_is_read(tmp_path: Path, rows: int) -> None:
+    # one for a T5 holds a second half, for the decoder, that PEFT never trains
+    path = adapter(tmp_path, rows, peft_type="PROMPT_TUNING", num_virtual_tokens=5, num_transformer_submodules=2)
+    for tensor in (None, "prompt_embeddings"):
+        np.testing.assert_array_equal(read_tensor(path, tensor), np.arange(15, dtype=np.float32).reshape(5, 3))
+
+
+@pytest.mark.parametrize("kind", ["MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT", "LORA", 3, None])
+def test_an_adapter_that_is_no_plain_prompt_is_refused(tmp_path: Path, kind: object) -> None:
+    path = adapter(tmp_path, 5, peft_type=kind, num_virtual_tokens=5)
+    with pytest.raises(RegistryError, match="which is no plain prompt"):
+        read_tensor(path, "prompt_embeddings")
+
+
+def test_an_adapter_that_cannot_be_told_apart_is_refused(tmp_path: Path) -> None:
+    path = adapter(tmp_path, 7, peft_type="PROMPT_TUNING", num_virtual_tokens=5)
+    with pytest.raises(RegistryError, match=r"holds 7 rows, but its adapter_config\.json says num_virtual_tokens 5"):
+        read_tensor(path)
+    (tmp_path / "adapter_config.json").write_text("[" * 100_000)
+    with pytest.raises(RegistryError, match=r"adapter_config\.json cannot be read"):
+        read_tensor(path)
+    (tmp_path / "adapter_config.json").unlink()
+    with pytest.raises(RegistryError, match=r"is a PEFT adapter without its adapter_config\.json"):
+        read_tensor(path)
+    factors = {"prefix_task_cols": np.ones((1, 5, 1), np.float32)}
+    path = adapter(tmp_path, 5, factors, peft_type="PROMPT_TUNING", num_virtual_tokens=5)
+    with pytest.raises(RegistryError, match="which is no plain prompt"):
+        read_tensor(path, "prompt_embeddings")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x93NUMPY\x01\x00\x02\x00{\n",
+        b"\x93NUMPY\x01\x00\x46\x00"
+        + b"{'descr': '<f4', 'fortran_order': False, 'shape': (9999999999999, 99)}".ljust(69)
+        + b"\n",
+        b"\x93NUMPY\x09\x00\x02\x00{}",
+        b"\x93NUMPY",
+        b"\x93NUMPY\x01\x00\x10\x00" + b"(" * 15 + b"\n",
+    ],
+)
+def test_a_broken_npy_file_is_told(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.npy").write_bytes(content)
+    with pytest.raises(RegistryError, match=r"is not a complete \.npy file"):
+        read_tensor(tmp_path / "x.npy")

@@ -15,9 +15,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from attempt_cli.backbones.base import FrozenBackbone
+from attempt_cli.checked_files import _digest
 from attempt_cli.errors import AttemptError
 from attempt_cli.prompted import PromptedModel
-from attempt_cli.training.checkpoint import _digest, save_checkpoint
+from attempt_cli.training.checkpoint import save_checkpoint
 from attempt_cli.training.loop import Trained, TrainingStoppedError
 from attempt_cli.training.signals import caught_signals
 from tests.training import tiny
@@ -198,7 +199,7 @@ def test_a_damaged_checkpoint_is_told(backbone: FrozenBackbone, tmp_path: Path, 
     damage(tmp_path / "state", how)
     with pytest.raises(AttemptError, match=r"the checkpoint .*state is damaged") as failure:
         trained(backbone, tmp_path / "state", resume=True)
-    assert failure.value.hint == "Run without --resume to start anew; it is then replaced."
+    assert failure.value.hint == "Run without --resume to start again; it is then replaced."
 
 
 def test_a_checkpoint_of_another_training_is_refused(backbone: FrozenBackbone, tmp_path: Path) -> None:
@@ -218,7 +219,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(
     def full(number: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("attempt_cli.training.checkpoint.os.fsync", full)
+    monkeypatch.setattr("attempt_cli.checked_files.os.fsync", full)
     optimizer = torch.optim.AdamW(model.mixture.parameters())
     with pytest.raises(AttemptError, match=r"state cannot be written: No space left on device; the one before it is"):
         save_checkpoint(tmp_path / "state", "key", whole.state, model.mixture, optimizer)
