@@ -17,6 +17,7 @@ from attempt_cli.cli.options import (
     change_options,
     max_tokens_option,
     row_options,
+    seed_option,
     split_names,
     where_options,
 )
@@ -47,7 +48,7 @@ COLUMNS = ("task", "model", "metric", "score", "interval", "n", "rows_per_second
 @click.option("--limit", type=click.IntRange(min=1), help="A random sample of at most N rows.")
 @click.option("--max-length", type=click.IntRange(min=4), help="Input tokens of a row. [default: as trained]")
 @max_tokens_option
-@click.option("--seed", type=int, default=0, show_default=True, help="The seed of the sample.")
+@seed_option
 @click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="Write every prediction here as JSONL.")
 @change_options
 @where_options

@@ -102,6 +102,11 @@ class RowOptions:
             return self._formatted(load_task(name))
         if self.input_template is None or (self.label is None) == (self.answers is None):
             raise click.UsageError('rows from files need --input "{column} …" and --label COLUMN (or --answers COLUMN)')
+        if "\\n" in self.input_template or "\\t" in self.input_template:
+            click.get_current_context().obj.output.note(
+                r"--input holds a backslash and a letter: the model reads these two characters, not a line break or "
+                r"a tab. A shell makes one of $'\n' and $'\t'."
+            )
         return self._formatted(
             task_from_files(
                 train=self.train_file,
@@ -305,6 +310,14 @@ max_tokens_option = click.option(
     default=8192,
     show_default=True,
     help="Positions computed at once, pads included; lower where memory is short.",
+)
+
+seed_option = click.option(
+    "--seed",
+    type=click.IntRange(-(2**63), 2**63 - 1),  # what a run can hold
+    default=0,
+    show_default=True,
+    help="The seed of the sample.",
 )
 
 

@@ -19,6 +19,7 @@ from attempt_cli.cli.options import (
     split_names,
     where_options,
 )
+from attempt_cli.cli.output import write_json
 from attempt_cli.errors import AttemptError
 
 if TYPE_CHECKING:
@@ -76,6 +77,10 @@ def command(
         served = find_served(session, names, task_name, changes)
         if name is not None:
             check_one_task(served)
+        if file in (None, "-") and sys.stdin.isatty():
+            settings.output.note(
+                "Waiting for rows from the keyboard, one a line; Ctrl-D (Windows: Ctrl-Z, Enter) ends them."
+            )
         rows = read_input(file or "-", next(iter(served.values())).task)
         found = predict(
             names,
@@ -90,7 +95,7 @@ def command(
     for predictions in zip(*found.values(), strict=True):
         records = [prediction.record() for prediction in predictions]
         line = records[0] if name is not None else dict(zip(found, records, strict=True))
-        click.echo(json.dumps(line, ensure_ascii=False))
+        write_json(json.dumps(line, ensure_ascii=False))
 
 
 def read_input(file: str, task: Task) -> list[dict[str, Any]]:
