@@ -15,8 +15,9 @@ from attempt_cli.cli.options import (
     cache_options,
     names_or_all,
     rate_options,
-    row_options,
+    row_options_without,
     split_names,
+    validation_file_option,
     where_options,
 )
 from attempt_cli.cli.training import training_session
@@ -34,7 +35,7 @@ COLUMNS = ["task", "method", "score", "against_prompt_tuning", "seeds", "n", "st
 @click.option("-k", "k", type=click.IntRange(min=1), default=16, show_default=True, help="Training rows.")
 @click.option("--per-class", is_flag=True, help="k rows of every class, not k in total.")
 @click.option("--tasks", default=None, help="Tasks, comma separated. [default: boolq,cb,scitail]")
-@row_options
+@row_options_without(validation_file_option)
 @click.option(
     "--seeds",
     type=click.IntRange(min=1),
@@ -125,6 +126,6 @@ def _tasks(names: str | None, rows: RowOptions) -> list[Task]:
 
     if names is not None and any(getattr(rows, field) is not None for field in FILE_FIELDS):
         raise click.UsageError("give --tasks or files, not both")
-    if names is None and (rows.train_file or rows.test_file or rows.validation_file):
+    if names is None and (rows.train_file or rows.test_file):
         return [rows.task(None)]
     return [task for name in (split_names(names) if names else FEW_SHOT_TASKS) for task in rows.tasks(name)]

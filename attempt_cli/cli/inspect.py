@@ -14,6 +14,7 @@ from attempt_cli.cli.options import (
     MixtureOptions,
     change_options,
     max_tokens_option,
+    refuse_options,
     seed_option,
     where_options,
 )
@@ -69,6 +70,9 @@ def command(
     changes = mixture.changes()
     session = settings.session(where, input_cache=0)
     model = find_model(session, name).with_changes(changes)
+    if not model.sources:
+        where = f"of '{name}': it mixes no sources, and no rows are read"
+        refuse_options(click.get_current_context(), ("split", "limit", "rows", "seed", "max_tokens"), where)
     if png is not None:
         check_inspected(model, attention=True, tokens=False)
         check_picture(png)

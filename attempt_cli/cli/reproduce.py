@@ -12,6 +12,7 @@ from attempt_cli.cli.options import (
     BackboneOptions,
     names_or_all,
     rate_options,
+    refuse_options,
     split_names,
     typed_command,
     where_options,
@@ -91,6 +92,7 @@ def command(ctx: click.Context, /, name: str, where: BackboneOptions, **options:
     if name not in experiments():
         raise unknown_name("experiment", name, experiments(), "attempt reproduce --help")
     experiment, folder = experiments()[name], options.pop("output")
+    _refuse_unread(ctx, experiment)
     given = {**options, **_names(options)}
     picture = _picture(experiment, folder, given.pop("png"))
     table, failed = (_count if experiment.counted else _run)(settings, experiment, where, given, picture)
@@ -107,6 +109,18 @@ def command(ctx: click.Context, /, name: str, where: BackboneOptions, **options:
         cells = "1 cell" if failed == 1 else f"{failed} cells"
         settings.output.note(f"{cells} failed; the same command with --resume tries again.")
         ctx.exit(1)
+
+
+def _refuse_unread(ctx: click.Context, experiment: Experiment) -> None:
+    """Refuses options that say nothing to an experiment, or beside another option."""
+    options = ctx.params
+    if experiment.counted:
+        read = {"name", "methods", "columns", "backbone", "png", "output"}
+        refuse_options(ctx, set(options) - read, f"to {experiment.name}: it counts parameters and trains nothing")
+    if options["train_sources"] is not None:
+        refuse_options(ctx, ["sources"], "with --train-sources: targets mix what it trains")
+    if not (options["k"] or experiment.k):
+        refuse_options(ctx, ["per_class"], "without -k: all rows are trained on")
 
 
 def _names(options: Mapping[str, Any]) -> dict[str, Any]:

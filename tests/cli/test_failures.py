@@ -102,6 +102,22 @@ NAMES = [
 ]
 
 
+SAYS_NOTHING = [
+    ("train-source aim --test-file test.csv", "No such option '--test-file'"),
+    ("fewshot -k 2 --validation-file test.csv", "No such option '--validation-file'"),
+    (f"train-target aim {QUICK} --sources one --test-file test.csv", "--test-file is for models that cannot be kept"),
+    ("inspect one --split train --rows 3", "--split and --rows say nothing of 'one'"),
+    ("compose new --target one --backbone tiny", "--backbone only goes with --sources all"),
+]
+
+
+@pytest.mark.parametrize(("command", "message"), SAYS_NOTHING, ids=[row[0] for row in SAYS_NOTHING])
+def test_options_that_say_nothing_with_a_command(kept: Attempt, command: str, message: str) -> None:
+    result = failed(kept, command)
+    assert result.code == 2
+    assert message in result.err
+
+
 HUGE, LONG = 10**23, "9" * 5000
 NUMBERS = [
     (f"compare {LONG} 1", 1, "a number has too many digits", "Look for it"),
