@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # torch comes first and by name: the package itself asks only for a range, and pip would take the newest CUDA build
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test bench lint format clean
+.PHONY: demo test fuzz bench lint format clean
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -20,6 +20,10 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed
 	$(BIN)/pytest -q
+
+# damaged and hostile input of every kind; `make test` tries a few of each
+fuzz: $(VENV)/installed
+	ATTEMPT_FUZZ=$${ATTEMPT_FUZZ:-10000} $(BIN)/pytest -q tests/fuzz
 
 # how fast, against whom: benchmarks/README.md. BENCH_ROUNDS sets the rounds
 BENCHES := training_speed mixture t5_training_speed evaluation_speed many_tasks memory startup compiled growth

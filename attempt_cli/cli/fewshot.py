@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from attempt_cli.cli.main import Settings
     from attempt_cli.data.task import Task
 
-COLUMNS = ["task", "method", "score", "against_prompt_tuning", "seeds", "n", "steps", "attention"]
+COLUMNS = ["task", "method", "score", "against_prompt_tuning", "p", "seeds", "n", "steps", "attention"]
 
 
 @click.command("fewshot")
@@ -94,7 +94,7 @@ def command(
       attempt fewshot -k 8 --per-class --train-file a.csv --test-file b.csv --input "{text}" --label mood
     """
     from attempt_cli.api.experiments import fewshot
-    from attempt_cli.experiments.report import result_line
+    from attempt_cli.experiments.report import PAIRED_P, result_line
 
     chosen = _tasks(tasks, rows)
     with training_session(settings, where, cache) as session:
@@ -118,6 +118,8 @@ def command(
         )
     else:
         settings.output.rows("methods", [result_line(row) for row in result.methods], COLUMNS, name="method")
+        if any(row.p is not None for row in result.methods):
+            settings.output.note(PAIRED_P)
 
 
 def _tasks(names: str | None, rows: RowOptions) -> list[Task]:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 @click.option("--task", "task_name", help="For a composition with several targets: the task to predict.")
 @click.option("--max-length", type=click.IntRange(min=4), help="Input tokens of a row. [default: as trained]")
 @max_tokens_option
+@click.option("--min-confidence", type=click.FloatRange(0, 1), help="Abstain where no label has this probability.")
 @change_options
 @where_options
 @click.pass_obj
@@ -46,6 +47,7 @@ def command(
     task_name: str | None,
     max_length: int | None,
     max_tokens: int,
+    min_confidence: float | None,
     mixture: MixtureOptions,
     where: BackboneOptions,
 ) -> None:
@@ -89,6 +91,7 @@ def command(
             changes=changes,
             max_length=max_length,
             max_tokens=max_tokens,
+            min_confidence=min_confidence,
             place=file or "-",
             session=session,
         )
@@ -96,6 +99,12 @@ def command(
         records = [prediction.record() for prediction in predictions]
         line = records[0] if name is not None else dict(zip(found, records, strict=True))
         write_json(json.dumps(line, ensure_ascii=False))
+    if min_confidence is not None:
+        for model, answers in found.items():
+            sure = sum(not answer.abstains for answer in answers)
+            settings.output.note(
+                f"{model}: {sure:,} of {len(answers):,} rows got a label ({100 * sure / len(answers):.1f} %)"
+            )
 
 
 def read_input(file: str, task: Task) -> list[dict[str, Any]]:

@@ -126,14 +126,11 @@ def _refuse_unread(ctx: click.Context, experiment: Experiment) -> None:
 def _names(options: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the comma lists among the options as lists."""
     lists = {key: split_names(options[key]) if options[key] else None for key in ("tasks", "methods", "columns", "k")}
-    if lists["k"] is not None:
-        wrong = [number for number in lists["k"] if not (number.isdigit() and int(number) > 0)]
-        if wrong:
-            raise click.UsageError(f"-k: '{wrong[0]}' is not a number of rows")
     train_sources = options["train_sources"]
     return {
         **lists,
-        "k": lists["k"] and [int(number) for number in lists["k"]],
+        # what is no number is refused with everything else that is wrong
+        "k": lists["k"] and [int(text) if text.isdecimal() and len(text) < 19 else text for text in lists["k"]],
         "sources": names_or_all(options["sources"]),
         "train_sources": train_sources if train_sources in (None, "paper") else split_names(train_sources),
     }

@@ -247,6 +247,8 @@ def _checked(experiment: Experiment, options: GridOptions) -> tuple[dict[str, Ta
     methods = list(dict.fromkeys(options.methods or [m for m in experiment.methods if m in METHODS]))
     problems += unknown_names("method", methods, METHODS)
     problems += check_columns(options.columns or [])
+    wrong = [number for number in options.k or () if not isinstance(number, int) or number < 1]
+    problems += [f"-k: '{number}' is not a number of rows" for number in wrong]
     try:
         make_config(None, **options.settings)
         settings_for(options.preset, task="", method="", kind="target", rows=0)

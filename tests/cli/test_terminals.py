@@ -279,3 +279,21 @@ def test_a_backslash_and_an_n_in_a_template_are_told(attempt_here: Attempt) -> N
     assert "--input holds a backslash and a letter" in told.err
     plain = attempt_here.succeed(start + " --input '{text}\nmood:'")
     assert "backslash" not in plain.err
+
+
+def test_predict_abstains_and_eval_shows_confusion_and_calibration(attempt_here: Attempt) -> None:
+    attempt_here.succeed(f"train-source one {QUICK} --prompt-length 4")
+    everything = attempt_here.succeed("predict one test.csv --dtype float32").lines
+    surest = sorted(max(line["probabilities"].values()) for line in everything)
+    result = attempt_here.succeed(f"predict one test.csv --dtype float32 --min-confidence {surest[6] - 1e-6}")
+    kept = [line for line in result.lines if line["label"] is not None]
+    assert [line["label"] for line in result.lines if line["label"] is None] == [None] * (12 - len(kept))
+    assert f"{len(kept)} of 12 rows got a label" in result.err
+    assert [line["probabilities"] for line in result.lines] == [line["probabilities"] for line in everything]
+    (found,) = attempt_here.json("eval --prompt one --test-file test.csv --dtype float32")["evaluations"]
+    assert 0 <= found["calibration"]["ece"] <= 1
+    rows = [count for row in found["calibration"]["confusion"].values() for count in row.values()]
+    assert (len(rows), sum(rows)) == (4, 12)
+    shown = attempt_here.succeed("eval --prompt one --test-file test.csv --dtype float32 --confusion")
+    assert re.search(r"^yes +\d+ +\d+$", shown.out, flags=re.M)
+    assert "expected calibration error" in shown.err
