@@ -2,9 +2,10 @@
 
     python -m benchmarks.evaluation_speed --full
 
-All answer under a prompt of m tokens, in the dtype that attempt chooses for the machine; theirs through PEFT. The harness' way is one forward per label word
-and row with full logits; with its logits cache, words of one token share theirs: both are shown. "After, kept" is what
-rows cost that are looked at again and again: the validation rows of a training, the test rows of a grid.
+All answer under a prompt of m tokens, in the dtype that attempt chooses for the machine; theirs through PEFT. The
+harness' way is one forward per label word and row with full logits; with its logits cache, words of one token share
+theirs: both are shown. "After, kept" is what rows cost that are looked at again and again: the validation rows of a
+training, the test rows of a grid.
 """
 
 from __future__ import annotations

@@ -71,8 +71,8 @@ def command(
     session = settings.session(where, input_cache=0)
     model = find_model(session, name).with_changes(changes)
     if not model.sources:
-        where = f"of '{name}': it mixes no sources, and no rows are read"
-        refuse_options(click.get_current_context(), ("split", "limit", "rows", "seed", "max_tokens"), where)
+        nothing = f"of '{name}': it mixes no sources, and no rows are read"
+        refuse_options(click.get_current_context(), ("split", "limit", "rows", "seed", "max_tokens"), nothing)
     if png is not None:
         check_inspected(model, attention=True, tokens=False)
         check_picture(png)
