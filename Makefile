@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # torch comes first and by name: the package itself asks only for a range, and pip would take the newest CUDA build
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test test-fast torture bench lint format clean
+.PHONY: demo test test-fast torture fuzz bench lint format clean
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -28,6 +28,10 @@ test-fast: $(VENV)/installed
 # kills registry operations at random lines and moments; the last line holds the counts
 torture: $(VENV)/installed
 	$(BIN)/python -m tests.torture.registry_kills
+
+# damaged and hostile input of every kind; `make test` tries a few of each
+fuzz: $(VENV)/installed
+	ATTEMPT_FUZZ=$${ATTEMPT_FUZZ:-10000} $(BIN)/pytest -q tests/fuzz
 
 # how fast, against whom: benchmarks/README.md. BENCH_ROUNDS sets the rounds
 BENCHES := training_speed mixture t5_training_speed evaluation_speed many_tasks memory startup compiled growth

@@ -16,7 +16,7 @@ def parse_size(text: str) -> int:
         AttemptError: it is not a size.
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?\s*", text.lower())
-    if match is None:
+    if match is None or len(match[1]) > 300:  # more than a float can hold
         raise AttemptError(f"'{text}' is not a size", "Write it like 4GiB or 500MiB, or 0 for none.")
     return int(float(match[1]) * _UNITS[match[2]])
 

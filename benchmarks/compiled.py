@@ -96,7 +96,7 @@ def main() -> None:
     count = options.rows or 2 * BATCH
 
     def loaded(layers: bool) -> FrozenBackbone:
-        backbone = load_backbone(options.backbone, device=options.device, dtype="bfloat16")
+        backbone = load_backbone(options.backbone, device=options.device)
         if isinstance(backbone, DecoderOnlyBackbone):
             backbone.use_own_attention(True, layers=layers)
         return backbone

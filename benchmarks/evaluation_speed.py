@@ -2,14 +2,13 @@
 
     python -m benchmarks.evaluation_speed --full
 
-All answer under a prompt of m tokens, in bf16; theirs through PEFT. The harness' way is one forward per label word
-and row with full logits; with its logits cache, words of one token share theirs: both are shown. "After, kept" is what
-rows cost that are looked at again and again: the validation rows of a training, the test rows of a grid.
+All answer under a prompt of m tokens, in the dtype that attempt chooses for the machine; theirs through PEFT. The
+harness' way is one forward per label word and row with full logits; with its logits cache, words of one token share
+theirs: both are shown. "After, kept" is what rows cost that are looked at again and again: the validation rows of a
+training, the test rows of a grid.
 """
 
 from __future__ import annotations
-
-import torch
 
 from attempt_cli.backbones.load import load_backbone
 from benchmarks import ours, peers
@@ -28,8 +27,8 @@ def main() -> None:
     tasks = (options.tasks or ("sst2,rte,cb" if options.full else "rte")).split(",")
     lengths = [int(m) for m in (options.lengths or ("20,100" if options.full else "20")).split(",")]
     count, rounds = options.rows or (64 if options.full else 32), rounds_of(options)
-    backbone = load_backbone(options.backbone, device=options.device, dtype="bfloat16")
-    plain = peers.fresh_model(options.backbone, backbone.device, torch.bfloat16)
+    backbone = load_backbone(options.backbone, device=options.device)
+    plain = peers.fresh_model(options.backbone, backbone.device, backbone.dtype)
     report = Report("evaluation_speed", {"backbone": options.backbone, "rows": count, "batch": BATCH, "rounds": rounds})
     for task in tasks:
         rows, labels = real_rows(task, count, backbone, options.data_dir), label_tokens(task, backbone)

@@ -31,7 +31,7 @@ def read(folder: Path) -> dict[str, dict[str, list[dict[str, Any]]]]:
 def main() -> None:
     results = read(Path(sys.argv[1]))
     if len(sys.argv) > 2:
-        Path(sys.argv[2]).write_text(json.dumps(results, indent=1) + "\n")
+        Path(sys.argv[2]).write_text(json.dumps(results, indent=1) + "\n", "utf-8")
     print(
         "| target | way | score | interval | n | against prompt tuning | attention |\n|---|---|---:|---|---:|---:|---|"
     )

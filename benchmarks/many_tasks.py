@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-
 from attempt_cli.backbones.load import load_backbone
 from attempt_cli.backbones.rows import EncodedRow
 from benchmarks import ours, peers
@@ -27,8 +25,8 @@ def main() -> None:
     parser.add_argument("--sizes", default="1,16", help="inputs at once, parted by commas (default 1,16)")
     options = parser.parse_args()
     rounds = rounds_of(options)
-    backbone = load_backbone(options.backbone, device=options.device, dtype="bfloat16")
-    plain = peers.fresh_model(options.backbone, backbone.device, torch.bfloat16)
+    backbone = load_backbone(options.backbone, device=options.device)
+    plain = peers.fresh_model(options.backbone, backbone.device, backbone.dtype)
     labels, m = label_tokens(options.task, backbone), options.length
     models = [ours.prompted(backbone, m, placement="after") for _ in range(max(COUNTS))]
     peft = peers.peft_model(plain, m)

@@ -25,7 +25,7 @@ WAYS = (
     "prompt tuning, after, cached",
     "ATTEMPT t = 6, before",
     "ATTEMPT t = 64, before",
-    "PEFT prompt tuning, bf16",
+    "PEFT prompt tuning",
 )
 
 
@@ -37,14 +37,14 @@ def peak(way: str, task: str, length: int, count: int, backbone_name: str, data_
     from benchmarks import ours, peers
     from benchmarks.rows import real_rows
 
-    backbone = load_backbone(backbone_name, device="cpu", dtype="bfloat16")
+    backbone = load_backbone(backbone_name, device="cpu")
     rows, pad = real_rows(task, count, backbone, data_dir), backbone.pad_id
     method, _, placement = way.partition(", ")
     if way.startswith(("bare", "PEFT")):
+        dtype = backbone.dtype  # attempt's own choice
         del backbone  # one copy of the weights, as in ours
-        plain = peers.fresh_model(
-            backbone_name, torch.device("cpu"), torch.bfloat16, "eager" if way.startswith("bare") else None
-        )
+        eager = way.startswith("bare") and dtype == torch.bfloat16
+        plain = peers.fresh_model(backbone_name, torch.device("cpu"), dtype, "eager" if eager else None)
         plain.requires_grad_(False)
         if way.startswith("bare"):
             contender = peers.bare_training(way, plain, rows, length, placement)
@@ -57,10 +57,10 @@ def peak(way: str, task: str, length: int, count: int, backbone_name: str, data_
         contender = ours.training(way, model, rows, cache="kept" if kept else "none")
     for step in contender.steps if placement == "after, cached" else contender.steps[:1]:
         step()
-    Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins again
+    Path("/proc/self/clear_refs").write_text("5", "ascii")  # VmHWM begins again
     for step in contender.steps:
         step()
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text("ascii", "replace").splitlines())
     cache = 0
     if placement == "after, cached" and backbone.input_cache is not None:
         cache = backbone.input_cache.bytes

@@ -31,7 +31,7 @@ def main() -> None:
     options = parser.parse_args()
     lengths = [int(m) for m in (options.lengths or ("20,100" if options.full else "20")).split(",")]
     rounds = 10 * rounds_of(options)
-    backbone = load_backbone(options.backbone, device=options.device, dtype="bfloat16")
+    backbone = load_backbone(options.backbone, device=options.device)
     rows = real_rows(options.task, options.rows or BATCH, backbone, options.data_dir)
     setting = {"backbone": options.backbone, "rows": len(rows), "batch": BATCH, "rounds": rounds, "task": options.task}
     report = Report("mixture", setting)

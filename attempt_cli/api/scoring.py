@@ -7,6 +7,7 @@ is printed: a session's listener is told what is worth knowing.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,7 @@ from attempt_cli.evaluation.ranking import SourceRanking, rank, ranked_sources, 
 from attempt_cli.evaluation.record import EvaluationResult
 from attempt_cli.evaluation.scoring import Split, check_writable, record_jobs, scoring_jobs
 from attempt_cli.evaluation.serving import Prediction, check_one_task, find_served, predict_rows
+from attempt_cli.evaluation.statistics import adjusted
 from attempt_cli.name_lists import listed
 from attempt_cli.session import Session
 from attempt_cli.sources import source_prompts
@@ -119,6 +121,7 @@ def predict(
     changes: Changes | None = None,
     max_length: int | None = None,
     max_tokens: int | None = None,
+    min_confidence: float | None = None,
     place: str = "rows",
     numbers: Sequence[int] | None = None,
     session: Session | None = None,
@@ -132,6 +135,7 @@ def predict(
         changes: other sources or forced weights for the compositions.
         max_length: the longest input in tokens; None takes what each prompt was trained with.
         max_tokens: the token budget of a batch; None takes 8192.
+        min_confidence: abstain where the most probable label has a probability below this.
         place: where the rows come from, for error messages.
         numbers: the number of each row there, from 0, for error messages; None counts the rows.
         session: says where the registry and the backbone are; None takes that of the first loaded model.
@@ -142,11 +146,16 @@ def predict(
     Raises:
         RegistryError: there is no such prompt or composition.
         AttemptError: a row cannot be rendered, or the models belong to several backbones.
+        ArgumentsError: a model to which `min_confidence` says nothing, because it generates text.
 
         attempt.predict(["mood", "topic"], ["Third agent today and still no answer."])
     """
     session = _session(models, session)
     served = find_served(session, listed(models), task, changes)
+    if min_confidence is not None and (free := [name for name, one in served.items() if one.task.labels is None]):
+        raise ArgumentsError(
+            f"'{free[0]}' writes free text, whose confidence is not known", "Leave --min-confidence out."
+        )
     answers = predict_rows(
         list(served.values()),
         _rows(rows),
@@ -156,6 +165,8 @@ def predict(
         place=place,
         numbers=numbers,
     )
+    if min_confidence is not None:
+        answers = [[prediction.unless_below(min_confidence) for prediction in of] for of in answers]
     return dict(zip(served, answers, strict=True))
 
 
@@ -219,7 +230,9 @@ def evaluate(
     if file is not None:
         check_writable(file)
     note_lone_targets([job.model for job in jobs], session.listener.note)
-    return record_jobs(jobs, rows, max_tokens=max_tokens, output=file)
+    results = record_jobs(jobs, rows, max_tokens=max_tokens, output=file)
+    changed = adjusted([result.change for result in results])
+    return [replace(result, change=change) for result, change in zip(results, changed, strict=True)]
 
 
 def compare(

@@ -49,6 +49,8 @@ def command(
     """
     from attempt_cli.api.scoring import compose
 
+    if backbone is not None and (sources or "").strip() != "all":
+        raise click.UsageError("--backbone only goes with --sources all")
     session = settings.session(BackboneOptions(backbone, None, None))
     composition = compose(
         name,

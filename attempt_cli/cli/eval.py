@@ -17,9 +17,11 @@ from attempt_cli.cli.options import (
     change_options,
     max_tokens_option,
     row_options,
+    seed_option,
     split_names,
     where_options,
 )
+from attempt_cli.cli.output import write_table
 from attempt_cli.cli.scores import difference_text, interval_text, percent, weights_text
 
 if TYPE_CHECKING:
@@ -47,8 +49,9 @@ COLUMNS = ("task", "model", "metric", "score", "interval", "n", "rows_per_second
 @click.option("--limit", type=click.IntRange(min=1), help="A random sample of at most N rows.")
 @click.option("--max-length", type=click.IntRange(min=4), help="Input tokens of a row. [default: as trained]")
 @max_tokens_option
-@click.option("--seed", type=int, default=0, show_default=True, help="The seed of the sample.")
+@seed_option
 @click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="Write every prediction here as JSONL.")
+@click.option("--confusion", is_flag=True, help="Show the right and the predicted labels, and the calibration.")
 @change_options
 @where_options
 @click.pass_obj
@@ -59,6 +62,7 @@ def command(
     rows: RowOptions,
     prompts: tuple[str, ...],
     compositions: tuple[str, ...],
+    confusion: bool,
     mixture: MixtureOptions,
     where: BackboneOptions,
     **options: Any,
@@ -93,6 +97,24 @@ def command(
     else:
         columns = (*COLUMNS, "change") if changes else COLUMNS
         settings.output.rows("evaluations", [_table_row(result) for result in results], columns, name="score")
+        if confusion:
+            _write_confusion(settings, results)
+
+
+def _write_confusion(settings: Settings, results: Sequence[EvaluationResult]) -> None:
+    """Writes, for each classification, its calibration and how many rows of each label got which."""
+    for result in results:
+        if result.calibration is None:
+            settings.output.note(f"\n{result.task} is free text: it has no labels to confuse.")
+            continue
+        settings.output.note(
+            f"\n{result.model} on {result.task}: expected calibration error {percent(result.calibration.ece)} %, "
+            f"Brier score {result.calibration.brier:.3f}; rows by right label (down) and predicted label"
+        )
+        if settings.output.format == "table":
+            rows = [{"right": right, **row} for right, row in result.calibration.confusion.items()]
+            words = list(result.calibration.confusion)
+            write_table([[str(row[name]) for name in ("right", *words)] for row in rows], ["", *words])
 
 
 def _models(session: Session, prompts: Sequence[str], compositions: Sequence[str]) -> list[TrainedModel]:

@@ -15,8 +15,9 @@ from attempt_cli.cli.options import (
     cache_options,
     names_or_all,
     rate_options,
-    row_options,
+    row_options_without,
     split_names,
+    validation_file_option,
     where_options,
 )
 from attempt_cli.cli.training import training_session
@@ -27,14 +28,14 @@ if TYPE_CHECKING:
     from attempt_cli.cli.main import Settings
     from attempt_cli.data.task import Task
 
-COLUMNS = ["task", "method", "score", "against_prompt_tuning", "seeds", "n", "steps", "attention"]
+COLUMNS = ["task", "method", "score", "against_prompt_tuning", "p", "seeds", "n", "steps", "attention"]
 
 
 @click.command("fewshot")
 @click.option("-k", "k", type=click.IntRange(min=1), default=16, show_default=True, help="Training rows.")
 @click.option("--per-class", is_flag=True, help="k rows of every class, not k in total.")
 @click.option("--tasks", default=None, help="Tasks, comma separated. [default: boolq,cb,scitail]")
-@row_options
+@row_options_without(validation_file_option)
 @click.option(
     "--seeds",
     type=click.IntRange(min=1),
@@ -93,7 +94,7 @@ def command(
       attempt fewshot -k 8 --per-class --train-file a.csv --test-file b.csv --input "{text}" --label mood
     """
     from attempt_cli.api.experiments import fewshot
-    from attempt_cli.experiments.report import result_line
+    from attempt_cli.experiments.report import PAIRED_P, result_line
 
     chosen = _tasks(tasks, rows)
     with training_session(settings, where, cache) as session:
@@ -117,6 +118,8 @@ def command(
         )
     else:
         settings.output.rows("methods", [result_line(row) for row in result.methods], COLUMNS, name="method")
+        if any(row.p is not None for row in result.methods):
+            settings.output.note(PAIRED_P)
 
 
 def _tasks(names: str | None, rows: RowOptions) -> list[Task]:
@@ -125,6 +128,6 @@ def _tasks(names: str | None, rows: RowOptions) -> list[Task]:
 
     if names is not None and any(getattr(rows, field) is not None for field in FILE_FIELDS):
         raise click.UsageError("give --tasks or files, not both")
-    if names is None and (rows.train_file or rows.test_file or rows.validation_file):
+    if names is None and (rows.train_file or rows.test_file):
         return [rows.task(None)]
     return [task for name in (split_names(names) if names else FEW_SHOT_TASKS) for task in rows.tasks(name)]

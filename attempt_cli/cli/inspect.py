@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from attempt_cli.cli.options import BackboneOptions, MixtureOptions, change_options, max_tokens_option, where_options
+from attempt_cli.cli.options import (
+    BackboneOptions,
+    MixtureOptions,
+    change_options,
+    max_tokens_option,
+    refuse_options,
+    seed_option,
+    where_options,
+)
 
 if TYPE_CHECKING:
     from attempt_cli.cli.main import Settings
@@ -34,7 +42,7 @@ EIGHTHS = " ▏▎▍▌▋▊▉"
     "--limit", type=click.IntRange(min=1), default=200, show_default=True, help="A random sample of at most N rows."
 )
 @click.option("--rows", type=click.IntRange(min=0), default=8, show_default=True, help="Show N of these rows.")
-@click.option("--seed", type=int, default=0, show_default=True, help="The seed of the sample.")
+@seed_option
 @click.option("--tokens", type=click.IntRange(min=1), help="The nearest tokens of each prompt position.")
 @click.option("--png", type=click.Path(dir_okay=False, path_type=Path), help="Draw the heat-maps here.")
 @change_options
@@ -62,6 +70,9 @@ def command(
     changes = mixture.changes()
     session = settings.session(where, input_cache=0)
     model = find_model(session, name).with_changes(changes)
+    if not model.sources:
+        nothing = f"of '{name}': it mixes no sources, and no rows are read"
+        refuse_options(click.get_current_context(), ("split", "limit", "rows", "seed", "max_tokens"), nothing)
     if png is not None:
         check_inspected(model, attention=True, tokens=False)
         check_picture(png)

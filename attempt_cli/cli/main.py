@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
+import io
 import os
 import sys
+import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from attempt_cli import __version__
-from attempt_cli.cli.output import Output
+from attempt_cli.cli.output import Output, leave, say
 from attempt_cli.errors import AttemptError
 from attempt_registry.errors import nearest_names
 
@@ -78,8 +81,24 @@ class Settings:
 GLOBAL_OPTIONS = {"--registry": 1, "--data-dir": 1, "--format": 1, "--debug": 0}
 
 
+class _BrokenPipeError(Exception):
+    """A pipe whose other end is gone; click would make an exit with 1 of Python's own exception, without a word."""
+
+
 class AttemptGroup(click.Group):
     """Commands are imported when they are named, so that `attempt --help` stays fast."""
+
+    def make_context(self, *arguments: Any, **named: Any) -> click.Context:
+        try:
+            return super().make_context(*arguments, **named)  # prints --help
+        except BrokenPipeError as error:
+            raise _BrokenPipeError from error
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            raise _BrokenPipeError from error
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Takes the global options from wherever they stand: `attempt registry list --format json` is meant as such."""
@@ -159,6 +178,7 @@ def attempt(ctx: click.Context, registry_path: Path | None, data_dir: Path | Non
 
 def main() -> None:
     """Runs the command line; exit 0 for success, 1 for a failure, 2 for wrong usage, 130 for Ctrl-C."""
+    _prepare_streams()
     try:
         code = attempt(standalone_mode=False)  # what a command gave to ctx.exit, else None
         if isinstance(code, int) and code:
@@ -166,21 +186,33 @@ def main() -> None:
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
     except click.ClickException as error:
-        error.show()
+        error.show(usage := io.StringIO())
+        say(usage.getvalue().rstrip("\n"), err=True)
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("Stopped.", err=True)
+        say("Stopped.", err=True)
         sys.exit(130)
-    except BrokenPipeError:
-        # the reader (head, less) went away: not a failure; Python's own flush at exit must not complain either
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+    except _BrokenPipeError as error:
+        _end_broken_pipe(error)
     except AttemptError as error:
         _fail(error.message, error.hint, error, error.exit_code)
     except OSError as error:
+        too_long = error.errno == errno.ENAMETOOLONG
         _fail(
             _os_error_text(error),
-            "Free some space or check the folder's permissions, then run the command again.",
+            "Check what was typed."
+            if too_long
+            else "Free some space or check the folder's permissions, then run the command again.",
+            error,
+        )
+    except OverflowError as error:
+        _fail(f"a number is too large ({error})", "Look for it in the options, the task and the rows.", error)
+    except RecursionError as error:
+        _fail("something that was read is nested too deeply", "Look for many brackets in the task and the rows.", error)
+    except UnicodeError as error:
+        _fail(
+            f"a text cannot be encoded or decoded ({error})",
+            "Look for it in the options, the task and the rows.",
             error,
         )
     except (MemoryError, RuntimeError) as error:
@@ -189,7 +221,35 @@ def main() -> None:
             _defect(error)
         _fail("there is not enough memory for a batch", "Give a lower --max-tokens or a shorter --max-length.", error)
     except Exception as error:
+        if isinstance(error, ValueError) and "integer string conversion" in str(error):
+            _fail("a number has too many digits", "Look for it in the options, the task and the rows.", error)
         _defect(error)
+
+
+def _prepare_streams() -> None:
+    """Makes text in pipes and files UTF-8, and lets no character that a console cannot show end a command.
+
+    A stream that was closed (`>&-`) becomes the null device: else the first file that is opened would take its number,
+    and what is printed would go into it.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):
+            encoding = stream.encoding if stream.isatty() else "utf-8"
+            stream.reconfigure(encoding=encoding, errors="strict" if name == "stdin" else "backslashreplace")
+
+
+def _end_broken_pipe(error: _BrokenPipeError) -> None:
+    """Ends with 0 where the reader of stdout (head, less) went away; another pipe that broke is a failure."""
+    try:
+        sys.stdout.write("\n")  # the one way to learn whether it was stdout
+        sys.stdout.flush()
+    except BrokenPipeError:
+        leave(sys.stdout)
+        sys.exit(0)
+    _fail("another process ended before its time", "Run the command again; `--debug` shows where it happened.", error)
 
 
 def _defect(error: Exception) -> None:
@@ -198,10 +258,13 @@ def _defect(error: Exception) -> None:
 
 def _fail(message: str, hint: str | None, error: BaseException, exit_code: int = 1) -> None:
     if "--debug" in sys.argv or os.environ.get("ATTEMPT_DEBUG"):
-        raise error
-    click.echo(f"Error: {message}" if exit_code in (1, 2) else message, err=True)
+        message, hint = "".join(traceback.format_exception(error)).rstrip(), None
+        exit_code = 1
+    elif exit_code in (1, 2):
+        message = f"Error: {message}"
+    say(message, err=True)
     if hint:
-        click.echo(hint, err=True)
+        say(hint, err=True)
     sys.exit(exit_code)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -63,7 +63,7 @@ def option_group(keyword: str, kind: type, *decorators: Callable[[Any], Any]) ->
 
     Args:
         keyword: the command's parameter.
-        kind: a dataclass with a field for each option, of the same name.
+        kind: a dataclass with a field for each option, of the same name; a field without an option is None.
         decorators: the options, in the order in which help shows them.
     """
     names = [field.name for field in dataclasses.fields(kind)]
@@ -71,7 +71,7 @@ def option_group(keyword: str, kind: type, *decorators: Callable[[Any], Any]) ->
     def decorate(function: Command) -> Command:
         @functools.wraps(function)
         def grouped(*arguments: Any, **given: Any) -> Any:
-            given[keyword] = kind(**{name: given.pop(name) for name in names})
+            given[keyword] = kind(**{name: given.pop(name, None) for name in names})
             return function(*arguments, **given)
 
         return stacked(*decorators)(cast(Command, grouped))
@@ -130,6 +130,11 @@ class RowOptions:
             return self._formatted(load_task(name))
         if self.input_template is None or (self.label is None) == (self.answers is None):
             raise click.UsageError('rows from files need --input "{column} …" and --label COLUMN (or --answers COLUMN)')
+        if "\\n" in self.input_template or "\\t" in self.input_template:
+            click.get_current_context().obj.output.note(
+                r"--input holds a backslash and a letter: the model reads these two characters, not a line break or "
+                r"a tab. A shell makes one of $'\n' and $'\t'."
+            )
         return self._formatted(
             task_from_files(
                 train=self.train_file,
@@ -218,12 +223,16 @@ encoding_option = click.option(
     "--encoding", type=TextEncoding(), help="The encoding of rows that are text, e.g. cp1252. [default: utf-8]"
 )
 
+validation_file_option = click.option(
+    "--validation-file", type=FILE, help="Rows that choose the checkpoint. [default: held-out rows]"
+)
+test_file_option = click.option("--test-file", type=FILE, help="Test rows, of what is scored.")
 task_option_list = (
     click.option(
         "--train-file", type=FILE, help="Rows of your own: CSV, TSV, JSONL, JSON or parquet; also .gz, .zst, hf://…"
     ),
-    click.option("--validation-file", type=FILE, help="Rows that choose the checkpoint. [default: held-out rows]"),
-    click.option("--test-file", type=FILE, help="Test rows; `eval` scores them, training only what it cannot keep."),
+    validation_file_option,
+    test_file_option,
     click.option("--input", "input_template", help='With files: the template, e.g. "review: {text} sentiment:".'),
     click.option("--label", help="With files: the column of the label."),
     click.option("--labels", help='With files: label words, e.g. "0=no,1=yes". [default: the values themselves]'),
@@ -238,6 +247,12 @@ task_option_list = (
     ),
 )
 row_options = option_group("rows", RowOptions, *task_option_list)
+
+
+def row_options_without(*left_out: Callable[[Any], Any]) -> Callable[[Command], Command]:
+    """Joins the row options but those that say nothing for a command."""
+    return option_group("rows", RowOptions, *(option for option in task_option_list if option not in left_out))
+
 
 input_cache_list = (
     click.option(
@@ -345,6 +360,14 @@ max_tokens_option = click.option(
     help="Positions computed at once, pads included; lower where memory is short.",
 )
 
+seed_option = click.option(
+    "--seed",
+    type=click.IntRange(-(2**63), 2**63 - 1),  # what a run can hold
+    default=0,
+    show_default=True,
+    help="The seed of the sample.",
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class MixtureOptions:
@@ -401,6 +424,28 @@ FILE_FIELDS = (
     "metrics",
     "encoding",
 )
+
+
+def typed_options(context: click.Context, names: Iterable[str]) -> list[str]:
+    """Returns the options among these that were typed, by their names in the command, as they are typed."""
+    typed = [
+        option
+        for option in context.command.params
+        if option.name in names
+        and option.name is not None
+        and context.get_parameter_source(option.name) is click.core.ParameterSource.COMMANDLINE
+    ]
+    return [option.opts[-1] for option in typed]
+
+
+def refuse_options(context: click.Context, names: Iterable[str], where: str) -> None:
+    """Refuses options that were typed and say nothing.
+
+    Raises:
+        UsageError: naming them.
+    """
+    if typed := typed_options(context, names):
+        raise click.UsageError(f"{' and '.join(typed)} {'says' if len(typed) == 1 else 'say'} nothing {where}")
 
 
 def split_names(text: str) -> list[str]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import sys
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import IO, Any
 
 import click
 
@@ -20,6 +22,37 @@ JSON_VERSION = 1
 LONG_LIST = 100
 # rows that `stream` holds at a time
 CHUNK = 1000
+# the fewest characters that a column of texts is folded to on a narrow terminal
+FOLDED_WIDTH = 24
+
+# what would steer a terminal or turn its text around: all control characters but tab and line feed, marks of direction,
+# invisible marks of byte order, and halves of characters, which no encoding can write
+_STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    r"""Writes characters that would steer a terminal as escapes: "\x1b[31m" becomes "\\x1b[31m"."""
+    return _STEERING.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+
+
+def say(text: str, *, err: bool = False) -> None:
+    """Prints a text for people, with nothing in it that would steer their terminal.
+
+    Args:
+        text: may hold names and rows of strangers.
+        err: to stderr. A reader of it that went away ends no work.
+    """
+    try:
+        click.echo(printable(text), err=err)
+    except BrokenPipeError:
+        if not err:
+            raise
+        leave(sys.stderr)
+
+
+def leave(stream: IO[str]) -> None:
+    """Lets nothing more be written to a stream whose reader went away, so that Python's own flush does not complain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 @dataclass(frozen=True)
@@ -68,10 +101,10 @@ class Output:
             # one row per line: indenting thousands of rows takes ten times as long, and grep finds less in the result
             lines = ",\n".join(f"    {_compact(row)}" for row in rows)
             listed = f"[\n{lines}\n  ]" if rows else "[]"
-            click.echo(f'{{\n  "version": {JSON_VERSION},\n  {_compact(kind)}: {listed}\n}}')
+            write_json(f'{{\n  "version": {JSON_VERSION},\n  {_compact(kind)}: {listed}\n}}')
         elif self.format == "quiet":
             if rows:
-                click.echo("\n".join(str(row[name]) for row in rows))
+                say("\n".join(str(row[name]) for row in rows))
         elif not rows:
             self.note(f"no {kind}")
         else:
@@ -82,23 +115,23 @@ class Output:
         if self.format == "json":
             self.json({kind: dict(record)})
         elif self.format == "quiet":
-            click.echo(record[name])
+            say(str(record[name]))
         else:
             width = max((len(key) for key in record), default=0)
             for key, value in record.items():
                 first, *rest = cell_text(value).split("\n")
-                click.echo(f"{key:<{width}}  {first}".rstrip())
+                say(f"{key:<{width}}  {first}".rstrip())
                 for line in rest:
-                    click.echo(f"{'':<{width}}  {line}".rstrip())
+                    say(f"{'':<{width}}  {line}".rstrip())
 
     def json(self, data: Mapping[str, Any]) -> None:
         """Writes one JSON document to stdout."""
-        click.echo(json.dumps({"version": JSON_VERSION, **data}, indent=2, ensure_ascii=False, default=str))
+        write_json(json.dumps({"version": JSON_VERSION, **data}, indent=2, ensure_ascii=False, default=str))
 
     def note(self, text: str) -> None:
         """Writes a remark for a person to stderr; silent under `quiet`."""
         if self.format != "quiet":
-            click.echo(text, err=True)
+            say(text, err=True)
 
 
 def confirm_removal(question: str, notes: Sequence[str] = ()) -> bool:
@@ -108,16 +141,18 @@ def confirm_removal(question: str, notes: Sequence[str] = ()) -> bool:
         AttemptError: when standard input ends before an answer.
     """
     for note in notes:
-        click.echo(note, err=True)
+        say(note, err=True)
     try:
-        agreed = click.confirm(question, err=True)
+        agreed = click.confirm(printable(question), err=True)
+    except UnicodeDecodeError:
+        raise AttemptError("nothing was removed: the answer is not UTF-8 text", "--yes answers it.") from None
     except click.Abort:
         click.echo(err=True)
         if sys.stdin.isatty():
             raise
         raise AttemptError("nothing was removed: the question got no answer", "--yes answers it.") from None
     if not agreed:
-        click.echo("Nothing was removed.", err=True)
+        say("Nothing was removed.", err=True)
     return agreed
 
 
@@ -149,24 +184,63 @@ def cell_text(value: Any) -> str:
     return str(value)
 
 
+def write_json(text: str) -> None:
+    """Writes JSON to stdout as it is; what the stream's encoding cannot write becomes JSON's own escapes."""
+    try:
+        text.encode(sys.stdout.encoding)
+    except UnicodeEncodeError:
+        # outside strings JSON is ASCII: every other character stands in one
+        text = re.sub(r"[^\x00-\x7f]", lambda found: json.dumps(found[0])[1:-1], text)
+    click.echo(text)
+
+
+def write_text(text: str) -> None:
+    """Writes a file's text to stdout: as it is, but printable on a terminal."""
+    click.echo(printable(text) if sys.stdout.isatty() else text)
+
+
 def write_table(cells: Sequence[Sequence[str]], columns: Sequence[str]) -> None:
     """Writes a rich table to a terminal; to a pipe plain aligned columns: no colours, fast for thousands of rows."""
+    cells, columns = [[printable(cell) for cell in row] for row in cells], [printable(column) for column in columns]
     if sys.stdout.isatty():
-        from rich.console import Console
-        from rich.table import Table
-        from rich.text import Text
-
-        table = Table(box=None, header_style="bold", pad_edge=False)
-        for column in columns:
-            table.add_column(column, overflow="fold")
-        for row in cells:
-            table.add_row(*(Text(cell) for cell in row))
-        Console().print(table)
+        _write_rich_table(cells, columns)
         return
     flat = [[cell.replace("\n", " ") for cell in row] for row in cells]
     widths = [max(map(_width, column)) for column in zip(columns, *flat, strict=True)]
     lines = ("  ".join(map(_padded, row, widths)).rstrip() for row in [list(columns), *flat])
     click.echo("\n".join(lines))
+
+
+def _write_rich_table(cells: Sequence[Sequence[str]], columns: Sequence[str]) -> None:
+    """Writes a table that fits the terminal: texts are folded between words, then the last columns are left out.
+
+    A name or a number stays on one line, so that it can be copied.
+    """
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    by_column = [[column, *(row[number] for row in cells)] for number, column in enumerate(columns)]
+    folds = [any(" " in cell.strip() for cell in column[1:]) for column in by_column]
+    words = [
+        [word for cell in column for word in (cell.split() if fold else cell.split("\n"))]
+        for column, fold in zip(by_column, folds, strict=True)
+    ]
+    longest = [max(map(_width, of), default=0) for of in words]
+    least = [min(width, FOLDED_WIDTH) if fold else width for width, fold in zip(longest, folds, strict=True)]
+    console = Console()
+    shown = len(columns)
+    while shown > 1 and sum(least[:shown]) + 2 * (shown - 1) > console.width:
+        shown -= 1
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for number, column in enumerate(columns[:shown]):
+        table.add_column(column, overflow="fold", no_wrap=not folds[number], min_width=least[number])
+    for row in cells:
+        table.add_row(*(Text(cell) for cell in row[:shown]))
+    console.width = max(console.width, least[0])  # a name that is longer than a line is the terminal's to break
+    console.print(table)
+    if shown < len(columns):
+        say(f"Not shown: {', '.join(columns[shown:])}. A wider window or `--format json` shows all.", err=True)
 
 
 def _width(text: str) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -16,6 +17,7 @@ from attempt_cli.cli.options import (
     split_names,
     where_options,
 )
+from attempt_cli.cli.output import write_json
 
 if TYPE_CHECKING:
     from attempt_cli.cli.main import Settings
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 @click.option("--max-length", type=click.IntRange(min=4), help="Input tokens of a row. [default: as trained]")
 @max_tokens_option
 @encoding_option
+@click.option("--min-confidence", type=click.FloatRange(0, 1), help="Abstain where no label has this probability.")
 @change_options
 @where_options
 @click.pass_obj
@@ -44,6 +47,7 @@ def command(
     max_length: int | None,
     max_tokens: int,
     encoding: str | None,
+    min_confidence: float | None,
     mixture: MixtureOptions,
     where: BackboneOptions,
 ) -> None:
@@ -78,6 +82,10 @@ def command(
         served = find_served(session, names, task_name, changes)
         if name is not None:
             check_one_task(served)
+        if file in (None, "-") and sys.stdin is not None and sys.stdin.isatty():
+            settings.output.note(
+                "Waiting for rows from the keyboard, one a line; Ctrl-D (Windows: Ctrl-Z, Enter) ends them."
+            )
         given = read_unlabelled(file or "-", next(iter(served.values())).task, encoding)
         for note in given.notes:
             progress.note(note)
@@ -89,6 +97,7 @@ def command(
             changes=changes,
             max_length=max_length,
             max_tokens=max_tokens,
+            min_confidence=min_confidence,
             place=given.place,
             numbers=numbers,
             session=session,
@@ -97,7 +106,13 @@ def command(
     for number in range(len(given.rows)):
         records = {key: _record(served[key].task, number, answers.get(number)) for key, answers in predictions.items()}
         line = records if name is None else next(iter(records.values()))
-        click.echo(json.dumps(line, ensure_ascii=False))
+        write_json(json.dumps(line, ensure_ascii=False))
+    if min_confidence is not None:
+        for model, answers in found.items():
+            sure = sum(not answer.abstains for answer in answers)
+            settings.output.note(
+                f"{model}: {sure:,} of {len(answers):,} rows got a label ({100 * sure / len(answers):.1f} %)"
+            )
 
 
 def _record(task: Task, number: int, prediction: Prediction | None) -> dict[str, Any]:

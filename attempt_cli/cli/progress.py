@@ -9,9 +9,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-import click
-
-from attempt_cli.cli.output import Output
+from attempt_cli.cli.output import Output, printable, say
 from attempt_cli.listener import Listener
 
 if TYPE_CHECKING:
@@ -93,7 +91,7 @@ class TrainingProgress(_Progress, Listener):
         if step:
             self._say(f"continuing from step {step} of {total}")
         if self._bar is not None:
-            self._task = self._bar.add_task(self._title, total=total, completed=step, numbers="")
+            self._task = self._bar.add_task(printable(self._title), total=total, completed=step, numbers="")
 
     def note(self, text: str) -> None:
         """Writes a remark."""
@@ -127,9 +125,9 @@ class TrainingProgress(_Progress, Listener):
         if self._silent:
             return
         if self._bar is not None:
-            self._bar.console.print(text.rstrip(), markup=False, highlight=False)
+            self._bar.console.print(printable(text.rstrip()), markup=False, highlight=False)
         else:
-            click.echo(text.rstrip(), err=True)
+            say(text.rstrip(), err=True)
 
 
 class RowProgress(_Progress, NoteListener):
@@ -231,15 +229,15 @@ class GridProgress:
             left = self._time_left()
             parts += [f"{self._failed} failed"] if self._failed else []
             parts += [f"about {left} left"] if left else []
-            self._bar.update(self._task, numbers="  ".join(parts))
+            self._bar.update(self._task, numbers=printable("  ".join(parts)))
 
     def _say(self, text: str) -> None:
         if self._silent:
             return
         if self._bar is not None:
-            self._bar.console.print(text, markup=False, highlight=False)
+            self._bar.console.print(printable(text), markup=False, highlight=False)
         else:
-            click.echo(text, err=True)
+            say(text, err=True)
 
 
 def duration_text(seconds: float) -> str:
@@ -256,10 +254,10 @@ def _bar(*, numbers: bool, time_left: bool = True) -> Progress:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
-        *([TextColumn("{task.fields[numbers]}")] if numbers else []),
+        *([TextColumn("{task.fields[numbers]}", markup=False)] if numbers else []),
         *([TimeRemainingColumn()] if time_left else []),
         console=Console(stderr=True),
         transient=not numbers,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from attempt_cli.cli.options import BackboneOptions, max_tokens_option, names_or_all, where_options
+from attempt_cli.cli.options import BackboneOptions, max_tokens_option, names_or_all, seed_option, where_options
 from attempt_cli.cli.scores import difference_text, interval_text, percent
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 @click.option(
     "--limit", type=click.IntRange(min=1), default=200, show_default=True, help="A random sample of at most N rows."
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="The seed of the sample.")
+@seed_option
 @max_tokens_option
 @where_options
 @click.pass_obj

@@ -12,6 +12,7 @@ from attempt_cli.cli.options import (
     BackboneOptions,
     names_or_all,
     rate_options,
+    refuse_options,
     split_names,
     typed_command,
     where_options,
@@ -91,6 +92,7 @@ def command(ctx: click.Context, /, name: str, where: BackboneOptions, **options:
     if name not in experiments():
         raise unknown_name("experiment", name, experiments(), "attempt reproduce --help")
     experiment, folder = experiments()[name], options.pop("output")
+    _refuse_unread(ctx, experiment)
     given = {**options, **_names(options)}
     picture = _picture(experiment, folder, given.pop("png"))
     table, failed = (_count if experiment.counted else _run)(settings, experiment, where, given, picture)
@@ -109,13 +111,26 @@ def command(ctx: click.Context, /, name: str, where: BackboneOptions, **options:
         ctx.exit(1)
 
 
+def _refuse_unread(ctx: click.Context, experiment: Experiment) -> None:
+    """Refuses options that say nothing to an experiment, or beside another option."""
+    options = ctx.params
+    if experiment.counted:
+        read = {"name", "methods", "columns", "backbone", "png", "output"}
+        refuse_options(ctx, set(options) - read, f"to {experiment.name}: it counts parameters and trains nothing")
+    if options["train_sources"] is not None:
+        refuse_options(ctx, ["sources"], "with --train-sources: targets mix what it trains")
+    if not (options["k"] or experiment.k):
+        refuse_options(ctx, ["per_class"], "without -k: all rows are trained on")
+
+
 def _names(options: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the comma lists among the options as lists."""
     lists = {key: split_names(options[key]) if options[key] else None for key in ("tasks", "methods", "columns", "k")}
     train_sources = options["train_sources"]
     return {
         **lists,
-        "k": lists["k"] and [int(number) if number.isdigit() else number for number in lists["k"]],
+        # what is no number is refused with everything else that is wrong
+        "k": lists["k"] and [int(text) if text.isdecimal() and len(text) < 19 else text for text in lists["k"]],
         "sources": names_or_all(options["sources"]),
         "train_sources": train_sources if train_sources in (None, "paper") else split_names(train_sources),
     }

@@ -21,9 +21,10 @@ def interval_text(interval: tuple[float, float]) -> str:
 
 
 def difference_text(test: PairedTest) -> str:
-    """Writes a paired difference in points, with its interval: "+6.5 (+1.9 to +11.0), p 0.009"."""
+    """Writes a paired difference in points, with its interval: "+6.5 (+1.9 to +11.0), p 0.009 (Holm 0.027)"."""
     low, high = test.interval
-    return f"{100 * test.difference:+.1f} ({100 * low:+.1f} to {100 * high:+.1f}), p {float(f'{test.p:.4g}'):.2g}"
+    text = f"{100 * test.difference:+.1f} ({100 * low:+.1f} to {100 * high:+.1f}), p {float(f'{test.p:.4g}'):.2g}"
+    return text if test.p_holm is None else f"{text} (Holm {float(f'{test.p_holm:.4g}'):.2g})"
 
 
 def weights_text(weights: Mapping[str, float] | None) -> str:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from attempt_cli.cli.output import write_text
+
 if TYPE_CHECKING:
     from attempt_cli.cli.main import Settings
     from attempt_cli.data.check import SplitCheck
@@ -66,7 +68,7 @@ def show(settings: Settings, name: str, rows: int, text_format: str, as_yaml: bo
 
     task = load_task(name).with_format(text_format)
     if as_yaml:
-        click.echo(task_file(name).read_text(encoding="utf-8").rstrip())
+        write_text(task_file(name).read_text(encoding="utf-8").rstrip())
         return
     place, examples = sample_examples(task, settings.data_dir, rows) if rows else ("", [])
     settings.output.record("task", _record(task, place, examples, as_json=settings.output.format == "json"))

@@ -13,7 +13,8 @@ from attempt_cli.cli.options import (
     RowOptions,
     cache_options,
     record_options,
-    row_options,
+    row_options_without,
+    test_file_option,
     training_options,
     where_options,
 )
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 @click.command("train-source")
 @click.argument("task", required=False)
-@row_options
+@row_options_without(test_file_option)
 @click.option("--init-from", help="Start from this prompt of the registry. [default: frequent words]")
 @training_options
 @cache_options

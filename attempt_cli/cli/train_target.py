@@ -144,7 +144,7 @@ def command(
 
     if (add_task is None) != (training["composition"] is None) or (add_task is not None and task is not None):
         raise click.UsageError("tasks join a composition with: --add-task TASK --composition NAME")
-    check_options(training["method"], {**training, "sources": sources})
+    check_options(training["method"], {**training, "sources": sources, "test_file": rows.test_file})
     tasks = rows.tasks(add_task or task)
     if len(tasks) == 1 and add_task is None and sampling != SamplingOptions(None, 1.0):
         raise click.UsageError("--max-rows-per-task and --sampling-temperature are for several tasks")
@@ -186,6 +186,8 @@ def check_options(method: str, options: Mapping[str, Any]) -> None:
         for key in another.settings:
             if name != method and f"{name}_{key}".replace("-", "_") in given:
                 raise click.UsageError(f"--{name}-{key} only goes with --method {name}, not with {method}")
+    if "test_file" in given and row.kept:
+        raise click.UsageError("--test-file is for models that cannot be kept; a prompt is scored by `attempt eval`")
     missing = row.missing({"sources": "sources" in given, "init_from": "init_from" in given})
     if missing and "composition" not in given:
         raise click.UsageError(missing)

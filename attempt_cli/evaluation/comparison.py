@@ -139,7 +139,7 @@ def paired_evaluations(
 
 def _evaluations(session: Session, name: str) -> dict[str, RecordedEvaluation]:
     """Finds the evaluation of a run's number, or a model's newest evaluation on each task, by the task's name."""
-    if name.isdigit():
+    if name.isdecimal() and name.isascii():
         evaluation = evaluation_of_run(session.store, int(name))
         return {evaluation.task: evaluation}
     model = find_model(session, name)

@@ -11,7 +11,7 @@ from attempt_cli.errors import AttemptError
 from attempt_cli.evaluation.models import TrainedModel
 from attempt_cli.evaluation.record import rows_record
 from attempt_cli.evaluation.scoring import ScoringJob, Split, load_jobs, score_jobs, scoring_jobs
-from attempt_cli.evaluation.statistics import PairedTest
+from attempt_cli.evaluation.statistics import PairedTest, adjusted
 from attempt_cli.sources import source_prompts
 from attempt_registry.errors import RegistryError
 
@@ -199,9 +199,12 @@ def _without(left_out: Sequence[str], scored: Sequence[tuple[ScoringJob, Evaluat
     from attempt_cli.evaluation.pairing import compare, per_row
 
     kept = [per_row(job.task, result.predictions.texts, job.rows.examples) for job, result in scored]
+    tests = adjusted(
+        [compare(job.task, rows, kept[0]).test for (job, _), rows in zip(scored[1:], kept[1:], strict=True)]
+    )
     return {
-        source: {"score_without": result.score, "change": compare(job.task, rows, kept[0]).test}
-        for source, (job, result), rows in zip(left_out, scored[1:], kept[1:], strict=True)
+        source: {"score_without": result.score, "change": test}
+        for source, (_, result), test in zip(left_out, scored[1:], tests, strict=True)
     }
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from attempt_cli.errors import AttemptError
+from attempt_cli.evaluation.calibration import Calibration, calibration
 from attempt_cli.evaluation.pairing import PerRow, per_row
 from attempt_cli.evaluation.statistics import PairedTest
 
@@ -33,6 +34,7 @@ class EvaluationResult:
         rows: where the rows come from, in words.
         attention: the mean weight of each source, and of "target"; None without a mixture.
         change: the paired difference from the unchanged composition; None where nothing was changed.
+        calibration: of a classification; None for free text.
         run: the number of the run that holds it; None where the registry cannot be written.
     """
 
@@ -47,6 +49,7 @@ class EvaluationResult:
     rows: str
     attention: Mapping[str, float] | None = None
     change: PairedTest | None = None
+    calibration: Calibration | None = None
     run: int | None = None
 
     @property
@@ -76,6 +79,8 @@ class EvaluationResult:
         }
         if self.attention is not None:
             found["attention"] = {name: round(weight, 4) for name, weight in self.attention.items()}
+        if self.calibration is not None:
+            found["calibration"] = self.calibration.record()
         if self.change is not None:
             found["change"] = self.change.record()
         if self.run is not None:
@@ -108,7 +113,18 @@ def evaluation_result(
         truncated=result.predictions.truncated,
         rows=rows.origin,
         attention=None if weights is None else dict(zip((*sources, "target"), weights, strict=True)),
+        calibration=_calibration(task, rows, result) if task.is_classification else None,
     )
+
+
+def _calibration(task: Task, rows: Rows, result: Evaluation) -> Calibration | None:
+    """Computes the calibration over the rows whose label is known."""
+    known = [
+        (example.label, row.probabilities)
+        for example, row in zip(rows.examples, result.predictions.rows, strict=True)
+        if example.label is not None and row.probabilities is not None
+    ]
+    return calibration(task.label_words, [label for label, _ in known], [found for _, found in known])
 
 
 def record_evaluation(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from attempt_cli.errors import ArgumentsError, AttemptError
@@ -33,16 +33,26 @@ class Prediction:
         label: the value of the label column that the word stands for; None for free text.
         probabilities: label word -> probability, summing to 1; None for free text.
         attention: source -> weight, and "target" -> its own weight; None without a mixture.
+        abstains: whether no label was probable enough: then there is no text and no label.
     """
 
     text: str
     label: str | None = None
     probabilities: Mapping[str, float] | None = None
     attention: Mapping[str, float] | None = None
+    abstains: bool = False
+
+    def unless_below(self, confidence: float) -> Prediction:
+        """Returns the prediction, or an abstention where the most probable label has a lower probability."""
+        if self.probabilities is None or max(self.probabilities.values()) >= confidence:
+            return self
+        return replace(self, text="", label=None, abstains=True)
 
     def record(self) -> dict[str, Any]:
-        """Returns the prediction as JSON holds it."""
+        """Returns the prediction as JSON holds it; of an abstention label and word are null."""
         found: dict[str, Any] = {"text": self.text} if self.label is None else {"label": self.label, "word": self.text}
+        if self.abstains:
+            found = {"label": None, "word": None}
         if self.probabilities is not None:
             found["probabilities"] = rounded(self.probabilities)
         if self.attention is not None:

@@ -548,6 +548,28 @@ class Runner:
         return found
 
 
+def check_rows(plan: Plan, specs: Sequence[CellSpec]) -> None:
+    """Looks for the rows of all cells before the first of them is filled.
+
+    Args:
+        plan: what the cells share.
+        specs: the cells. A source is scored nowhere beyond its own rows, and needs what a target needs.
+
+    Raises:
+        AttemptError: naming every task and split whose rows cannot be found.
+    """
+    problems: list[AttemptError] = []
+    for name in dict.fromkeys(name for spec in specs for name in spec.tasks):
+        for split in ("train", "test"):
+            try:
+                load_examples(plan.tasks[name], split, data_dir=plan.data_dir, limit=1)
+            except AttemptError as error:
+                problems.append(error)
+    if problems:
+        texts = dict.fromkeys(error.message for error in problems)
+        raise AttemptError("rows of this grid are missing:\n  " + "\n  ".join(texts), problems[0].hint)
+
+
 def model_name(outcome: Outcome, task: str) -> str:
     """Returns the full name of what a training left for a task; its run where nothing is kept."""
     if not outcome.prompts:

@@ -15,6 +15,7 @@ from attempt_cli.experiments.report_table import ReportTable
 from attempt_cli.experiments.summary import Row, averages, overall, summarise
 
 GIGABYTE = 1e9
+PAIRED_P = "p: Student's paired t-test over seeds; in brackets adjusted for all comparisons of the table (Holm)."
 
 # what a table can show, in the order of the CSV
 COLUMNS = (
@@ -26,6 +27,7 @@ COLUMNS = (
     "method",
     "score",
     "against_prompt_tuning",
+    "p",
     "published",
     "seeds",
     "n",
@@ -184,6 +186,8 @@ class Report:
         ]
         if any(row.difference is not None for row in self.rows):
             notes.append("Differences are paired by seed against prompt tuning on the same rows with the same steps.")
+        if any(row.p is not None for row in self.rows):
+            notes.append(PAIRED_P)
         if means := self.overall:
             settings = len({(cell.task, cell.k) for cell in self.cells})
             several = len({row.backbone for row in means}) > 1
@@ -225,6 +229,7 @@ def result_line(row: Row) -> dict[str, Any]:
         "method": row.method,
         "score": with_width(row.mean, row.width),
         "against_prompt_tuning": None if gap is None else with_width(gap, gap_width, signed=True),
+        "p": None if row.p is None or row.p_holm is None else f"{row.p:.2g} ({row.p_holm:.2g})",
         "seeds": len(row.scores),
         "n": row.n,
         "steps": row.steps,

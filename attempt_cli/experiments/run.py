@@ -9,11 +9,12 @@ from typing import Any
 
 from attempt_cli.backbones.names import DEFAULT_BACKBONE, find_backbone
 from attempt_cli.byte_sizes import total_memory
+from attempt_cli.data.catalogue import load_task, task_names
 from attempt_cli.data.task import Task
 from attempt_cli.errors import AttemptError
 from attempt_cli.experiments.cell_queue import GridListener, GridResult
 from attempt_cli.experiments.cells import Cell
-from attempt_cli.experiments.grid import CellSpec, Plan, Runner, record_failure
+from attempt_cli.experiments.grid import CellSpec, Plan, Runner, check_rows, record_failure
 from attempt_cli.experiments.methods import ALONE, METHODS, PREPARED, check_methods, unknown_names
 from attempt_cli.experiments.paper import Experiment, paper_sources
 from attempt_cli.experiments.report import Report, check_columns
@@ -180,12 +181,16 @@ def run_experiment(
             return pool.fill(plan, specs, listener, keep, fresh=experiment.fresh)
 
     failures: dict[CellSpec, str] = {}
+    names: list[str] = []
     if options.train_sources is not None:
         names = list(paper_sources()) if options.train_sources == "paper" else list(options.train_sources)
+    kinds = [kind for kind in PREPARED if any(METHODS[method].prepared == kind for method in methods)]
+    own = {**{name: load_task(name) for name in names}, **_prepared_on(session, sources if kinds else {}), **tasks}
+    check_rows(replace(plan, tasks=own), [CellSpec((name,), "", 0, backbones[0]) for name in own])
+    if names:
         sources, trained = train_sources(plan, names, backbones, list(tasks), fill)
         failures |= trained.failures
     plan = replace(plan, sources=sources)
-    kinds = [kind for kind in PREPARED if any(METHODS[method].prepared == kind for method in methods)]
     if kinds:
         prepared, trained = prepare(plan, kinds, fill)
         plan, failures = replace(plan, prepared=prepared), failures | trained.failures
@@ -201,6 +206,12 @@ def run_experiment(
     used = {cell.backbone for cell in result.cells}
     sizes = {backbone.name: backbone.parameters for backbone in session.store.backbones() if backbone.name in used}
     return Report(experiment, session.command, result.cells, failures | result.failures, sizes)
+
+
+def _prepared_on(session: Session, sources: Mapping[tuple[str, str], Sequence[str]]) -> dict[str, Task]:
+    """Returns the tasks of source prompts, as far as they are known by name."""
+    names = {session.store.prompt(ref).task for refs in sources.values() for ref in refs}
+    return {name: load_task(name) for name in sorted(names & set(task_names()))}
 
 
 class _Notes:
@@ -225,8 +236,6 @@ class _Notes:
 
 def _checked(experiment: Experiment, options: GridOptions) -> tuple[dict[str, Task], list[str]]:
     """Returns the tasks and methods, or raises one error with all that is wrong with the options."""
-    from attempt_cli.data.catalogue import load_task
-
     problems = []
     tasks: dict[str, Task] = {}
     for name in dict.fromkeys(options.tasks or experiment.tasks):
@@ -238,7 +247,7 @@ def _checked(experiment: Experiment, options: GridOptions) -> tuple[dict[str, Ta
     methods = list(dict.fromkeys(options.methods or [m for m in experiment.methods if m in METHODS]))
     problems += unknown_names("method", methods, METHODS)
     problems += check_columns(options.columns or [])
-    wrong = [number for number in options.k or () if not (isinstance(number, int) and number > 0)]
+    wrong = [number for number in options.k or () if not isinstance(number, int) or number < 1]
     problems += [f"-k: '{number}' is not a number of rows" for number in wrong]
     try:
         make_config(None, **options.settings)

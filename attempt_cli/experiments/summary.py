@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from attempt_cli.evaluation.statistics import mean_interval, paired_difference
+from attempt_cli.evaluation.statistics import holm, mean_interval, paired_difference, paired_p
 from attempt_cli.experiments.cells import Cell
 
 
@@ -19,6 +19,8 @@ class Row:
         scores: by seed.
         difference, difference_width: against prompt tuning with the same seeds; None for prompt tuning itself and
             where it has no result.
+        p: of that difference, by Student's paired t-test over seeds; see `statistics.paired_p` for None.
+        p_holm: p adjusted for all differences of the table.
     """
 
     task: str
@@ -36,6 +38,8 @@ class Row:
     sources: int | None = None
     trained_parameters: int = 0
     peak_memory: int | None = None
+    p: float | None = None
+    p_holm: float | None = None
 
 
 def summarise(cells: Sequence[Cell], against: str = "prompt-tuning") -> list[Row]:
@@ -51,7 +55,8 @@ def summarise(cells: Sequence[Cell], against: str = "prompt-tuning") -> list[Row
         for method, sources in dict.fromkeys((cell.method, cell.sources) for cell in of_setting):
             group = [cell for cell in of_setting if (cell.method, cell.sources) == (method, sources)]
             rows.append(_row(group, {} if method == against else base))
-    return rows
+    ps = iter(holm([row.p for row in rows if row.p is not None]))
+    return [row if row.p is None else replace(row, p_holm=next(ps)) for row in rows]
 
 
 def averages(cells: Sequence[Cell], groups: Mapping[str, Sequence[str]]) -> list[Cell]:
@@ -135,8 +140,9 @@ def _row(group: Sequence[Cell], base: Mapping[int, float]) -> Row:
         peak_memory=max((cell.peak_memory for cell in group if cell.peak_memory is not None), default=None),
     )
     if base and all(cell.seed in base for cell in group):
-        gap, gap_width = paired_difference([cell.score for cell in group], [base[cell.seed] for cell in group])
-        row = replace(row, difference=gap, difference_width=gap_width)
+        pairs = [cell.score for cell in group], [base[cell.seed] for cell in group]
+        gap, gap_width = paired_difference(*pairs)
+        row = replace(row, difference=gap, difference_width=gap_width, p=paired_p(*pairs))
     mixtures = [cell.attention for cell in group if cell.attention is not None]
     if mixtures:
         names = dict.fromkeys(name for mixture in mixtures for name in mixture)

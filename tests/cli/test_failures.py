@@ -102,6 +102,43 @@ NAMES = [
 ]
 
 
+SAYS_NOTHING = [
+    ("train-source aim --test-file test.csv", "No such option '--test-file'"),
+    ("fewshot -k 2 --validation-file test.csv", "No such option '--validation-file'"),
+    (f"train-target aim {QUICK} --sources one --test-file test.csv", "--test-file is for models that cannot be kept"),
+    ("inspect one --split train --rows 3", "--split and --rows say nothing of 'one'"),
+    ("compose new --target one --backbone tiny", "--backbone only goes with --sources all"),
+]
+
+
+@pytest.mark.parametrize(("command", "message"), SAYS_NOTHING, ids=[row[0] for row in SAYS_NOTHING])
+def test_options_that_say_nothing_with_a_command(kept: Attempt, command: str, message: str) -> None:
+    result = failed(kept, command)
+    assert result.code == 2
+    assert message in result.err
+
+
+HUGE, LONG = 10**23, "9" * 5000
+NUMBERS = [
+    (f"compare {LONG} 1", 1, "a number has too many digits", "Look for it"),
+    (f"registry show {LONG} --what runs", 1, "a number has too many digits", "Look for it"),
+    (f"eval --prompt one --test-file test.csv --seed {HUGE}", 2, "--seed", "--help"),
+    (f"train-source aim {QUICK} --seed {HUGE}", 1, "--seed", "less than"),
+    (f"train-source aim {QUICK} --input-cache {LONG}GB", 1, "is not a size", "4GiB"),
+    (f"eval --tasks {LONG}.yaml --prompt one", 1, "File name too long", "Check what was typed"),
+]
+
+
+@pytest.mark.parametrize(("command", "code", "message", "next_step"), NUMBERS, ids=[row[0][:60] for row in NUMBERS])
+def test_numbers_and_names_beyond_all_bounds(
+    kept: Attempt, command: str, code: int, message: str, next_step: str
+) -> None:
+    result = failed(kept, command)
+    assert result.code == code
+    assert message in result.err
+    assert next_step in result.err
+
+
 @pytest.mark.parametrize(("command", "code", "message", "next_step"), NAMES, ids=[row[0] for row in NAMES])
 def test_names_that_are_not_there(kept: Attempt, command: str, code: int, message: str, next_step: str) -> None:
     result = failed(kept, command)

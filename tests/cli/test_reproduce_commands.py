@@ -280,15 +280,31 @@ def test_parameters_need_no_registry(attempt: Attempt) -> None:
         ("reproduce table1 --temperature 0", "--temperature: ", "Methods"),
         ("reproduce table1 --steps 3 --epochs 2", "give --steps or --epochs, not both", "Methods"),
         ("reproduce table3 --tasks cb", "there is no source prompt", "attempt train-source"),
+        ("reproduce fig7 --steps 3 --limit 4", "--steps and --limit say nothing to fig7", "--help"),
+        ("reproduce table1 --sources a --train-sources paper", "--sources says nothing", "--help"),
+        ("reproduce table1 --per-class --tasks cb --methods none", "--per-class says nothing", "--help"),
         ("reproduce fig7 --backbone t6-base", "no shape of a backbone named 't6-base'", "t5-base"),
     ],
 )
 def test_what_cannot_be_run_is_said_before(attempt: Attempt, command: str, message: str, hint: str) -> None:
     failed = attempt(command)
-    assert failed.code == 1
+    assert failed.code == (2 if hint == "--help" else 1)
     assert message in failed.err
     assert hint in failed.err
     assert failed.out == ""
+
+
+def test_all_rows_are_looked_for_before_the_first_cell(attempt: Attempt) -> None:
+    (attempt.folder / "rows").mkdir()
+    command = "--data-dir rows reproduce table1 --tasks support-chats,rte,cb --methods prompt-tuning --steps 1"
+    failed = attempt(f"{command} --train-sources shop-reviews,mrpc --dtype float32")
+    assert (failed.code, failed.out) == (1, "")
+    assert "rows of this grid are missing" in failed.err
+    for task in ("rte", "cb", "mrpc"):
+        assert f"task '{task}'" in failed.err
+    assert "support-chats" not in failed.err
+    assert "--data-dir FOLDER" in failed.err
+    assert not (attempt.folder / attempt.registry / "registry.db").exists()
 
 
 def test_all_that_is_wrong_is_said_at_once(attempt: Attempt) -> None:

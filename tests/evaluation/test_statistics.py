@@ -7,12 +7,16 @@ import math
 import numpy as np
 import pytest
 
+from attempt_cli.evaluation.calibration import calibration
 from attempt_cli.evaluation.statistics import (
+    adjusted,
     bootstrap_interval,
+    holm,
     mcnemar,
     mean_interval,
     paired_bootstrap,
     paired_difference,
+    paired_p,
     proportion_interval,
     smallest_difference_of_shares,
 )
@@ -133,7 +137,7 @@ def test_the_paired_bootstrap_of_a_mean_is_that_of_the_central_limit() -> None:
     test = paired_bootstrap(gap, 500)
     error = math.sqrt(0.56 / 500)
     assert test.difference == pytest.approx(0.2)
-    assert test.interval == pytest.approx((0.2 - Z * error, 0.2 + Z * error), abs=0.008)
+    assert test.interval == pytest.approx((0.2 - Z * error, 0.2 + Z * error), abs=0.01)
     assert test.p == pytest.approx(2 / 1001)  # no resample is beyond nought, and p is still no nought
     assert test.smallest == pytest.approx((Z + 0.841621) * error, rel=0.08)
 
@@ -141,3 +145,78 @@ def test_the_paired_bootstrap_of_a_mean_is_that_of_the_central_limit() -> None:
 def test_the_paired_bootstrap_of_no_difference() -> None:
     test = paired_bootstrap(lambda rows: 0.0, 9)
     assert (test.p, test.interval, test.smallest) == (1.0, (0.0, 0.0), None)
+
+
+def test_the_bootstrap_of_a_skewed_metric_leans_to_its_long_side() -> None:
+    values = np.random.default_rng(1).lognormal(0, 1, 60).tolist()
+
+    def mean(rows: list[int]) -> float:
+        return float(sum(values[row] for row in rows) / len(rows))
+
+    low, high = bootstrap_interval(mean, 60)
+    centre = mean(list(range(60)))
+    assert high - centre > 1.2 * (centre - low)
+
+
+def test_the_bootstrap_where_bca_is_not_defined() -> None:
+    assert bootstrap_interval(lambda rows: 0.25, 1) == (0.25, 0.25)
+    # one row is left out of no resample's maximum: all resamples are on one side
+    low, high = bootstrap_interval(lambda rows: float(max(rows) >= 0), 5)
+    assert (low, high) == (1.0, 1.0)
+    assert paired_bootstrap(lambda rows: 0.5, 1).interval == (0.5, 0.5)
+
+
+def test_the_bootstrap_of_many_rows_is_the_percentile_interval_and_fast() -> None:
+    calls = 0
+
+    def share(rows: list[int]) -> float:
+        nonlocal calls
+        calls += 1
+        return sum(row % 2 for row in rows) / len(rows)
+
+    low, high = bootstrap_interval(share, 2000)
+    assert calls <= 1002  # no row is left out on its own
+    assert low < 0.5 < high
+
+
+def test_holm_by_hand() -> None:
+    # in order .01, .02, .03, .04: 4 · .01, 3 · .02, then 2 · .03 and 1 · .04 are raised to what is before them
+    assert holm([0.04, 0.01, 0.03, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([0.03]) == [0.03]
+    assert holm([]) == []
+
+
+def test_several_tests_of_a_table_are_adjusted_and_one_alone_is_not() -> None:
+    first, second = mcnemar(8, 2, 100), mcnemar(5, 5, 100)
+    found = adjusted([first, None, second])
+    assert found[1] is None
+    assert [test.p_holm for test in found if test] == pytest.approx([2 * first.p, 1.0])
+    assert adjusted([None, first]) == [None, first]
+    assert "p_holm" not in first.record()
+    assert found[0] is not None
+    assert found[0].record()["p_holm"] == pytest.approx(2 * first.p, rel=1e-3)
+
+
+def test_the_paired_t_test_by_hand() -> None:
+    # differences 0.05, 0.04, 0.06: t = 0.05 / (0.01 / sqrt(3)) = 8.660 on two degrees of freedom
+    t = 0.05 / (0.01 / math.sqrt(3))
+    by_hand = 1 - t / math.sqrt(t**2 + 2)  # the closed form for two degrees of freedom
+    assert paired_p([0.60, 0.70, 0.80], [0.55, 0.66, 0.74]) == pytest.approx(by_hand)
+    assert paired_p([0.5], [0.4]) is None
+    assert paired_p([0.5, 0.6], [0.5, 0.6]) == 1.0
+    assert paired_p([0.5, 0.6], [0.4, 0.5]) is None  # the same difference twice: nothing says what is chance
+
+
+def test_calibration_by_hand() -> None:
+    words = ("no", "yes")
+    found = calibration(words, [0, 1, 1, 0], [(0.9, 0.1), (0.2, 0.8), (0.7, 0.3), (1.0, 0.0)])
+    assert found is not None
+    # bins: .9 and 1.0 share one with both right (gap .1), .8 is right (gap .2), .7 is wrong (gap .7)
+    assert found.ece == pytest.approx((0.1 + 0.2 + 0.7) / 4)
+    assert found.brier == pytest.approx((2 * 0.01 + 2 * 0.04 + 2 * 0.49 + 0) / 4)
+    assert found.confusion == {"no": {"no": 2, "yes": 0}, "yes": {"no": 1, "yes": 1}}
+    assert calibration(words, [], []) is None
+    sure = calibration(words, [0, 1], [(1.0, 0.0), (0.0, 1.0)])
+    assert sure is not None
+    assert (sure.ece, sure.brier) == (0, 0)
