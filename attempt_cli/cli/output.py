@@ -75,14 +75,14 @@ class Output:
         waiting, count = iter(rows), 0
         some = list(islice(waiting, CHUNK))
         if self.format == "json" and some:
-            click.echo(f'{{\n  "version": {JSON_VERSION},\n  {_compact(kind)}: [')
+            write_json(f'{{\n  "version": {JSON_VERSION},\n  {_compact(kind)}: [')
         elif self.format == "json":
             self.rows(kind, [], columns, name=name)
         while some:
             count += len(some)
             following = list(islice(waiting, CHUNK))
             if self.format == "json":
-                click.echo(",\n".join(f"    {_compact(row)}" for row in some) + ("," if following else "\n  ]\n}"))
+                write_json(",\n".join(f"    {_compact(row)}" for row in some) + ("," if following else "\n  ]\n}"))
             else:
                 self.rows(kind, some, columns, name=name)
             some = following
