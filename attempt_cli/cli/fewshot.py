@@ -117,8 +117,10 @@ def command(
             }
         )
     else:
-        settings.output.rows("methods", [result_line(row) for row in result.methods], COLUMNS, name="method")
-        if any(row.p is not None for row in result.methods):
+        tested = any(row.p is not None for row in result.methods)  # of one seed there is no test
+        columns = COLUMNS if tested else [name for name in COLUMNS if name != "p"]
+        settings.output.rows("methods", [result_line(row) for row in result.methods], columns, name="method")
+        if tested:
             settings.output.note(PAIRED_P)
 
 
