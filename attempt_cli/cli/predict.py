@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from attempt_cli.evaluation.serving import Prediction
 
 
+WAITING = "Waiting for rows from the keyboard, one a line; Ctrl-D (Windows: Ctrl-Z, Enter) ends them."
+
+
 @click.command("predict")
 @click.argument("name", required=False)
 @click.argument("file", required=False, type=click.Path(dir_okay=False, allow_dash=True))
@@ -83,9 +86,7 @@ def command(
         if name is not None:
             check_one_task(served)
         if file in (None, "-") and sys.stdin is not None and sys.stdin.isatty():
-            settings.output.note(
-                "Waiting for rows from the keyboard, one a line; Ctrl-D (Windows: Ctrl-Z, Enter) ends them."
-            )
+            settings.output.note(WAITING)
         given = read_unlabelled(file or "-", next(iter(served.values())).task, encoding)
         for note in given.notes:
             progress.note(note)
@@ -107,12 +108,10 @@ def command(
         records = {key: _record(served[key].task, number, answers.get(number)) for key, answers in predictions.items()}
         line = records if name is None else next(iter(records.values()))
         write_json(json.dumps(line, ensure_ascii=False))
-    if min_confidence is not None:
-        for model, answers in found.items():
-            sure = sum(not answer.abstains for answer in answers)
-            settings.output.note(
-                f"{model}: {sure:,} of {len(answers):,} rows got a label ({100 * sure / len(answers):.1f} %)"
-            )
+    for model, answers in found.items() if min_confidence is not None else ():
+        sure = sum(not answer.abstains for answer in answers)
+        share = f"{sure:,} of {len(answers):,} rows got a label ({100 * sure / len(answers):.1f} %)"
+        settings.output.note(f"{model}: {share}")
 
 
 def _record(task: Task, number: int, prediction: Prediction | None) -> dict[str, Any]:
