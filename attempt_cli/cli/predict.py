@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -109,9 +110,13 @@ def command(
         line = records if name is None else next(iter(records.values()))
         write_json(json.dumps(line, ensure_ascii=False))
     for model, answers in found.items() if min_confidence is not None else ():
-        sure = sum(not answer.abstains for answer in answers)
-        share = f"{sure:,} of {len(answers):,} rows got a label ({100 * sure / len(answers):.1f} %)"
-        settings.output.note(f"{model}: {share}")
+        settings.output.note(f"{model}: {_coverage(answers)}")
+
+
+def _coverage(answers: Sequence[Prediction]) -> str:
+    """Says how many rows got a label."""
+    sure = sum(not answer.abstains for answer in answers)
+    return f"{sure:,} of {len(answers):,} rows got a label ({100 * sure / len(answers):.1f} %)"
 
 
 def _record(task: Task, number: int, prediction: Prediction | None) -> dict[str, Any]:
