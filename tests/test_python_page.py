@@ -22,8 +22,6 @@ README = (ROOT / "README.md").read_text("utf-8")
 # runs blocks as one program, keeps what they print, and shows a page's lines in tracebacks
 RUN = """
 import json, sys
-
-pytestmark = pytest.mark.slow
 printed = []
 names = {"__name__": "page", "print": lambda *values: printed.append(" ".join(map(str, values)))}
 for line, block in json.load(sys.stdin):
