@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib
 import io
@@ -229,16 +230,17 @@ def main() -> None:
 def _prepare_streams() -> None:
     """Makes text in pipes and files UTF-8, and lets no character that a console cannot show end a command.
 
-    A stream that was closed (`>&-`) becomes the null device: else the first file that is opened would take its number,
-    and what is printed would go into it.
+    An output that was closed (`>&-`) becomes the null device: else the first file that is opened would take its number,
+    and what is printed would go into it. A closed input stays closed, and whoever reads it says so.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         stream = getattr(sys, name)
-        if stream is None:
+        if stream is None and name != "stdin":
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
         elif isinstance(stream, io.TextIOWrapper):
             encoding = stream.encoding if stream.isatty() else "utf-8"
-            stream.reconfigure(encoding=encoding, errors="strict" if name == "stdin" else "backslashreplace")
+            with contextlib.suppress(OSError):  # a file that became a terminal meanwhile
+                stream.reconfigure(encoding=encoding, errors="strict" if name == "stdin" else "backslashreplace")
 
 
 def _end_broken_pipe(error: _BrokenPipeError) -> None:

@@ -34,8 +34,10 @@ def opened(attempt: Attempt) -> Registry:
 @pytest.mark.parametrize("options", ["--method lora --weight-learning-rate 1e-2", "--method dept --prompt-length 8"])
 def test_what_cannot_be_kept_is_scored_at_once(trained: Attempt, options: str) -> None:
     prompts = len(list(opened(trained).prompts()))
-    result = trained.json(f"train-target test {TESTED} {options}")["training"]  # eval calls the file so
-    assert result["name"] == f"test-{options.split()[1]}"
+    result = trained.json(f"train-target {trained.folder.name} {TESTED} {options}")[
+        "training"
+    ]  # as eval calls the task
+    assert result["name"] == f"{trained.folder.name}-{options.split()[1]}"
     assert "composition" not in result
     assert result["trained_parameters"] > 0
     assert result["test"]["n"] == 24

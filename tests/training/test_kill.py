@@ -151,7 +151,7 @@ def test_a_damaged_checkpoint_of_a_command(attempt: Attempt) -> None:
     failed = attempt(f"{SOURCE} --resume")
     assert failed.code == 1
     assert f"Error: the checkpoint {checkpoint} is damaged" in failed.err
-    assert failed.err.endswith("Run without --resume to start anew; it is then replaced.\n")
+    assert failed.err.endswith("Run without --resume to start again; it is then replaced.\n")
     attempt.succeed(SOURCE)
     assert checkpoints(attempt) == []
 
