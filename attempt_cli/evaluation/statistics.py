@@ -108,7 +108,7 @@ def paired_p(a: Sequence[float], b: Sequence[float]) -> float | None:
     """Computes the two-sided p-value of Student's paired t-test over the same seeds.
 
     Returns:
-        p; 1 where all differences are nought; None for a single seed, and where all differences are the same other
+        p; 1 where all differences are zero; None for a single seed, and where all differences are the same other
         number, because nothing then says how much of it is chance.
 
     Raises:
@@ -230,7 +230,7 @@ def smallest_difference_of_shares(discordance: float, n: int) -> float | None:
 def paired_bootstrap(difference: Callable[[list[int]], float], n: int, seed: int = 0) -> PairedTest:
     """Runs the paired bootstrap of any two scores of the same n rows (or groups of rows).
 
-    The interval is that of `bootstrap_interval`; the p-value is twice the share of resamples beyond nought. Near 5 %
+    The interval is that of `bootstrap_interval`; the p-value is twice the share of resamples beyond zero. Near 5 %
     the two may disagree.
 
     Args:
