@@ -18,12 +18,13 @@ $(VENV)/installed: pyproject.toml
 demo: $(VENV)/installed
 	$(BIN)/attempt --registry .demo-registry demo
 
-# all tests, the fast ones first; test-fast leaves out those that are marked slow
+# all tests, the fast ones first, in a process for each core; test-fast leaves out those that are marked slow
+PYTEST := $(BIN)/pytest -q -n logical --maxprocesses 8 --dist worksteal
 test: $(VENV)/installed
-	$(BIN)/pytest -q
+	$(PYTEST)
 
 test-fast: $(VENV)/installed
-	$(BIN)/pytest -q -m "not slow"
+	$(PYTEST) -m "not slow"
 
 # kills registry operations at random lines and moments; the last line holds the counts
 torture: $(VENV)/installed

@@ -9,8 +9,9 @@ import pytest
 
 # the hub's libraries read this once, when they are imported
 os.environ["HF_HUB_OFFLINE"] = "1"
-# tiny models are faster on one thread, and tests stay steady on a busy machine; processes that tests start inherit it
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+# tiny models are faster on one thread, and threads of tests that run side by side would wait for each other tenfold;
+# torch reads this once, too, and processes that tests start inherit it
+os.environ["OMP_NUM_THREADS"] = "1"
 
 _REAL_ROWS = Path(os.environ.get("ATTEMPT_DATA") or Path(__file__).parents[2] / "shared" / "data")
 

