@@ -112,6 +112,8 @@ class Session:
                 self.listener.note(f"loading {name} …")
             self._loaded.clear()  # one at a time in memory
             backbone = load_backbone(name, device=self.device, dtype=self.dtype)
+            for note in backbone.notes if os.environ.get("RANK", "0") == "0" else ():
+                self.listener.note(note)
             if budget:
                 backbone.input_cache = InputCache(
                     budget,
