@@ -86,7 +86,14 @@ def load_from(place: Place, device: torch.device, dtype: torch.dtype) -> FrozenB
         eager = device.type == "cpu" and dtype == torch.bfloat16
         attention = {"attn_implementation": "eager"} if eager else {}
         loaded: Any = auto.from_pretrained(
-            location, config=config, dtype=dtype, output_loading_info=True, use_safetensors=True, **WITHOUT_ADAPTER, **attention, **reading
+            location,
+            config=config,
+            dtype=dtype,
+            output_loading_info=True,
+            use_safetensors=True,
+            **WITHOUT_ADAPTER,
+            **attention,
+            **reading,
         )
         model, report = loaded
         if report["missing_keys"]:  # the library would draw them at random

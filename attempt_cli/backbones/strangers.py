@@ -69,9 +69,7 @@ def in_repository(repository: str, *, cached_only: bool) -> Callable[[str], Path
     from transformers.utils.hub import cached_file
 
     def find(name: str) -> Path | None:
-        found = cached_file(
-            repository, name, local_files_only=cached_only, _raise_exceptions_for_missing_entries=False
-        )
+        found = cached_file(repository, name, local_files_only=cached_only, _raise_exceptions_for_missing_entries=False)
         return Path(found) if found else None
 
     return find
