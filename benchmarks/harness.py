@@ -62,7 +62,7 @@ class Times:
         return statistics.median(one / other for one, other in pairs)
 
     def faster(self, name: str) -> str:
-        """The faster of a peer's contenders in the dtypes of `peers.DTYPES`: that one counts, whatever ours computes in."""
+        """The faster of a peer's contenders in the dtypes of `peers.DTYPES`: that one counts."""
         return max((f"{name}, {dtype}" for dtype in ("bf16", "fp32")), key=lambda way: self.ratio(way, f"{name}, bf16"))
 
 

@@ -2,7 +2,8 @@
 
     python -m benchmarks.many_tasks --full
 
-The peer is a PEFT model a task, its own pass over every input, in the faster of bf16 and fp32. Answers a second count one a task and input.
+The peer is a PEFT model a task, its own pass over every input, in the faster of bf16 and fp32. Answers a second count
+one a task and input.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attempt_cli.api.training import as_task
+from attempt_cli.backbones.names import listed_as
 from attempt_cli.changes import Changes
 from attempt_cli.composing import changed_copy, checked_parts, joined
 from attempt_cli.errors import ArgumentsError, AttemptError
@@ -415,7 +416,9 @@ def compose(
                 "`attempt registry list` shows prompts, with --what compositions and --what attentions the others.",
             )
         found = [registry.prompt(target) for target in listed(targets)]
-        where = session.backbone_name or (found[0].backbone if found else None)
+        where = session.backbone_name or (
+            listed_as(registry, found[0].backbone, found[0].fingerprint) if found else None
+        )
         mixed = source_prompts(registry, sources, where, targets=[prompt.task for prompt in found])
         draft = joined(registry, name, mixed, found, attention, changes)
     parts = checked_parts(registry, draft)

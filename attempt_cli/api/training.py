@@ -284,7 +284,7 @@ def _run(session: Session, request: Request, records: Sequence[Prompt | Attentio
 
 def _session_of(session: Session, composition: Composition) -> Session:
     """Returns the session with the composition's backbone, where none is chosen."""
-    from attempt_cli.session import recorded_backbone
+    from attempt_cli.backbones.names import recorded_backbone
 
     if session.backbone is not None:
         return session

@@ -104,8 +104,7 @@ def load_from(place: Place, device: torch.device, dtype: torch.dtype) -> FrozenB
     except Exception as error:  # damaged files make the readers raise many types of errors
         raise _loading_error(place, error, silence) from error
     kind = EncoderDecoderBackbone if config.is_encoder_decoder else DecoderOnlyBackbone
-    source = place.location if place.kind == "hub" else str(Path(place.location).resolve())
-    backbone = kind(model, tokenizer, name=place.name, source=source)
+    backbone = kind(model, tokenizer, name=place.name, source=place.source)
     check_scores(backbone)
     if find(ADAPTER) is not None:
         backbone.notes = (
