@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from attempt_cli.cli.options import BackboneOptions, where_options
+from attempt_cli.cli.options import BackboneOptions, refuse_options, where_options
 
 if TYPE_CHECKING:
     from attempt_cli.cli.main import Settings
@@ -63,6 +63,8 @@ def show_backbone(settings: Settings, /, name: str | None, where: BackboneOption
 
     from attempt_cli.artefacts import remember_backbone
 
+    if name is not None:
+        refuse_options(click.get_current_context(), ["backbone"], "beside NAME: name one backbone")
     session = settings.session(replace(where, backbone=name or where.backbone), input_cache=0)
     backbone = session.load_backbone()
     remember_backbone(session.store, backbone)

@@ -185,6 +185,7 @@ def run_experiment(
     if options.train_sources is not None:
         names = list(paper_sources()) if options.train_sources == "paper" else list(options.train_sources)
     kinds = [kind for kind in PREPARED if any(METHODS[method].prepared == kind for method in methods)]
+    _refuse_unread(options, methods, trained=bool(names or kinds))
     own = {**{name: load_task(name) for name in names}, **_prepared_on(session, sources if kinds else {}), **tasks}
     check_rows(replace(plan, tasks=own), [CellSpec((name,), "", 0, backbones[0]) for name in own])
     if names:
@@ -206,6 +207,28 @@ def run_experiment(
     used = {cell.backbone for cell in result.cells}
     sizes = {backbone.name: backbone.parameters for backbone in session.store.backbones() if backbone.name in used}
     return Report(experiment, session.command, result.cells, failures | result.failures, sizes)
+
+
+def _refuse_unread(options: GridOptions, methods: Sequence[str], *, trained: bool) -> None:
+    """Refuses options that say nothing to these methods.
+
+    Args:
+        trained: whether anything is trained on source tasks.
+
+    Raises:
+        ArgumentsError: naming one.
+    """
+    using = [name for name, method in METHODS.items() if method.uses_sources]
+    if options.source_steps is not None and not trained:
+        prepared = [name for name, method in METHODS.items() if method.prepared]
+        raise ArgumentsError(
+            "--source-steps says nothing here: no source is trained",
+            f"It goes with --train-sources, or with --methods {' or '.join(prepared)}.",
+        )
+    if options.sources != "all" and not set(methods) & set(using):
+        raise ArgumentsError(
+            "--sources says nothing here: no method of the grid uses sources", f"Methods that do: {', '.join(using)}."
+        )
 
 
 def _prepared_on(session: Session, sources: Mapping[tuple[str, str], Sequence[str]]) -> dict[str, Task]:
