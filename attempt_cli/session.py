@@ -122,6 +122,21 @@ class Session:
             self._loaded[name] = backbone
         return self._loaded[name]
 
+    @classmethod
+    def of(cls, session: Session | None) -> Session:
+        """Returns the session that a call is given, a new one for None.
+
+        Raises:
+            AttemptError: it is something else.
+        """
+        if session is None:
+            return cls()
+        if not isinstance(session, cls):
+            raise AttemptError(
+                f"{session!r} is not a session"[:200], "Give `session=attempt.Session(registry=…, backbone=…)`."
+            )
+        return session
+
     def with_listener(self, listener: Listener) -> Session:
         """Returns the same session with another listener; both share the loaded backbone."""
         told = replace(self, registry=self.store, listener=listener)

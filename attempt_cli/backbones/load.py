@@ -23,6 +23,7 @@ from attempt_cli.backbones.names import Place, find_backbone, install_hint
 from attempt_cli.backbones.rows import EncodedRow
 from attempt_cli.backbones.strangers import ADAPTER, check_config, check_weights, in_folder, in_repository
 from attempt_cli.bars import bars_on_terminals_only
+from attempt_cli.checked_files import remove_stale_partials
 from attempt_cli.errors import AttemptError, first_line
 from attempt_cli.hub import why_the_hub_is_silent
 
@@ -332,6 +333,7 @@ def _unpacked_gguf(file: Path) -> Path:
         return folder
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
+    remove_stale_partials(cache)
     partial = cache / f"{folder.name}.{os.getpid()}.partial"
     try:
         model = AutoModelForCausalLM.from_pretrained(
