@@ -122,7 +122,7 @@ def _words_differ(database: Database, table: str) -> bool:
 
 
 def _index_is_damaged(database: Database, words: str) -> bool:
-    """Asks FTS5 whether its index fits its texts; the question is a statement that writes, so not on read-only media."""
+    """Asks FTS5 whether its index fits its texts: a statement that writes, so it is not asked on read-only media."""
     if not database.file.exists():
         return False
     try:
