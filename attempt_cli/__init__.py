@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from attempt_cli.data.catalogue import load_task
     from attempt_cli.data.own_files import task_from_files
     from attempt_cli.data.task import Task
+    from attempt_cli.errors import StoppedError
     from attempt_cli.evaluation.comparison import RunComparison
     from attempt_cli.evaluation.inspection import Inspection
     from attempt_cli.evaluation.ranking import SourceRanking
@@ -58,6 +59,7 @@ __all__ = [
     "RunComparison",
     "Session",
     "SourceRanking",
+    "StoppedError",
     "Task",
     "TrainingStoppedError",
     "compare",
@@ -95,6 +97,7 @@ _MODULES = {
     "RunComparison": "attempt_cli.evaluation.comparison",
     "Session": "attempt_cli.session",
     "SourceRanking": "attempt_cli.evaluation.ranking",
+    "StoppedError": "attempt_cli.errors",
     "Task": "attempt_cli.data.task",
     "TrainingStoppedError": "attempt_cli.training.loop",
     "compare": "attempt_cli.api.scoring",

@@ -14,6 +14,7 @@ from torch import Tensor
 from attempt_cli import __version__
 from attempt_cli.backbones.base import FrozenBackbone
 from attempt_cli.backbones.load import describe
+from attempt_cli.backbones.names import listed_as, recorded_backbone
 from attempt_cli.changes import TARGET
 from attempt_cli.errors import AttemptError
 from attempt_cli.method import PromptAttention, PromptMixture
@@ -177,12 +178,12 @@ def prompt_in_units(registry: Registry, backbone: FrozenBackbone, prompt: Prompt
     Raises:
         AttemptError: the prompt belongs to another backbone; equal width does not make it fit.
     """
-    check_backbone(backbone, prompt)
+    check_backbone(registry, backbone, prompt)
     tensor = torch.from_numpy(np.array(registry.prompt_tensor(prompt)))
     return tensor * (prompt.embedding_scale / scale)
 
 
-def check_backbone(backbone: FrozenBackbone, record: Prompt | Attention | Composition) -> None:
+def check_backbone(registry: Registry, backbone: FrozenBackbone, record: Prompt | Attention | Composition) -> None:
     """Refuses a record of another backbone.
 
     Raises:
@@ -192,8 +193,9 @@ def check_backbone(backbone: FrozenBackbone, record: Prompt | Attention | Compos
         raise AttemptError(
             f"'{record.ref}' was trained for {record.backbone} ({record.fingerprint}), "
             f"the backbone here is {backbone.name} ({backbone.fingerprint})",
-            f"Name its own with --backbone {record.backbone}, or train one for {backbone.name}: "
-            f"`attempt registry list --backbone {backbone.name}` shows what fits.",
+            f"Name its own with --backbone {recorded_backbone(registry, record)}, or train one for {backbone.name}: "
+            f"`attempt registry list --backbone {listed_as(registry, backbone.name, backbone.fingerprint)}` shows what "
+            "fits.",
         )
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import shutil
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +32,7 @@ def replacing(file: Path) -> Iterator[Path]:
     partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
+        remove_stale_partials(file.parent)
         yield partial
         with partial.open("rb+") as written:
             os.fsync(written.fileno())
@@ -37,6 +40,24 @@ def replacing(file: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+STALE_SECONDS = 24 * 3600.0  # nothing is written for as long
+_looked_into: set[Path] = set()
+
+
+def remove_stale_partials(folder: Path) -> None:
+    """Removes what killed processes left half written, once a process for each folder."""
+    if folder in _looked_into:
+        return
+    _looked_into.add(folder)
+    for partial in folder.glob("*.partial"):
+        with contextlib.suppress(OSError):
+            if time.time() - partial.lstat().st_mtime > STALE_SECONDS:
+                if partial.is_dir() and not partial.is_symlink():
+                    shutil.rmtree(partial)
+                else:
+                    partial.unlink()
 
 
 def write_checked(file: Path, tensors: Mapping[str, Tensor], text: str, **names: str) -> None:

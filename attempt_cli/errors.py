@@ -6,13 +6,19 @@ from collections.abc import Iterable
 
 from attempt_registry.errors import AttemptError, unknown_name_text
 
-__all__ = ["ArgumentsError", "AttemptError", "first_line", "unknown_name"]
+__all__ = ["ArgumentsError", "AttemptError", "StoppedError", "first_line", "unknown_name"]
 
 
 class ArgumentsError(AttemptError):
     """Arguments that do not go together; the command line exits with 2, as for other wrong usage."""
 
     exit_code = 2
+
+
+class StoppedError(AttemptError):
+    """Work that a listener or a signal ended before its time."""
+
+    exit_code = 130
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str], list_command: str) -> AttemptError:

@@ -7,7 +7,8 @@ class Listener:
     """Receives the progress of trainings and evaluations. Every method does nothing here; override those that you need.
 
     Set `stopped` to True (from any thread) to end a training at its next step: its checkpoint is written, and the same
-    call with `resume=True` continues from there.
+    call with `resume=True` continues from there. Predictions and evaluations end after the batch they are at, with a
+    `StoppedError`.
     """
 
     stopped: bool = False

@@ -67,27 +67,25 @@ class Session:
 
     @property
     def backbone_name(self) -> str | None:
-        """The name that prompts of the chosen backbone are kept under; None when nothing is chosen."""
-        from attempt_cli.backbones.names import find_backbone
+        """The name that prompts of the chosen backbone are found by, or its fingerprint where others share the name.
 
-        name = self._chosen
-        return find_backbone(name).name if name else None
+        None when nothing is chosen.
+        """
+        from attempt_cli.backbones.names import find_backbone, listed_as
+
+        if not (chosen := self._chosen):
+            return None
+        place = find_backbone(chosen)
+        own = [known for known in self.store.backbones() if (known.name, known.source) == (place.name, place.source)]
+        return listed_as(self.store, place.name, own[-1].fingerprint) if own else place.name
 
     @property
     def _chosen(self) -> str | None:
-        """The backbone that is chosen, as its place can be found; a name that the registry recorded is its source."""
-        from attempt_cli.backbones.names import aliases
+        """The backbone that is chosen, as its place can be found."""
+        from attempt_cli.backbones.names import with_recorded
 
         name = self.backbone or os.environ.get("ATTEMPT_BACKBONE")
-        if not name or name in aliases() or "/" in name or Path(name).exists():
-            return name
-        sources = sorted({known.source for known in self.store.backbones() if name in (known.name, known.fingerprint)})
-        if len(sources) > 1:
-            raise AttemptError(
-                f"'{name}' is the name of {len(sources)} recorded backbones",
-                f"Name one by its place: {', '.join(sources)}.",
-            )
-        return sources[0] if sources else name
+        return with_recorded(self.store, name) if name else None
 
     def load_backbone(self, records: Sequence[Prompt | Composition | Attention] = ()) -> FrozenBackbone:
         """Loads the backbone that is chosen, else that of the records in use, else the paper's; once a session.
@@ -95,7 +93,7 @@ class Session:
         Raises:
             AttemptError: the backbone is unknown or cannot be loaded.
         """
-        from attempt_cli.backbones.names import DEFAULT_BACKBONE
+        from attempt_cli.backbones.names import DEFAULT_BACKBONE, recorded_backbone
 
         name = self._chosen
         if not name and records:
@@ -112,6 +110,8 @@ class Session:
                 self.listener.note(f"loading {name} …")
             self._loaded.clear()  # one at a time in memory
             backbone = load_backbone(name, device=self.device, dtype=self.dtype)
+            for note in backbone.notes if os.environ.get("RANK", "0") == "0" else ():
+                self.listener.note(note)
             if budget:
                 backbone.input_cache = InputCache(
                     budget,
@@ -122,6 +122,21 @@ class Session:
             self._loaded[name] = backbone
         return self._loaded[name]
 
+    @classmethod
+    def of(cls, session: Session | None) -> Session:
+        """Returns the session that a call is given, a new one for None.
+
+        Raises:
+            AttemptError: it is something else.
+        """
+        if session is None:
+            return cls()
+        if not isinstance(session, cls):
+            raise AttemptError(
+                f"{session!r} is not a session"[:200], "Give `session=attempt.Session(registry=…, backbone=…)`."
+            )
+        return session
+
     def with_listener(self, listener: Listener) -> Session:
         """Returns the same session with another listener; both share the loaded backbone."""
         told = replace(self, registry=self.store, listener=listener)
@@ -131,12 +146,3 @@ class Session:
     @cached_property
     def _loaded(self) -> dict[str, FrozenBackbone]:
         return {}
-
-
-def recorded_backbone(registry: Registry, record: Prompt | Composition | Attention) -> str:
-    """Returns the name or path under which a record's backbone can be loaded again."""
-    from attempt_cli.backbones.names import aliases
-
-    if record.backbone in aliases() or record.backbone.count("/") == 1:
-        return str(record.backbone)
-    return registry.backbone(record.fingerprint).source

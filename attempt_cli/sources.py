@@ -44,8 +44,14 @@ def source_prompts(
         other = f" of another task than {', '.join(targets)}" if targets else ""
         raise AttemptError(f"there is no source prompt{where}{other} yet", "Train one: `attempt train-source sst2`.")
     if len({prompt.fingerprint for prompt in sources}) > 1:
-        found = ", ".join(sorted({prompt.backbone for prompt in sources}))
-        raise AttemptError(f"the source prompts belong to several backbones: {found}", "Choose one with --backbone.")
+        found = {prompt.fingerprint: prompt.backbone for prompt in sources}
+        named = ", ".join(
+            f"{name} ({fingerprint})" for fingerprint, name in sorted(found.items(), key=lambda one: one[1])
+        )
+        raise AttemptError(
+            f"the source prompts belong to several backbones: {named}",
+            "Choose one with --backbone NAME, or by its fingerprint where several share the name.",
+        )
     return sources
 
 

@@ -100,10 +100,10 @@ class AuthorsMixture(nn.Module):
 def authors_training(
     name: str, model: Any, rows: Sequence[EncodedRow], length: int, sources: int, width: int = WIDTH
 ) -> Contender:
-    """An epoch of the released code's steps on a frozen T5 in float32.
+    """An epoch of the released code's steps on a frozen T5.
 
     Args:
-        model: of `plain_t5`, in float32.
+        model: of `plain_t5`; the released code computes in float32.
         rows: random tokens.
         length: m.
         sources: t; 0 is its prompt tuning.
@@ -124,9 +124,9 @@ def authors_training(
         mask = padded([[1] * len(row.input_ids) for row in batch], 0, width=width).to(device)
         labels = padded([row.target_ids for row in batch], -100).to(device)
         embeddings = table(ids)
-        prompts = mixture(embeddings) if sources else mixture.target.expand(len(batch), -1, -1)
+        prompts = mixture(embeddings.float()) if sources else mixture.target.expand(len(batch), -1, -1)
         loss = model(
-            inputs_embeds=torch.cat([prompts, embeddings], dim=1),
+            inputs_embeds=torch.cat([prompts.to(embeddings.dtype), embeddings], dim=1),
             attention_mask=torch.cat([mask.new_ones(len(batch), length), mask], dim=1),
             labels=labels,
         ).loss

@@ -61,6 +61,10 @@ class Times:
         pairs = zip(self.rates(name), self.rates(against), strict=True)
         return statistics.median(one / other for one, other in pairs)
 
+    def faster(self, name: str) -> str:
+        """The faster of a peer's contenders in the dtypes of `peers.DTYPES`: that one counts."""
+        return max((f"{name}, {dtype}" for dtype in ("bf16", "fp32")), key=lambda way: self.ratio(way, f"{name}, bf16"))
+
 
 def race(contenders: Sequence[Contender], rounds: int, *, wait: Callable[[], object] = lambda: None) -> Times:
     """Times every contender's steps in turns.

@@ -25,7 +25,8 @@ WAYS = (
     "prompt tuning, after, cached",
     "ATTEMPT t = 6, before",
     "ATTEMPT t = 64, before",
-    "PEFT prompt tuning",
+    "PEFT prompt tuning, bf16",
+    "PEFT prompt tuning, fp32",
 )
 
 
@@ -41,7 +42,8 @@ def peak(way: str, task: str, length: int, count: int, backbone_name: str, data_
     rows, pad = real_rows(task, count, backbone, data_dir), backbone.pad_id
     method, _, placement = way.partition(", ")
     if way.startswith(("bare", "PEFT")):
-        dtype = backbone.dtype  # attempt's own choice
+        # the bare pass in attempt's own choice
+        dtype = peers.DTYPES[placement] if method.startswith("PEFT") else backbone.dtype
         del backbone  # one copy of the weights, as in ours
         eager = way.startswith("bare") and dtype == torch.bfloat16
         plain = peers.fresh_model(backbone_name, torch.device("cpu"), dtype, "eager" if eager else None)

@@ -18,6 +18,9 @@ from attempt_cli.backbones.rows import EncodedRow
 from benchmarks.harness import Contender
 from benchmarks.rows import BATCH, bucketed_batches, padded, random_batches
 
+# a peer runs in both, and its faster one counts: nobody has to use what is slow on their processor
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
 
 def fresh_model(name: str, device: torch.device, dtype: torch.dtype, attention: str | None = None) -> Any:
     """The backbone's weights as a plain transformers model, in evaluation mode.

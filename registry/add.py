@@ -255,7 +255,7 @@ class Adder(Finder):
                         f"{part.ref} belongs to the backbone {part.backbone} "
                         f"({part.fingerprint[:12]}, width {part.width}), "
                         f"not to {backbone} ({fingerprint[:12]}, width {parts[0].width})",
-                        f"`attempt registry list --backbone {backbone}` shows what fits.",
+                        f"`attempt registry list --backbone {fingerprint}` shows what fits.",
                     )
             check_one_placement(parts)
             for refs in ([prompt.ref for prompt in source_prompts], [prompt.ref for prompt in target_prompts]):

@@ -59,15 +59,22 @@ class Finder:
         return self._whole(Run, rows[0], f"run {id}")
 
     def backbone(self, name_or_fingerprint: str) -> Backbone:
-        """Returns a recorded backbone, the newest of several with the same name.
+        """Returns a recorded backbone, the newest of several with the same name and place.
 
         Raises:
-            RegistryError: when it is unknown; the hint lists the nearest names.
+            RegistryError: when it is unknown, with the nearest names in the hint, or when backbones of several places
+                have the name.
         """
         backbones = self.backbones()
-        for backbone in reversed(backbones):
-            if name_or_fingerprint in (backbone.name, backbone.fingerprint):
-                return backbone
+        found = [known for known in backbones if name_or_fingerprint in (known.name, known.fingerprint)]
+        if len({known.source for known in found if known.fingerprint != name_or_fingerprint}) > 1:
+            places = ", ".join(f"{known.fingerprint} ({known.source})" for known in found)
+            raise RegistryError(
+                f"'{name_or_fingerprint}' is the name of {len(found)} recorded backbones",
+                f"Name one by its fingerprint: {places}.",
+            )
+        if found:
+            return found[-1]
         near = did_you_mean(name_or_fingerprint, [backbone.name for backbone in backbones])
         raise RegistryError(
             f"no backbone named '{name_or_fingerprint}' is recorded here",

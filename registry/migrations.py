@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from sqlite_utils import Database, Migrations
 
 migrations = Migrations("registry")  # `database.MIGRATION_SET`
@@ -145,28 +147,40 @@ def links_and_words(db: Database) -> None:
         "WITHOUT ROWID"
     )
     db.execute("CREATE INDEX links_of ON links (kind, id)")
+    fill_links_and_words(db.execute)
+
+
+def fill_links_and_words(execute: Callable[[str], object]) -> None:
+    """Makes references and words from the rows, and the triggers that keep them, whatever there was before.
+
+    Args:
+        execute: runs one statement, in a transaction that writes.
+    """
+    execute("DELETE FROM links")
     for table, roles in _LINKS.items():
         kind = table.removesuffix("s")
         forget = f"DELETE FROM links WHERE kind = '{kind}' AND id = old.id"
         inserts = [f"INSERT OR IGNORE INTO links {_links(kind, 'new', *role)}" for role in roles.items()]
-        _trigger(db, f"{table}_linked", f"INSERT ON {table}", *inserts)
-        _trigger(db, f"{table}_linked_again", f"UPDATE OF {', '.join(roles)} ON {table}", forget, *inserts)
-        _trigger(db, f"{table}_unlinked", f"DELETE ON {table}", forget)
+        _trigger(execute, f"{table}_linked", f"INSERT ON {table}", *inserts)
+        _trigger(execute, f"{table}_linked_again", f"UPDATE OF {', '.join(roles)} ON {table}", forget, *inserts)
+        _trigger(execute, f"{table}_unlinked", f"DELETE ON {table}", forget)
         for role in roles.items():
-            db.execute(f"INSERT OR IGNORE INTO links {_links(kind, table, *role, table=table)}")
+            execute(f"INSERT OR IGNORE INTO links {_links(kind, table, *role, table=table)}")
     for table, columns in _SEARCHED.items():
         words = f"{table}_words"
-        db.execute(f"CREATE VIRTUAL TABLE {words} USING fts5(text, tokenize = 'trigram')")
+        execute(f"DROP TABLE IF EXISTS {words}")
+        execute(f"CREATE VIRTUAL TABLE {words} USING fts5(text, tokenize = 'trigram')")
         new = f"INSERT INTO {words} (rowid, text) VALUES (new.id, {_words('new', columns)})"
         forget = f"DELETE FROM {words} WHERE rowid = old.id"
-        _trigger(db, f"{words}_added", f"INSERT ON {table}", new)
-        _trigger(db, f"{words}_changed", f"UPDATE OF {', '.join(columns)} ON {table}", forget, new)
-        _trigger(db, f"{words}_removed", f"DELETE ON {table}", forget)
-        db.execute(f"INSERT INTO {words} (rowid, text) SELECT id, {_words(table, columns)} FROM {table}")
+        _trigger(execute, f"{words}_added", f"INSERT ON {table}", new)
+        _trigger(execute, f"{words}_changed", f"UPDATE OF {', '.join(columns)} ON {table}", forget, new)
+        _trigger(execute, f"{words}_removed", f"DELETE ON {table}", forget)
+        execute(f"INSERT INTO {words} (rowid, text) SELECT id, {_words(table, columns)} FROM {table}")
 
 
-def _trigger(db: Database, name: str, event: str, *statements: str) -> None:
-    db.execute(f"CREATE TRIGGER {name} AFTER {event} BEGIN {'; '.join(statements)}; END")
+def _trigger(execute: Callable[[str], object], name: str, event: str, *statements: str) -> None:
+    execute(f"DROP TRIGGER IF EXISTS {name}")
+    execute(f"CREATE TRIGGER {name} AFTER {event} BEGIN {'; '.join(statements)}; END")
 
 
 def _links(kind: str, row: str, column: str, role: str, table: str = "") -> str:

@@ -133,6 +133,14 @@ class Registry(Adder):
         """Finds records with every word of `text` in their name, task, note, tags, method or backbone, in any case."""
         return lineage.search(self, text)
 
+    def repair(self) -> None:
+        """Makes again what follows from the rows: the words that `search` looks into, and the table of references.
+
+        Raises:
+            RegistryError: the registry cannot be written to, or its rows themselves are damaged.
+        """
+        upkeep.repair(self._database)
+
     def verify(self) -> list[Problem]:
         """Checks the database, the presence and hash of every tensor's file, and every reference.
 

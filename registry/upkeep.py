@@ -55,6 +55,15 @@ def remove(registry: Finder, database: Database, ref: str, *, kind: str, force: 
     return removal
 
 
+def repair(database: Database) -> None:
+    """Makes search words and references again; see `Registry.repair`."""
+    from attempt_registry.migrations import fill_links_and_words
+
+    database.require_writable()
+    with database.transaction():
+        fill_links_and_words(database.execute)
+
+
 def verify(registry: Finder, database: Database, objects: Objects) -> list[Problem]:
     """Checks; see `Registry.verify`."""
     problems = [
@@ -107,9 +116,25 @@ def _words_differ(database: Database, table: str) -> bool:
         ((words,),) = database.rows(
             f"SELECT count(*) FROM {table} JOIN {table}_words ON {table}_words.rowid = {table}.id"
         ) or [(0,)]
-        return bool(rows != words)
+        return bool(rows != words) or _index_is_damaged(database, f"{table}_words")
     except RegistryError:
         return True
+
+
+def _index_is_damaged(database: Database, words: str) -> bool:
+    """Asks FTS5 whether its index fits its texts: a statement that writes, so it is not asked on read-only media."""
+    if not database.file.exists():
+        return False
+    try:
+        database.require_writable()
+    except RegistryError:
+        return False
+    try:
+        with database.transaction():
+            database.execute(f"INSERT INTO {words} ({words}) VALUES ('integrity-check')")
+    except RegistryError as error:
+        return "malformed" in str(error.__cause__)
+    return False
 
 
 def _full(ref: str) -> str:

@@ -253,3 +253,16 @@ def tune(backbone: FrozenBackbone, method: str, seed: int) -> TunedWeights:
     """Puts what a weight method trains into the backbone."""
     tuned: TunedWeights = METHODS[method].builder()(backbone, seed)
     return tuned
+
+
+def save_adapter(folder: Path) -> Path:
+    """Puts a LoRA adapter of PEFT beside a saved Llama, whose numbers it changes much; returns the folder."""
+    from peft import LoraConfig, get_peft_model
+
+    model = LlamaForCausalLM.from_pretrained(folder)
+    adapted: Any = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj", "v_proj"]))
+    for name, weight in adapted.named_parameters():
+        if "lora_" in name:
+            nn.init.normal_(weight, std=1.0)
+    adapted.save_pretrained(folder)
+    return folder

@@ -63,9 +63,10 @@ def fewshot(
     """
     from attempt_cli.experiments.run import compare_on_few_rows
 
-    _check_seeds(seeds)
+    for name, number in (("seeds", seeds), ("k", k), ("steps", steps), ("limit", limit)):
+        _check_count(name, number, optional=name == "limit")
     return compare_on_few_rows(
-        session or Session(),
+        Session.of(session),
         as_tasks(tasks),
         k=k,
         per_class=per_class,
@@ -131,8 +132,10 @@ def reproduce(
 
     if name not in experiments():
         raise unknown_name("experiment", name, experiments(), "attempt reproduce --help")
-    _check_seeds(seeds)
-    session = session or Session()
+    numbers = {"seeds": seeds, "limit": limit, "train_limit": train_limit, "source_steps": source_steps}
+    for option, number in numbers.items():
+        _check_count(option, number)
+    session = Session.of(session)
     named = session.backbone or os.environ.get("ATTEMPT_BACKBONE")
     options = GridOptions(
         tasks=None if tasks is None else listed(tasks),
@@ -156,6 +159,8 @@ def reproduce(
     return run_experiment(session, experiments()[name], options, listed(backbones or named or ()), progress)
 
 
-def _check_seeds(seeds: int | None) -> None:
-    if seeds is not None and seeds < 1:
-        raise ArgumentsError(f"seeds is {seeds}", "Name how many seeds to run, at least 1.")
+def _check_count(name: str, number: object, *, optional: bool = True) -> None:
+    """Refuses what is not a number of something, before anything else is done."""
+    if (number is None and optional) or (type(number) is int and number >= 1):
+        return
+    raise ArgumentsError(f"{name} is {number!r}"[:200], f"Give {name} as one whole number, at least 1.")

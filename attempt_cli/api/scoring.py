@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attempt_cli.api.training import as_task
+from attempt_cli.backbones.names import listed_as
 from attempt_cli.changes import Changes
 from attempt_cli.composing import changed_copy, checked_parts, joined
 from attempt_cli.errors import ArgumentsError, AttemptError
@@ -106,7 +107,7 @@ def load(name: str, *, changes: Changes | None = None, session: Session | None =
         model = attempt.load("support-chats-attempt")
         model = attempt.load("rte-attempt", changes=attempt.Changes(drop=["sst2"]))
     """
-    session = session or Session()
+    session = Session.of(session)
     found = find_model(session, name).with_changes(changes)
     model = Model(found.record, session, found.changes)
     model.load()
@@ -262,7 +263,7 @@ def compare(
         attempt.compare("rte-attempt", "rte-spot").test.p
     """
     names = [_evaluation_name(one) for one in (first, second)]
-    return compare_runs(*paired_evaluations(session or Session(), names, task), metric)
+    return compare_runs(*paired_evaluations(Session.of(session), names, task), metric)
 
 
 def rank_sources(
@@ -302,7 +303,7 @@ def rank_sources(
 
         attempt.rank_sources("rte", composition="rte-attempt").sources[0].source
     """
-    session = session or Session()
+    session = Session.of(session)
     if split == "test":
         raise ArgumentsError("test rows do not choose sources", "Rank them on the split validation or train.")
     wanted = as_task(task)
@@ -399,7 +400,7 @@ def compose(
 
         attempt.compose("rte-without-sst2", base="rte-attempt", changes=attempt.Changes(drop=["sst2"]))
     """
-    session = session or Session()
+    session = Session.of(session)
     registry, changes = session.store, changes or Changes()
     if base is not None:
         if sources or targets or attention is not None:
@@ -415,7 +416,9 @@ def compose(
                 "`attempt registry list` shows prompts, with --what compositions and --what attentions the others.",
             )
         found = [registry.prompt(target) for target in listed(targets)]
-        where = session.backbone_name or (found[0].backbone if found else None)
+        where = session.backbone_name or (
+            listed_as(registry, found[0].backbone, found[0].fingerprint) if found else None
+        )
         mixed = source_prompts(registry, sources, where, targets=[prompt.task for prompt in found])
         draft = joined(registry, name, mixed, found, attention, changes)
     parts = checked_parts(registry, draft)
@@ -457,7 +460,7 @@ def _evaluation_name(given: int | str | EvaluationResult) -> str:
 def _session(models: str | TrainedModel | Sequence[str | TrainedModel], session: Session | None) -> Session:
     """Returns the session that is given, else that of the first loaded model, else a new one."""
     loaded = (each.session for each in listed(models) if isinstance(each, TrainedModel))
-    return session or next(loaded, None) or Session()
+    return Session.of(next(loaded, None) if session is None else session)
 
 
 def _model(session: Session, given: str | TrainedModel) -> TrainedModel:

@@ -56,7 +56,7 @@ def train_source(
     Raises:
         AttemptError: the task, the settings or the rows do not fit; nothing was loaded or trained then.
     """
-    session = session or Session()
+    session = Session.of(session)
     chosen = as_task(task)
     start = session.store.prompt(init_from) if init_from else None
     return _train(
@@ -115,7 +115,7 @@ def train_target(
     Raises:
         AttemptError: tasks, prompts, settings or rows do not fit; nothing was loaded or trained then.
     """
-    session = session or Session()
+    session = Session.of(session)
     row = find_method(method)
     tasks = as_tasks(task)
     names = [one.name for one in tasks]
@@ -193,7 +193,7 @@ def train_attention(
     Raises:
         AttemptError: sources, tasks, settings or rows do not fit; nothing was loaded or trained then.
     """
-    session = session or Session()
+    session = Session.of(session)
     mixed = source_prompts(session.store, sources, session.backbone_name)
     chosen = as_tasks(tasks or list(dict.fromkeys(prompt.task for prompt in mixed))) if tasks or mixed else []
     # targets start from frequent words, not from the prompt of the task itself, which would leave nothing to mix
@@ -284,7 +284,7 @@ def _run(session: Session, request: Request, records: Sequence[Prompt | Attentio
 
 def _session_of(session: Session, composition: Composition) -> Session:
     """Returns the session with the composition's backbone, where none is chosen."""
-    from attempt_cli.session import recorded_backbone
+    from attempt_cli.backbones.names import recorded_backbone
 
     if session.backbone is not None:
         return session

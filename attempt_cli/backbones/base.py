@@ -48,6 +48,8 @@ class FrozenBackbone(SwitchedLayers, ABC):
     input_cache: InputCache | None = None
     # the `TunedWeights` that are in the model now; once they are released it is the frozen model again
     tuned: nn.Module | None = None
+    # what is worth knowing about how it was loaded
+    notes: tuple[str, ...] = ()
 
     def __init__(self, model: Any, tokenizer: Any, *, name: str, source: str) -> None:
         self.model: Any = model.eval().requires_grad_(False)

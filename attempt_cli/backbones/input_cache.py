@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -59,7 +60,8 @@ class InputCache:
 
     Args:
         budget: the largest number of bytes; whole rows are dropped, never parts of one.
-        folder: keeps them in files here, not in memory; later trainings on the same rows find them.
+        folder: keeps them in files here, not in memory; later trainings on the same rows find them. All files there
+            together stay within the budget: those that were read longest ago go first.
         made_by: names all that computes them, for the files' names: folders serve several backbones and dtypes.
         pin_memory: keeps them in memory that a GPU can copy from while it computes.
     """
@@ -76,6 +78,7 @@ class InputCache:
         self._kept: OrderedDict[str, Tensor] = OrderedDict()
         self._planned: dict[bytes, tuple[Group, int]] = {}
         self._wanted: set[str] = set()
+        self._earlier: dict[Path, int] | None = None  # files of other trainings and their sizes, the oldest first
 
     @property
     def bytes(self) -> int:
@@ -161,6 +164,7 @@ class InputCache:
                 dropped.unlink(missing_ok=True)
         try:
             if file is not None:
+                self._drop_earlier(need)
                 write_checked(file, {KEPT: tensor}, self._made(file, tensor))
                 return self._read(file)  # the system pages it in and out
             return tensor.cpu().pin_memory() if self.pin_memory else tensor
@@ -168,6 +172,23 @@ class InputCache:
             # a cache is a convenience: the training continues without what did not fit
             self.failure = first_line(error)
             return tensor
+
+    def _drop_earlier(self, need: int) -> None:
+        """Removes files that other trainings have left until one of `need` bytes has room."""
+        if self._earlier is None:
+            self._earlier = {}
+            wanted = {self._file(name) for name in (*self._wanted, *self._kept)}
+            with contextlib.suppress(OSError):
+                stats = [(file, file.stat()) for file in (self.folder or Path()).glob("*.kv") if file not in wanted]
+                self._earlier = {f: stat.st_size for f, stat in sorted(stats, key=lambda one: one[1].st_mtime_ns)}
+        used = self.bytes + sum(self._earlier.values())
+        for file in list(self._earlier):
+            if used + need <= self.budget:
+                break
+            used -= self._earlier.pop(file)
+            if file not in {self._file(name) for name in self._kept}:
+                with contextlib.suppress(OSError):  # another process may hold it open, or have removed it
+                    file.unlink()
 
     def _file(self, name: str) -> Path | None:
         if self.folder is None:
@@ -181,6 +202,8 @@ class InputCache:
             DamagedFileError: it is missing, or is not what was written under this name.
         """
         tensors, whose = read_checked(file)
+        with contextlib.suppress(OSError):
+            os.utime(file)  # read just now: it goes last
         if KEPT not in tensors or whose["state"] != self._made(file, tensors[KEPT]):
             raise DamagedFileError("it holds something else")
         return tensors[KEPT]

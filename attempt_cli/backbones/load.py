@@ -21,8 +21,9 @@ from attempt_cli.backbones.encoder_decoder import EncoderDecoderBackbone
 from attempt_cli.backbones.machine import cache_folder
 from attempt_cli.backbones.names import Place, find_backbone, install_hint
 from attempt_cli.backbones.rows import EncodedRow
-from attempt_cli.backbones.strangers import check_config, check_folder
+from attempt_cli.backbones.strangers import ADAPTER, check_config, check_weights, in_folder, in_repository
 from attempt_cli.bars import bars_on_terminals_only
+from attempt_cli.checked_files import remove_stale_partials
 from attempt_cli.errors import AttemptError, first_line
 from attempt_cli.hub import why_the_hub_is_silent
 
@@ -46,6 +47,11 @@ def load_backbone(name: str, *, device: str | None = None, dtype: str | None = N
     return load_from(place, where, kind)
 
 
+# The library loads a PEFT adapter that lies beside the weights without a word, if PEFT is installed, and may fetch its
+# base model instead. No folder has this name, so that it finds none.
+WITHOUT_ADAPTER: dict[str, Any] = {"adapter_kwargs": {"subfolder": "no-adapter"}}
+
+
 @bars_on_terminals_only()
 def load_from(place: Place, device: torch.device, dtype: torch.dtype) -> FrozenBackbone:
     """Loads the weights of a place; see `load_backbone`."""
@@ -62,16 +68,18 @@ def load_from(place: Place, device: torch.device, dtype: torch.dtype) -> FrozenB
     settings: Any = logging
     settings.set_verbosity_error()  # no advice of the library between our own lines
     location = str(_unpacked_gguf(Path(place.location))) if place.kind == "gguf" else place.location
-    silence = why_the_hub_is_silent(location, "config.json") if place.kind == "hub" else None
+    local = place.kind != "hub"
+    silence = None if local else why_the_hub_is_silent(location, "config.json")
     reading: dict[str, Any] = {"local_files_only": silence is not None, "trust_remote_code": False}
     try:
         raw, _ = PreTrainedConfig.get_config_dict(location, local_files_only=silence is not None)
         check_config(raw, CONFIG_MAPPING)
-        if place.kind == "folder":
-            check_folder(Path(location), raw)
+        find = in_folder(Path(location)) if local else in_repository(location, cached_only=silence is not None)
+        check_weights(find, raw)
         config = AutoConfig.from_pretrained(location, **reading)
         # a config may name an attention, and with it code on the hub: the choice is ours
         config._attn_implementation = config._experts_implementation = None
+        config.transformers_weights = None  # nor other files than those that were checked
         auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         # encoder-decoders keep this attention, and so do decoder-only models that our own does not fit. Measured on two
         # x86 cores: in bf16 the backward pass of scaled-dot-product attention is 1.2 to 1.3 times slower than plain
@@ -79,7 +87,14 @@ def load_from(place: Place, device: torch.device, dtype: torch.dtype) -> FrozenB
         eager = device.type == "cpu" and dtype == torch.bfloat16
         attention = {"attn_implementation": "eager"} if eager else {}
         loaded: Any = auto.from_pretrained(
-            location, config=config, dtype=dtype, output_loading_info=True, use_safetensors=True, **attention, **reading
+            location,
+            config=config,
+            dtype=dtype,
+            output_loading_info=True,
+            use_safetensors=True,
+            **WITHOUT_ADAPTER,
+            **attention,
+            **reading,
         )
         model, report = loaded
         if report["missing_keys"]:  # the library would draw them at random
@@ -90,9 +105,13 @@ def load_from(place: Place, device: torch.device, dtype: torch.dtype) -> FrozenB
     except Exception as error:  # damaged files make the readers raise many types of errors
         raise _loading_error(place, error, silence) from error
     kind = EncoderDecoderBackbone if config.is_encoder_decoder else DecoderOnlyBackbone
-    source = place.location if place.kind == "hub" else str(Path(place.location).resolve())
-    backbone = kind(model, tokenizer, name=place.name, source=source)
+    backbone = kind(model, tokenizer, name=place.name, source=place.source)
     check_scores(backbone)
+    if find(ADAPTER) is not None:
+        backbone.notes = (
+            f"{place.name} is loaded without the adapter that lies beside its weights ({ADAPTER}). To use both as one "
+            "model, merge the adapter first (`merge_and_unload` of PEFT) and save the result.",
+        )
     return backbone
 
 
@@ -314,6 +333,7 @@ def _unpacked_gguf(file: Path) -> Path:
         return folder
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
+    remove_stale_partials(cache)
     partial = cache / f"{folder.name}.{os.getpid()}.partial"
     try:
         model = AutoModelForCausalLM.from_pretrained(
@@ -322,6 +342,7 @@ def _unpacked_gguf(file: Path) -> Path:
             dtype=torch.bfloat16,
             quantization_config=GgufConfig(dequantize=True),
             trust_remote_code=False,
+            **WITHOUT_ADAPTER,
         )
         tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name, trust_remote_code=False)
     except Exception as error:  # a damaged file makes the reader raise many types of errors
@@ -367,8 +388,6 @@ def _is_whole(folder: Path) -> bool:
 
 def _loading_error(place: Place, error: Exception, silence: str | None) -> AttemptError:
     reason = silence or first_line(error)
-    if silence is None and "pytorch_model.bin" in reason:
-        reason = "it has no model.safetensors (weights in other formats are not read)"
     if place.kind != "hub":
         return AttemptError(
             f"the backbone at {place.location} cannot be loaded: {reason}",

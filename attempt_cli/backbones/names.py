@@ -6,9 +6,12 @@ import importlib.util
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from attempt_cli.errors import AttemptError, unknown_name
+
+if TYPE_CHECKING:
+    from attempt_registry import Attention, Composition, Prompt, Registry
 
 DEFAULT_BACKBONE = "t5-base"  # the paper's
 
@@ -26,6 +29,11 @@ class Place:
     name: str
     kind: str
     location: str
+
+    @property
+    def source(self) -> str:
+        """The place as the registry records it."""
+        return self.location if self.kind == "hub" else str(Path(self.location).resolve())
 
 
 def aliases() -> dict[str, dict[str, Any]]:
@@ -80,6 +88,39 @@ def find_backbone(name: str) -> Place:
             if file.exists():
                 return Place(alias, "gguf", str(file))
     return Place(alias, "hub", entry["hub"])
+
+
+def with_recorded(registry: Registry, name: str) -> str:
+    """Returns what `find_backbone` finds for a name: for one that only the registry knows, the place it has recorded.
+
+    Raises:
+        AttemptError: it has recorded several backbones of the name.
+    """
+    if name in aliases() or "/" in name or Path(name).exists():
+        return name
+    sources = sorted({known.source for known in registry.backbones() if name in (known.name, known.fingerprint)})
+    if len(sources) > 1:
+        raise AttemptError(
+            f"'{name}' is the name of {len(sources)} recorded backbones",
+            f"Name one by its place: {', '.join(sources)}.",
+        )
+    return sources[0] if sources else name
+
+
+def recorded_backbone(registry: Registry, record: Prompt | Composition | Attention) -> str:
+    """Returns what --backbone takes to load a record's backbone again: its name, else its place."""
+    recorded = registry.backbones()
+    findable = record.backbone in aliases() or record.backbone.count("/") == 1
+    if findable and len({known.fingerprint for known in recorded if known.name == record.backbone}) <= 1:
+        return str(record.backbone)
+    own = [known.source for known in recorded if known.fingerprint == record.fingerprint]
+    return own[-1] if own else str(record.backbone)
+
+
+def listed_as(registry: Registry, name: str, fingerprint: str) -> str:
+    """Returns the name by which the registry finds what is of a backbone: its fingerprint where others share it."""
+    shared = any(known.name == name and known.fingerprint != fingerprint for known in registry.backbones())
+    return fingerprint if shared else name
 
 
 def install_hint(name: str) -> str | None:

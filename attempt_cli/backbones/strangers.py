@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from attempt_cli.errors import AttemptError
 
+ADAPTER = "adapter_config.json"  # of PEFT
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 # what a config calls a stack's layers; each has at least one tensor in the files
@@ -38,17 +39,17 @@ def check_config(config: Mapping[str, Any], known: Mapping[str, Any]) -> None:
         )
 
 
-def check_folder(folder: Path, config: Mapping[str, Any]) -> None:
-    """Refuses a folder whose weights lie elsewhere, or whose config describes another model than its files hold.
+def check_weights(find: Callable[[str], Path | None], config: Mapping[str, Any]) -> None:
+    """Refuses weights that lie elsewhere, or a config that describes another model than the files hold.
 
     Args:
-        folder: holds config.json and the weights.
+        find: returns the file of a name in the folder or the repository, None where there is none.
         config: the content of config.json.
 
     Raises:
         AttemptError: says what is wrong.
     """
-    shapes = {name: shape for file in _weight_files(folder) for name, shape in _shapes(file)}
+    shapes = {name: shape for file in _weight_files(find) for name, shape in _shapes(file)}
     entries = sum(math.prod(shape) for shape in shapes.values())
     for part in (config, *(value for value in config.values() if isinstance(value, Mapping))):
         for names, most, what in ((LAYERS, len(shapes), "tensors"), (SIZES, entries, "numbers")):
@@ -58,22 +59,43 @@ def check_folder(folder: Path, config: Mapping[str, Any]) -> None:
                     raise AttemptError(f"its config says {name} {value}, but its files hold {most} {what}")
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    if (folder / SINGLE).is_file():
-        return [folder / SINGLE]
-    index = folder / INDEX
-    if not index.is_file():
+def in_folder(folder: Path) -> Callable[[str], Path | None]:
+    """Returns what finds files in a folder."""
+    return lambda name: folder / name if (folder / name).is_file() else None
+
+
+def in_repository(repository: str, *, cached_only: bool) -> Callable[[str], Path | None]:
+    """Returns what finds files in a repository of the hub, through the cache that the library uses, too."""
+    from transformers.utils.hub import cached_file
+
+    def find(name: str) -> Path | None:
+        found = cached_file(repository, name, local_files_only=cached_only, _raise_exceptions_for_missing_entries=False)
+        return Path(found) if found else None
+
+    return find
+
+
+def _weight_files(find: Callable[[str], Path | None]) -> list[Path]:
+    single = find(SINGLE)
+    if single is not None:
+        return [single]
+    index = find(INDEX)
+    if index is None:
         raise AttemptError(f"it has no {SINGLE} (weights in other formats are not read)")
-    found = read_json(index).get("weight_map")
-    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found.values()):
+    named = read_json(index).get("weight_map")
+    if not isinstance(named, dict) or not all(isinstance(name, str) for name in named.values()):
         raise AttemptError(f"its {INDEX} names no files")
-    names = sorted(set(found.values()))
-    for name in names:
+    names = sorted(set(named.values()))
+    for name in names:  # all, before the first is looked for: the library's cache follows ".."
         if name in ("", ".", "..") or any(sign in name for sign in "/\\:\0"):
             raise AttemptError(f"its {INDEX} names a file outside the folder: {name!r}")
-        if not (folder / name).is_file():
+    files = []
+    for name in names:
+        file = find(name)
+        if file is None:
             raise AttemptError(f"its {INDEX} names a file that is not there: {name!r}")
-    return [folder / name for name in names]
+        files.append(file)
+    return files
 
 
 def _shapes(file: Path) -> Iterator[tuple[str, list[int]]]:

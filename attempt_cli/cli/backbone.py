@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from attempt_cli.cli.options import BackboneOptions, where_options
+from attempt_cli.cli.options import BackboneOptions, refuse_options, where_options
 
 if TYPE_CHECKING:
     from attempt_cli.cli.main import Settings
@@ -33,20 +33,18 @@ def list_backbones(settings: Settings) -> None:
     """
     from attempt_cli.backbones.names import aliases, find_backbone
 
-    recorded = {backbone.name: backbone for backbone in settings.registry().backbones()}
+    recorded = settings.registry().backbones()
     rows = []
-    for name in [*aliases(), *(name for name in recorded if name not in aliases())]:
-        known = recorded.get(name)
+    for name in dict.fromkeys([*aliases(), *(backbone.name for backbone in recorded)]):
         place = find_backbone(name) if name in aliases() else None
-        rows.append(
-            {
-                "name": name,
-                "from": place.kind if place else "recorded",
-                "location": place.location if place else (known.source if known else None),
-                "width": known.width if known else None,
-                "fingerprint": known.fingerprint if known else None,
-            }
-        )
+        row = {"name": name, "from": "recorded", "location": None, "width": None, "fingerprint": None}
+        known = [backbone for backbone in recorded if backbone.name == name]
+        for backbone in known:
+            here = place is not None and place.source == backbone.source
+            about = {"location": backbone.source, "width": backbone.width, "fingerprint": backbone.fingerprint}
+            rows.append({**row, "from": place.kind if here and place else "recorded", **about})
+        if place is not None and place.source not in [backbone.source for backbone in known]:
+            rows.append({**row, "from": place.kind, "location": place.location})
     settings.output.rows("backbones", rows, ["name", "from", "location", "width", "fingerprint"])
 
 
@@ -65,6 +63,8 @@ def show_backbone(settings: Settings, /, name: str | None, where: BackboneOption
 
     from attempt_cli.artefacts import remember_backbone
 
+    if name is not None:
+        refuse_options(click.get_current_context(), ["backbone"], "beside NAME: name one backbone")
     session = settings.session(replace(where, backbone=name or where.backbone), input_cache=0)
     backbone = session.load_backbone()
     remember_backbone(session.store, backbone)

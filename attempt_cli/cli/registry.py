@@ -309,20 +309,30 @@ def tag(settings: Settings, name: str, added: tuple[str, ...], removed: tuple[st
 
 
 @command.command()
+@click.option("--repair", is_flag=True, help="First make again what follows from the rows: search words, references.")
 @click.pass_obj
-def verify(settings: Settings) -> None:
+def verify(settings: Settings, repair: bool) -> None:
     """Check that every file is present and intact, and that every reference resolves.
 
     Exits with 1 when anything is wrong.
 
     \b
       attempt registry verify
+      attempt registry verify --repair
     """
-    problems = settings.registry().verify()
+    registry = settings.registry()
+    if repair:
+        registry.repair()
+        settings.output.note("Search words and references are made again from the rows.")
+    problems = registry.verify()
     settings.output.rows("problems", [vars(problem) for problem in problems], ("what", "problem", "file"), name="what")
     if problems:
         count = f"{len(problems)} problem" + ("s" if len(problems) > 1 else "")
-        raise RegistryError(f"{count} in the registry", "Restore copies of the files, or remove the broken records.")
+        words = any(problem.what == "search" for problem in problems)
+        mend = "`attempt registry verify --repair` makes the words again. " if words else ""
+        raise RegistryError(
+            f"{count} in the registry", f"{mend}Restore copies of the files, or remove the broken records."
+        )
 
 
 @command.command()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from attempt_cli.cli.options import refuse_options
 from attempt_cli.cli.output import write_text
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ def show(settings: Settings, name: str, rows: int, text_format: str, as_yaml: bo
 
     task = load_task(name).with_format(text_format)
     if as_yaml:
+        refuse_options(click.get_current_context(), ["rows", "text_format"], "with --yaml: it prints the file")
         write_text(task_file(name).read_text(encoding="utf-8").rstrip())
         return
     place, examples = sample_examples(task, settings.data_dir, rows) if rows else ("", [])

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from attempt_cli.backbones.names import listed_as
 from attempt_cli.changes import Changes
 from attempt_cli.errors import AttemptError
 from attempt_cli.evaluation.models import TrainedModel
@@ -107,7 +108,9 @@ def ranked_sources(
         )
     if composition is not None and names is None:
         return [session.store.prompt(ref) for ref in composition.sources]
-    backbone = composition.backbone if composition is not None else session.backbone_name
+    backbone = session.backbone_name
+    if composition is not None:
+        backbone = listed_as(session.store, composition.backbone, composition.fingerprint)
     return source_prompts(session.store, "all" if names is None else names, backbone, targets=[task])
 
 

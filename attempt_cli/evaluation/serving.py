@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from attempt_cli.errors import ArgumentsError, AttemptError
+from attempt_cli.errors import ArgumentsError, AttemptError, StoppedError
 from attempt_cli.evaluation.models import (
     TrainedModel,
     find_model,
@@ -217,13 +217,21 @@ def predict_rows(
 
 
 def counted(session: Session, total: int) -> Callable[[int], None]:
-    """Returns a function that adds up rows and tells the session's listener how many of `total` are done."""
+    """Returns a function that adds up rows and tells the session's listener how many of `total` are done.
+
+    It raises a `StoppedError` where the listener wants to stop and rows are left.
+    """
     done = 0
 
     def progress(count: int) -> None:
         nonlocal done
         done += count
         session.listener.rows(done, total)
+        if session.listener.stopped and done < total:
+            raise StoppedError(
+                f"stopped after {done:,} of {total:,} rows",
+                "Evaluations that had ended are recorded; the same call scores the others.",
+            )
 
     return progress
 

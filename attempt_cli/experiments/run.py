@@ -7,11 +7,11 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from attempt_cli.backbones.names import DEFAULT_BACKBONE, find_backbone
+from attempt_cli.backbones.names import DEFAULT_BACKBONE, find_backbone, listed_as, recorded_backbone, with_recorded
 from attempt_cli.byte_sizes import total_memory
 from attempt_cli.data.catalogue import load_task, task_names
 from attempt_cli.data.task import Task
-from attempt_cli.errors import AttemptError
+from attempt_cli.errors import ArgumentsError, AttemptError
 from attempt_cli.experiments.cell_queue import GridListener, GridResult
 from attempt_cli.experiments.cells import Cell
 from attempt_cli.experiments.grid import CellSpec, Plan, Runner, check_rows, record_failure
@@ -21,7 +21,7 @@ from attempt_cli.experiments.report import Report, check_columns
 from attempt_cli.experiments.sources import prepare, train_sources
 from attempt_cli.experiments.summary import Row, summarise
 from attempt_cli.experiments.worker_pool import WorkerPool
-from attempt_cli.session import Session, recorded_backbone
+from attempt_cli.session import Session
 from attempt_cli.sources import check_lengths, source_prompts
 from attempt_cli.training.config import make_config
 from attempt_cli.training.presets import settings_for
@@ -185,6 +185,7 @@ def run_experiment(
     if options.train_sources is not None:
         names = list(paper_sources()) if options.train_sources == "paper" else list(options.train_sources)
     kinds = [kind for kind in PREPARED if any(METHODS[method].prepared == kind for method in methods)]
+    _refuse_unread(options, methods, trained=bool(names or kinds))
     own = {**{name: load_task(name) for name in names}, **_prepared_on(session, sources if kinds else {}), **tasks}
     check_rows(replace(plan, tasks=own), [CellSpec((name,), "", 0, backbones[0]) for name in own])
     if names:
@@ -206,6 +207,28 @@ def run_experiment(
     used = {cell.backbone for cell in result.cells}
     sizes = {backbone.name: backbone.parameters for backbone in session.store.backbones() if backbone.name in used}
     return Report(experiment, session.command, result.cells, failures | result.failures, sizes)
+
+
+def _refuse_unread(options: GridOptions, methods: Sequence[str], *, trained: bool) -> None:
+    """Refuses options that say nothing to these methods.
+
+    Args:
+        trained: whether anything is trained on source tasks.
+
+    Raises:
+        ArgumentsError: naming one.
+    """
+    using = [name for name, method in METHODS.items() if method.uses_sources]
+    if options.source_steps is not None and not trained:
+        prepared = [name for name, method in METHODS.items() if method.prepared]
+        raise ArgumentsError(
+            "--source-steps says nothing here: no source is trained",
+            f"It goes with --train-sources, or with --methods {' or '.join(prepared)}.",
+        )
+    if options.sources != "all" and not set(methods) & set(using):
+        raise ArgumentsError(
+            "--sources says nothing here: no method of the grid uses sources", f"Methods that do: {', '.join(using)}."
+        )
 
 
 def _prepared_on(session: Session, sources: Mapping[tuple[str, str], Sequence[str]]) -> dict[str, Task]:
@@ -289,14 +312,21 @@ def _backbones_and_sources(
     """Returns the backbones, as they will be loaded, and the source prompts of each for each task."""
     store = session.store
     start = store.prompt(options.init_from) if options.init_from else None
+    backbones = [with_recorded(store, backbone) for backbone in backbones]
+    names = [find_backbone(backbone).name for backbone in backbones]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ArgumentsError(
+            f"two backbones have the name '{twice}', and a report tells backbones apart by their names",
+            "Rename one of the folders, or name each backbone once.",
+        )
     needed = any(METHODS[method].needs_sources(start is not None) for method in methods)
     if not needed or options.train_sources is not None:
         return backbones or [recorded_backbone(store, start) if start else DEFAULT_BACKBONE], {}
-    kept_as = {backbone: find_backbone(backbone).name for backbone in backbones}
+    kept_as = {backbone: replace(session, registry=store, backbone=backbone).backbone_name for backbone in backbones}
     if not backbones:
         first = source_prompts(store, options.sources, None)[0]
         backbones = [recorded_backbone(store, first)]
-        kept_as = {backbones[0]: first.backbone}
+        kept_as = {backbones[0]: listed_as(store, first.backbone, first.fingerprint)}
     sources = {}
     for backbone in backbones:
         for task in tasks:

@@ -156,6 +156,13 @@ def make_config(preset: str | None, **given: Any) -> TrainingConfig:
         settings.pop("epochs", None)
     if "epochs" in chosen:
         settings.pop("steps", None)
+    if chosen.get("eval_every") == 0:
+        unread = [f"--{name.replace('_', '-')}" for name in ("patience", "eval_rows") if name in chosen]
+        if unread:
+            raise AttemptError(
+                f"{' and '.join(unread)} {'says' if len(unread) == 1 else 'say'} nothing with --eval-every 0",
+                "Without evaluations nothing is looked at: leave one of them out.",
+            )
     try:
         return TrainingConfig(**{**settings, **chosen})
     except ValidationError as error:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from attempt_cli.backbones.rows import EncodedRow
 from attempt_cli.backbones.tuned import TunedWeights
-from attempt_cli.errors import AttemptError
+from attempt_cli.errors import AttemptError, StoppedError
 from attempt_cli.listener import Listener
 from attempt_cli.method import PromptModule
 from attempt_cli.prompted import PromptedModel
@@ -39,10 +39,8 @@ STEPS_BETWEEN_LOOKS = 16
 Evaluate = Callable[[PromptedModel], tuple[dict[str, float], float]]
 
 
-class TrainingStoppedError(AttemptError):
+class TrainingStoppedError(StoppedError):
     """A training that was stopped from outside, with a checkpoint to continue from."""
-
-    exit_code = 130
 
 
 class NotFiniteError(AttemptError):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 from attempt_cli.artefacts import remember_backbone
 from attempt_cli.backbones.base import FrozenBackbone
 from attempt_cli.backbones.rows import EncodedRow
+from attempt_cli.data.fields import task_fields
 from attempt_cli.evaluation.prediction import encode_examples
 from attempt_cli.listener import Listener
 from attempt_cli.prompted import PromptedModel
@@ -175,4 +177,28 @@ def row_notes(request: Request, encoded: Sequence[Sequence[EncodedRow]]) -> list
                 f"{which}{truncated:,} of {len(own):,} training inputs were longer than the limit "
                 "and lost their middle; --max-length raises it"
             )
+    return [*notes, *_seen_rows(request)]
+
+
+def _seen_rows(request: Request) -> list[str]:
+    """Names the prompts that were trained on a target's own rows as another task: "all" leaves out by name alone."""
+    used = {prompt.ref: prompt for prompt in (*request.sources, *request.init_from) if prompt is not None}
+    notes = []
+    for prompt in used.values():
+        trained = prompt.settings.get("task")
+        for task in (rows.task for rows in request.tasks):
+            own = task_fields(task)
+            if not isinstance(trained, dict) or prompt.task == task.name:
+                continue
+            if _train_rows(trained) == _train_rows(own):
+                notes.append(
+                    f"'{prompt.ref}' was trained on the training rows of {task.name} itself, "
+                    f"as the task {prompt.task}: what it gives is no transfer from another task"
+                )
     return notes
+
+
+def _train_rows(fields: Mapping[str, Any]) -> object:
+    """Returns where a task's training rows are; of a task without any, something that equals nothing."""
+    files = fields.get("files")
+    return (files.get("train") if isinstance(files, dict) else None) or fields.get("hub") or object()

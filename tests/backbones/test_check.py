@@ -182,6 +182,36 @@ def test_wrong_scores_are_seen_where_all_scores_are_alike(tmp_path: Path, dtype:
         load_backbone(str(tmp_path), device="cpu", dtype=dtype)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("scale", [1.0, 20.0])
+def test_a_deep_t5_as_it_is_drawn_is_taken_and_a_slightly_wrong_one_refused(
+    tmp_path: Path, dtype: str, scale: float
+) -> None:
+    """As deep as T5-base; with embeddings of `scale` times the size its logits are as large as a trained model's."""
+    tokenizer = unigram_tokenizer()
+    torch.manual_seed(0)
+    config = transformers.T5Config(
+        **{"vocab_size": len(tokenizer), "d_model": 96, "d_kv": 16, "d_ff": 384, "num_layers": 12, "num_heads": 6},
+        **{"decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 1},
+    )
+    model = transformers.T5ForConditionalGeneration(config)
+    with torch.no_grad():
+        model.shared.weight.mul_(scale)
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path)
+    backbone = load_backbone(str(tmp_path), device="cpu", dtype=dtype)  # which checks it
+    forward: Callable[..., Any] = backbone.model.forward
+
+    def a_tenth_less(*args: Any, **kwargs: Any) -> Any:
+        output = forward(*args, **kwargs)
+        output.logits = output.logits * 0.9
+        return output
+
+    backbone.model.forward = a_tenth_less
+    with pytest.raises(AttemptError, match="changes its logits after the output layer"):
+        check_scores(backbone)
+
+
 def test_a_model_without_a_gradient_is_refused(folder: Path, kind: str) -> None:
     backbone = load(folder)
     table = backbone._before_head

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,7 +18,8 @@ import pytest
 from attempt_cli.backbones.base import FrozenBackbone
 from attempt_cli.backbones.load import load_backbone
 from attempt_cli.errors import AttemptError
-from tests.backbones.hub_stand_in import Hub, serve
+from tests.backbones.hub_stand_in import COMMIT, Hub, serve
+from tests.models import save_adapter
 
 # reads names, loads each, answers with a line of JSON
 LOADER = """
@@ -32,6 +34,7 @@ for line in sys.stdin:
     try:
         backbone = load_backbone(line.strip(), device="cpu", dtype="float32")
         answer = {"name": backbone.name, "source": backbone.source, "fingerprint": backbone.fingerprint}
+        answer["notes"] = backbone.notes
     except AttemptError as error:
         answer = {"error": error.message, "hint": error.hint}
     print(json.dumps(answer | {"seconds": time.perf_counter() - start}), flush=True)
@@ -64,8 +67,33 @@ def config_only(tmp_path_factory: pytest.TempPathFactory, folders: dict[str, Pat
 
 
 @pytest.fixture(scope="module")
-def loader(folders: dict[str, Path], config_only: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loader]:
+def outside(tmp_path_factory: pytest.TempPathFactory, folders: dict[str, Path]) -> Path:
+    """A repository whose weights are said to lie in the cached repository beside it."""
+    folder = Path(shutil.copytree(folders["llama"], tmp_path_factory.mktemp("outside") / "repository"))
+    (folder / "model.safetensors").unlink()
+    weights = f"../../../models--someone--llama/snapshots/{COMMIT}/model.safetensors"
+    index = {"metadata": {}, "weight_map": {"lm_head.weight": weights}}
+    for name in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
+        (folder / name).write_text(json.dumps(index))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def adapted(tmp_path_factory: pytest.TempPathFactory, folders: dict[str, Path]) -> Path:
+    """A repository with an adapter beside its weights."""
+    return save_adapter(Path(shutil.copytree(folders["llama"], tmp_path_factory.mktemp("adapted") / "repository")))
+
+
+@pytest.fixture(scope="module")
+def loader(
+    folders: dict[str, Path],
+    config_only: Path,
+    outside: Path,
+    adapted: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Loader]:
     repositories = {"google-t5/t5-small": folders["t5"], "someone/llama": folders["llama"], "someone/bare": config_only}
+    repositories |= {"someone/outside": outside, "someone/adapted": adapted}
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "ATTEMPT_"))}
     with serve(repositories) as hub:
         home = str(tmp_path_factory.mktemp("hub-home"))
@@ -92,6 +120,7 @@ def loader(folders: dict[str, Path], config_only: Path, tmp_path_factory: pytest
 def test_a_backbone_comes_from_the_hub(loader: Loader, backbones: dict[str, FrozenBackbone]) -> None:
     answer = loader("t5-small")
     del answer["seconds"]
+    assert answer.pop("notes") == []
     assert answer == {
         "name": "t5-small",
         "source": "google-t5/t5-small",
@@ -129,6 +158,21 @@ def test_a_repository_without_weights(loader: Loader) -> None:
     answer = loader("someone/bare")
     assert "could not be loaded from the hub (someone/bare)" in answer["error"]
     assert "safetensors" in answer["error"]
+
+
+def test_an_index_on_the_hub_reads_nothing_outside_its_repository(loader: Loader) -> None:
+    assert loader("someone/llama")["name"] == "someone/llama"  # its weights are in the cache, one folder away
+    for _ in range(2):  # the second time the index itself comes from the cache
+        answer = loader("someone/outside")
+        assert "its model.safetensors.index.json names a file outside the folder" in answer["error"]
+
+
+def test_an_adapter_on_the_hub_is_left_out_and_said(loader: Loader) -> None:
+    answer = loader("someone/adapted")
+    assert answer["fingerprint"] == loader("someone/llama")["fingerprint"]
+    (note,) = answer["notes"]
+    assert note.startswith("someone/adapted is loaded without the adapter that lies beside its weights")
+    assert not [request for request in loader.hub.requests if "adapter_model" in request]
 
 
 def test_a_hub_that_is_out_of_order(loader: Loader) -> None:

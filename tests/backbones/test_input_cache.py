@@ -233,3 +233,28 @@ def test_what_is_no_size() -> None:
         with pytest.raises(AttemptError, match="is not a size"):
             parse_size(text)
     assert [size_text(n) for n in (3, 2048, 5 << 20, 3 << 29)] == ["3 B", "2 KiB", "5 MiB", "1.5 GiB"]
+
+
+def test_a_folder_of_kept_inputs_stays_within_its_budget(llama: FrozenBackbone, tmp_path: Path) -> None:
+    """What other trainings and killed processes have left is collected; what was read last goes last."""
+    stale, fresh = tmp_path / "a.kv.1.partial", tmp_path / "b.kv.2.partial"
+    for file in (stale, fresh):
+        file.write_bytes(b"half")
+    os.utime(stale, (1, 1))
+    budget = 0
+    for seed in range(4):
+        cache = InputCache(budget or 1 << 20, folder=tmp_path, made_by="one")
+        use(llama, cache, rows(20, seed))
+        assert_same(llama, rows(20, seed))
+        budget = budget or 2 * cache.bytes + cache.bytes // 2  # for two trainings and a half
+    first = {file.name: file.stat().st_mtime_ns for file in tmp_path.glob("*.kv")}
+    total = sum(file.stat().st_size for file in tmp_path.glob("*.kv"))
+    assert total <= budget * 1.1  # a file is a little larger than its tensor
+    assert (stale.exists(), fresh.exists()) == (False, True)
+    again = InputCache(budget, folder=tmp_path, made_by="one")
+    use(llama, again, rows(20, 3))
+    assert_same(llama, rows(20, 3))
+    assert {file.name for file in tmp_path.glob("*.kv")} == set(first)  # the newest training's files were there
+    lost = InputCache(budget, folder=tmp_path, made_by="one")
+    use(llama, lost, rows(20, 0))
+    assert_same(llama, rows(20, 0))  # computed again

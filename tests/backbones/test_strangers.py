@@ -10,10 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from attempt_cli.backbones.base import FrozenBackbone
 from attempt_cli.backbones.load import load_backbone
 from attempt_cli.errors import AttemptError
+from attempt_cli.listener import Listener
+from attempt_cli.session import Session
+from tests.models import save_adapter
 
 
 @pytest.fixture
@@ -27,6 +31,16 @@ def load(folder: Path) -> FrozenBackbone:
 
 def changed(file: Path, **values: Any) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+class Notes(Listener):
+    """Keeps notes."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
 
 
 def never_asked(*words: object) -> str:
@@ -69,6 +83,28 @@ def test_weights_outside_the_folder_are_not_read(copy: Path, name: str) -> None:
         load(copy)
 
 
+def test_an_adapter_beside_the_weights_is_left_out_and_said(copy: Path) -> None:
+    alone = load(copy)
+    save_adapter(copy)
+    notes = Notes()
+    session = Session(backbone=str(copy), device="cpu", dtype="float32", input_cache=0, listener=notes)
+    backbone = session.load_backbone()
+    assert {name for name, _ in backbone.model.named_parameters()} == {
+        name for name, _ in alone.model.named_parameters()
+    }
+    ids = torch.tensor([[3, 4, 5]])
+    assert torch.equal(backbone.model(input_ids=ids).logits, alone.model(input_ids=ids).logits)
+    assert "llama is loaded without the adapter that lies beside its weights (adapter_config.json)" in notes.notes[-1]
+
+
+def test_weights_elsewhere_that_a_config_names_are_not_read(copy: Path) -> None:
+    shutil.copy(copy / "model.safetensors", copy / "other.safetensors")
+    expected = load(copy).fingerprint
+    (copy / "other.safetensors").write_bytes(b"damaged")
+    changed(copy / "config.json", transformers_weights="other.safetensors")
+    assert load(copy).fingerprint == expected
+
+
 @pytest.mark.parametrize("name", ["num_hidden_layers", "hidden_size", "intermediate_size", "vocab_size"])
 def test_a_config_that_promises_more_than_the_files_hold_is_refused_at_once(copy: Path, name: str) -> None:
     changed(copy / "config.json", **{name: 1_000_000_000})
@@ -79,8 +115,6 @@ def test_a_config_that_promises_more_than_the_files_hold_is_refused_at_once(copy
 
 
 def test_pickled_weights_are_not_read_whatever_is_in_them(copy: Path) -> None:
-    import torch
-
     model = load(copy).model
     (copy / "model.safetensors").unlink()
     torch.save(model.state_dict(), copy / "pytorch_model.bin")

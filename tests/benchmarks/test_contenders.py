@@ -109,9 +109,10 @@ def test_the_released_mixture_is_ours_where_there_are_no_pads() -> None:
     torch.testing.assert_close(theirs(embeddings), expected)
 
 
-def test_the_released_arrangement_and_the_bare_pass_train_a_t5(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", peers.DTYPES.values())
+def test_the_released_arrangement_and_the_bare_pass_train_a_t5(tmp_path: Path, dtype: torch.dtype) -> None:
     saved = save_t5(tmp_path / "t5", dropout_rate=0.0)
-    plain = authors.plain_t5(saved, torch.device("cpu"), torch.float32)
+    plain = authors.plain_t5(saved, torch.device("cpu"), dtype)
     rows = drawn_rows([4, 9, 6], 100)
     before = [weight.clone() for weight in plain.parameters()]
     for sources in (0, 2):

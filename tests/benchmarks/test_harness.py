@@ -41,6 +41,19 @@ def test_a_ratio_is_the_median_of_rounds_not_a_ratio_of_medians() -> None:
     assert times.ratio("a", "b") == 2
 
 
+def test_a_peer_counts_in_its_faster_dtype() -> None:
+    rows = {"PEFT, bf16": 8.0, "PEFT, fp32": 8.0}
+    assert Times(rows, {"PEFT, bf16": [1.0, 2.0], "PEFT, fp32": [2.0, 4.0]}).faster("PEFT") == "PEFT, bf16"
+    assert Times(rows, {"PEFT, bf16": [3.0, 6.0], "PEFT, fp32": [2.0, 4.0]}).faster("PEFT") == "PEFT, fp32"
+
+
+@pytest.mark.parametrize("name", ["training_speed", "t5_training_speed", "evaluation_speed", "many_tasks", "memory"])
+def test_every_comparison_with_a_peer_runs_it_in_both_dtypes(name: str) -> None:
+    text = Path(harness.__file__).with_name(f"{name}.py").read_text("utf-8")
+    assert "DTYPES" in text
+    assert name == "memory" or ".faster(" in text
+
+
 @pytest.mark.parametrize("names", [["a", "a"], []])
 def test_a_race_wants_different_names(names: list[str]) -> None:
     with pytest.raises(ValueError, match="different names"):

@@ -13,6 +13,7 @@ import pytest
 
 from attempt_cli.evaluation.statistics import mean_interval, paired_difference, proportion_interval
 from attempt_registry import Registry
+from tests.by_hand import holm
 from tests.training.commands import Attempt
 from tests.training.toy import READ, toy_rows, write_csv, write_jsonl
 
@@ -483,6 +484,9 @@ def test_fewshot_compares_methods_on_the_same_rows(trained: Attempt) -> None:
             assert table[name]["difference"] == pytest.approx(gap)
             assert table[name]["difference_width"] == pytest.approx(half)
     assert table["prompt-tuning"]["difference"] is None
+    tested = [row for row in document["methods"] if row["p"] is not None]
+    assert len(tested) > 1
+    assert [row["p_holm"] for row in tested] == pytest.approx(holm([row["p"] for row in tested]))
     assert (table["none"]["width"], table["none"]["steps"]) == (None, 0)
     assert set(table["attempt"]["attention"]) == {"one@1", "two@1", "target"}
     # an experiment is not what serves the task

@@ -10,6 +10,7 @@ import pytest
 
 from attempt_cli.evaluation.statistics import mcnemar
 from attempt_registry import Registry
+from tests.by_hand import holm
 from tests.training.commands import Attempt
 from tests.training.toy import READ, toy_rows, write_csv
 
@@ -137,7 +138,17 @@ def test_a_composition_is_scored_as_it_is_and_as_changed(trained: Attempt) -> No
     table = trained.succeed(f"eval --tasks aim.yaml --composition aim-attempt --only two {FLOAT}").out.splitlines()
     assert table[0].endswith("change")
     assert re.search(r"[+-]\d+\.\d \(.* to .*\), p \S+$", table[2])
-    assert trained.json("compare aim-attempt aim-attempt")["comparison"]["first"]["run"] == whole["run"] + 2
+    compared = trained.json("compare aim-attempt aim-attempt")["comparison"]
+    assert compared["first"]["run"] == whole["run"] + 2
+    assert "p_holm" not in compared  # one comparison stands alone, and so does the one change above
+    assert "p_holm" not in fewer["change"]
+    two = "--composition aim-attempt --composition aim-attempt"
+    evaluations = trained.json(f"eval --tasks aim.yaml {two} --drop one {FLOAT}")["evaluations"]
+    changes = [evaluation["change"] for evaluation in evaluations if "change" in evaluation]
+    assert len(changes) == 2
+    assert [change["p_holm"] for change in changes] == pytest.approx(
+        holm([change["p"] for change in changes]), rel=1e-3
+    )
 
 
 def test_forced_weights_are_what_is_mixed(trained: Attempt) -> None:
@@ -341,6 +352,12 @@ def test_sources_are_ranked_in_three_ways(trained: Attempt) -> None:
         assert source["score"] == next(e["score"] for e in evaluations if e["model"] == source["source"])
         assert source["change"]["difference"] == pytest.approx(source["score_without"] - whole, abs=2e-6)
         assert -1 <= source["pair_cosine"] <= source["cosine"] <= 1
+    changes = [source["change"] for source in ranking["sources"]]
+    assert len(changes) == 2
+    # p is printed with four digits
+    assert [change["p_holm"] for change in changes] == pytest.approx(
+        holm([change["p"] for change in changes]), rel=1e-3
+    )
     # a target that grew from `two` is more like it than like `one`
     likened = trained.json(f"rank-sources aim.yaml --target aim-spot --sources one,two {FLOAT}")["ranking"]["sources"]
     cosines = {source["source"]: source["cosine"] for source in likened}

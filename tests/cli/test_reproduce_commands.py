@@ -16,6 +16,7 @@ from attempt_cli.experiments.methods import ALONE
 from attempt_cli.experiments.methods import METHODS as METHODS_TABLE
 from attempt_cli.experiments.paper import experiments
 from attempt_registry import Registry, Run
+from tests.by_hand import holm
 from tests.training.commands import Attempt
 from tests.training.test_kill import slow_with_a_checkpoint_every_step
 
@@ -68,6 +69,12 @@ def test_a_report_in_every_form(whole: tuple[Attempt, Any]) -> None:
         assert row["mean"] == pytest.approx(sum(cell["score"] for cell in of) / 2)
         assert {cell["steps"] for cell in of} == {4 if row["method"] in METHODS[2:] else 0}
         assert (row["difference"] is None) == (row["method"] == "prompt-tuning")
+    tested = [row for row in document["rows"] if row["p"] is not None]
+    assert len(tested) > 1
+    assert [row["p_holm"] for row in tested] == pytest.approx(holm([row["p"] for row in tested]))
+    written = (out / "table3.md").read_text("utf-8")
+    assert all(f"{row['p']:.2g} ({row['p_holm']:.2g})" in written for row in tested)
+    assert "in brackets adjusted for all comparisons of the table (Holm)" in written
     with (out / "table3.csv").open(encoding="utf-8", newline="") as file:
         lines = list(csv.DictReader(file))
     assert [(line["k"], line["method"], line["seeds"]) for line in lines] == [

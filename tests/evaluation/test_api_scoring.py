@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from attempt_cli.api.scoring import Changes, compare, compose, evaluate, inspect, load, predict, rank_sources
-from attempt_cli.errors import ArgumentsError, AttemptError
+from attempt_cli.errors import ArgumentsError, AttemptError, StoppedError
 from attempt_cli.listener import Listener
 from attempt_cli.session import Session
 from attempt_registry import Registry
@@ -40,6 +40,13 @@ class Remarks(Listener):
 
     def rows(self, done: int, total: int) -> None:
         self.done.append((done, total))
+
+
+class Stopping(Listener):
+    """Stops when the first rows are done."""
+
+    def rows(self, done: int, total: int) -> None:
+        self.stopped = True
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +91,30 @@ def comparable(record: dict[str, Any]) -> dict[str, Any]:
     if "attention" in kept:
         kept["attention"] = {name: round(weight, 2) for name, weight in kept["attention"].items()}
     return kept
+
+
+def test_scoring_ends_where_its_listener_stops(trained: Attempt) -> None:
+    stopping = Session(
+        registry=trained.folder / trained.registry,
+        backbone=str(trained.backbone),
+        device="cpu",
+        dtype="float32",
+        listener=Stopping(),
+    )
+    runs = len(stopping.store.runs())
+    aim = trained.folder / "aim.yaml"
+    for score in (
+        lambda: predict("aim-spot", ["it was good"] * 40, max_tokens=64, session=stopping),
+        lambda: evaluate("aim-spot", aim, max_tokens=64, session=stopping),
+        lambda: rank_sources(aim, max_tokens=64, session=stopping),
+    ):
+        stopping.listener.stopped = False
+        with pytest.raises(StoppedError, match=r"stopped after \d+ of \d+ rows") as caught:
+            score()
+        assert caught.value.exit_code == 130
+    assert len(stopping.store.runs()) == runs
+    stopping.listener.stopped = False  # what ends with its last rows is whole
+    assert len(predict("aim-spot", ["it was good"], session=stopping)["aim-spot"]) == 1
 
 
 def test_a_model_predicts_what_the_command_predicts(trained: Attempt, session: Session) -> None:

@@ -245,10 +245,16 @@ def test_backbones_are_found_by_name_and_fingerprint(registry: Registry, backbon
     first = registry.remember_backbone(backbone)
     assert first.created
     assert registry.remember_backbone(first) == first
-    newer = Backbone("tiny", "e" * 64, "decoder-only", 3, 0.2, 1000, "elsewhere", "2999-01-01T00:00:00Z")
+    newer = Backbone("tiny", "e" * 64, "decoder-only", 3, 0.2, 1000, first.source, "2999-01-01T00:00:00Z")
     registry.remember_backbone(newer)
     assert registry.backbones() == [first, newer]
     assert registry.backbone("tiny") == newer
+    assert registry.backbone(FINGERPRINT) == first
+    other = Backbone("tiny", "d" * 64, "decoder-only", 3, 0.2, 1000, "elsewhere", "2999-01-01T00:00:01Z")
+    registry.remember_backbone(other)  # of two places none is meant
+    with pytest.raises(RegistryError, match="'tiny' is the name of 3 recorded backbones") as failure:
+        registry.backbone("tiny")
+    assert f"{'d' * 64} (elsewhere)" in str(failure.value.hint)
     assert registry.backbone(FINGERPRINT) == first
     with pytest.raises(RegistryError, match="no backbone named 'tinny'") as failure:
         registry.backbone("tinny")

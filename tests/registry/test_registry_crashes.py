@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -484,3 +485,23 @@ def test_the_database_uses_a_write_ahead_log(registry: Registry, add: Add) -> No
     assert registry._database.rows("PRAGMA journal_mode") == [("wal",)]
     assert registry._database.rows("PRAGMA synchronous") == [(2,)]
     assert registry._database.rows("PRAGMA busy_timeout") == [(30000,)]
+
+
+def test_an_addition_that_another_process_removes_at_once_has_succeeded(
+    registry: Registry, add: Add, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transaction = registry._database.transaction
+
+    @contextlib.contextmanager
+    def then_removed() -> Iterator[None]:
+        with transaction():
+            yield
+        with contextlib.closing(sqlite3.connect(registry.folder / "registry.db")) as other:
+            other.execute("DELETE FROM prompts")
+            other.commit()
+
+    monkeypatch.setattr(registry._database, "transaction", then_removed)
+    assert add("sst2").ref == "sst2@1"
+    assert registry.prompts() == []
+    monkeypatch.undo()
+    assert add("sst2").ref == "sst2@2"

@@ -97,6 +97,29 @@ def test_words_that_do_not_fit_the_table_are_a_problem(registry: Registry, add: 
     assert [problem.what for problem in registry.verify()] == ["search"]
 
 
+DAMAGES = [
+    "DELETE FROM prompts_words WHERE rowid = 1",
+    "UPDATE prompts_words_data SET block = x'00ff00ff'",
+    "DROP TABLE prompts_words",
+    "DELETE FROM links",
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_search_words_and_references_are_made_again(registry: Registry, add: Add, damage: str) -> None:
+    add("sst2"), add("rte", parents=["sst2"])
+    registry.close()
+    set_cell(registry, damage)
+    if "links" not in damage:
+        assert "search" in [problem.what for problem in registry.verify()]
+    registry.repair()
+    assert registry.verify() == []
+    assert [record.ref for record in registry.search("sst2")] == ["sst2@1"]
+    assert registry.remove("sst2", dry_run=True).children == ("rte@1",)
+    add("later")  # the triggers are there again, too
+    assert [record.ref for record in registry.search("later")] == ["later@1"]
+
+
 @pytest.mark.parametrize("part", range(4))
 def test_a_mutated_database_ends_in_a_clear_error_or_works(registry: Registry, add: Add, part: int) -> None:
     registry.remember_backbone(Backbone("tiny", FINGERPRINT, "decoder-only", 3, 0.1, 1000, "made in the test"))

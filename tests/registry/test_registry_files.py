@@ -147,6 +147,19 @@ def test_an_adapter_that_is_no_plain_prompt_is_refused(tmp_path: Path, kind: obj
         read_tensor(path, "prompt_embeddings")
 
 
+def test_an_adapters_table_that_numpy_saved_is_checked_alike(tmp_path: Path) -> None:
+    adapter(tmp_path, 10, peft_type="PROMPT_TUNING", num_virtual_tokens=5, num_transformer_submodules=2)
+    table = tmp_path / "table.npy"
+    np.save(table, np.ones((10, 4), np.float32))
+    assert read_tensor(table).shape == (5, 4)
+    np.save(table, np.ones((7, 4), np.float32))
+    with pytest.raises(RegistryError, match=r"table.npy holds 7 rows, but its adapter_config.json says"):
+        read_tensor(table)
+    adapter(tmp_path, 10, peft_type="MULTITASK_PROMPT_TUNING", num_virtual_tokens=10)
+    with pytest.raises(RegistryError, match=r"table.npy holds a 'MULTITASK_PROMPT_TUNING' adapter"):
+        read_tensor(table)
+
+
 def test_an_adapter_that_cannot_be_told_apart_is_refused(tmp_path: Path) -> None:
     path = adapter(tmp_path, 7, peft_type="PROMPT_TUNING", num_virtual_tokens=5)
     with pytest.raises(RegistryError, match=r"holds 7 rows, but its adapter_config\.json says num_virtual_tokens 5"):
