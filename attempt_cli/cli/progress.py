@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
     from typing_extensions import Self
 
-    from attempt_cli.experiments.cells import Cell
-    from attempt_cli.experiments.grid import CellSpec
+    from attempt_cli.experiments.cells import Cell, CellSpec
 
 
 # without a terminal: the fewest seconds between two lines about steps, and the most lines between first and last step

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from attempt_cli.cli.main import Settings
     from attempt_cli.cli.progress import GridProgress
-    from attempt_cli.experiments.grid import CellSpec
+    from attempt_cli.experiments.cells import CellSpec
     from attempt_cli.experiments.paper import Experiment
     from attempt_cli.experiments.report_table import ReportTable
 

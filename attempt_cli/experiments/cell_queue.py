@@ -14,8 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from attempt_cli.errors import AttemptError, first_line
-from attempt_cli.experiments.cells import Cell
-from attempt_cli.experiments.grid import CellResult, CellSpec
+from attempt_cli.experiments.cells import Cell, CellResult, CellSpec
 from attempt_cli.listener import Listener
 from attempt_cli.training.loop import TrainingStoppedError
 

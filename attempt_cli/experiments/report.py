@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from attempt_cli.experiments.cells import Cell
-from attempt_cli.experiments.grid import CellSpec
+from attempt_cli.experiments.cells import Cell, CellSpec
 from attempt_cli.experiments.methods import METHODS, unknown_names
 from attempt_cli.experiments.paper import Experiment
 from attempt_cli.experiments.published import Published, methods_not_run, published_memory, published_scores

@@ -13,11 +13,12 @@ from attempt_cli.data.catalogue import load_task, task_names
 from attempt_cli.data.task import Task
 from attempt_cli.errors import AttemptError
 from attempt_cli.experiments.cell_queue import GridListener, GridResult
-from attempt_cli.experiments.cells import Cell
-from attempt_cli.experiments.grid import CellSpec, Plan, Runner, check_rows, record_failure
+from attempt_cli.experiments.cells import Cell, CellSpec
 from attempt_cli.experiments.methods import ALONE, METHODS, PREPARED, check_methods, unknown_names
 from attempt_cli.experiments.paper import Experiment, paper_sources
+from attempt_cli.experiments.plan import Plan, check_rows
 from attempt_cli.experiments.report import Report, check_columns
+from attempt_cli.experiments.runner import Runner, record_failure
 from attempt_cli.experiments.sources import prepare, train_sources
 from attempt_cli.experiments.summary import Row, summarise
 from attempt_cli.experiments.worker_pool import WorkerPool
@@ -105,9 +106,11 @@ def compare_on_few_rows(
         CellSpec((task.name,), method, seed, name, k) for task in whole for seed in range(seeds) for method in methods
     ]
     runner = Runner(plan)
-    rows = {f"{spec.task}/{spec.seed}": runner.rows(spec)[0].train for spec in specs}  # too few are an error at once
+    rows = {
+        f"{spec.task}/{spec.seed}": runner.choices.rows(spec)[0].train for spec in specs
+    }  # too few are an error at once
     for task in whole:
-        runner.test_rows(task.name)
+        runner.choices.test_rows(task)
     runner.use_backbone(name, session.load_backbone(used))
     cells = [cell for spec in specs for cell in runner.run(spec, session.listener).cells]
     numbers = {key: [example.row for example in drawn.examples] for key, drawn in rows.items()}
@@ -186,7 +189,7 @@ def run_experiment(
         names = list(paper_sources()) if options.train_sources == "paper" else list(options.train_sources)
     kinds = [kind for kind in PREPARED if any(METHODS[method].prepared == kind for method in methods)]
     own = {**{name: load_task(name) for name in names}, **_prepared_on(session, sources if kinds else {}), **tasks}
-    check_rows(replace(plan, tasks=own), [CellSpec((name,), "", 0, backbones[0]) for name in own])
+    check_rows(own.values(), plan.data_dir)
     if names:
         sources, trained = train_sources(plan, names, backbones, list(tasks), fill)
         failures |= trained.failures
