@@ -12,11 +12,14 @@ from attempt_cli.cli.options import (
     CacheOptions,
     RecordOptions,
     SamplingOptions,
+    attention_rank_option,
+    attention_rate_option,
     cache_options,
     names_or_all,
     record_options,
     sampling_options,
     split_names,
+    temperature_option,
     training_options,
     where_options,
 )
@@ -29,11 +32,9 @@ if TYPE_CHECKING:
 @click.command("train-attention")
 @click.option("--sources", required=True, help="Source prompts, comma separated and in order, or `all`.")
 @click.option("--tasks", help="Train on these tasks. [default: those of the sources]")
-@click.option("--attention-rank", type=int, help="r, the width inside G. [default: 100, at most half the width]")
-@click.option("--attention-learning-rate", type=float, help="Learning rate of G. [default: 0.01]")
-@click.option(
-    "--temperature", type=float, help="T of the softmax. [default: e·√d in RMS units, the paper's e·d in raw ones]"
-)
+@attention_rank_option
+@attention_rate_option
+@temperature_option
 @sampling_options
 @training_options
 @cache_options

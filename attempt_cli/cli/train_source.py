@@ -10,14 +10,12 @@ from attempt_cli.cli.options import (
     BackboneOptions,
     CacheOptions,
     RecordOptions,
-    RowOptions,
     cache_options,
     record_options,
-    row_options_without,
-    test_file_option,
     training_options,
     where_options,
 )
+from attempt_cli.cli.row_options import RowOptions, row_options_without, test_file_option
 from attempt_cli.cli.training import report, training_session
 
 if TYPE_CHECKING:

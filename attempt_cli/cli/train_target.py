@@ -12,17 +12,20 @@ from attempt_cli.cli.options import (
     BackboneOptions,
     CacheOptions,
     RecordOptions,
-    RowOptions,
     SamplingOptions,
+    attention_rank_option,
+    attention_rate_option,
     cache_options,
     names_or_all,
     record_options,
-    row_options,
     sampling_options,
     stacked,
+    temperature_option,
     training_options,
+    weight_rate_option,
     where_options,
 )
+from attempt_cli.cli.row_options import RowOptions, row_options
 from attempt_cli.cli.training import report, training_session
 from attempt_cli.training.methods import METHODS, READERS, method_help
 
@@ -68,18 +71,10 @@ method_options = stacked(
 @method_options
 @click.option("--sources", help="Source prompts, comma separated and in order, or `all` of the backbone.")
 @click.option("--init-from", help="The prompt that the target starts from. [default: the first of another task]")
-@click.option("--attention-rank", type=int, help="r, the width inside G. [default: 100, at most half the width]")
-@click.option(
-    "--attention-learning-rate",
-    type=float,
-    help="Learning rate of G, of factors, of offsets. [default: 0.01]",
-)
-@click.option(
-    "--weight-learning-rate", type=float, help="Learning rate of weights (fine-tuning … ia3). [default: 3e-4]"
-)
-@click.option(
-    "--temperature", type=float, help="T of the softmax. [default: e·√d in RMS units, the paper's e·d in raw ones]"
-)
+@attention_rank_option
+@attention_rate_option
+@weight_rate_option
+@temperature_option
 @click.option("--learned-temperature", is_flag=True, default=None, help="T is trained, too, from that value.")
 @click.option(
     "--level",
