@@ -53,20 +53,6 @@ def option_group(keyword: str, kind: type, *decorators: Callable[[Any], Any]) ->
 
 
 @dataclasses.dataclass(frozen=True)
-class RecordOptions:
-    """What a training is kept as, and whether it continues."""
-
-    name: str | None
-    note: str
-    tags: tuple[str, ...]
-    resume: bool
-
-    def arguments(self) -> dict[str, Any]:
-        """Returns them as the functions of the library take them."""
-        return dataclasses.asdict(self)
-
-
-@dataclasses.dataclass(frozen=True)
 class BackboneOptions:
     """Which backbone, and where it computes."""
 
@@ -92,14 +78,6 @@ class CacheOptions:
 
         size = parse_size(self.input_cache) if self.input_cache is not None else None
         return {"input_cache": size, "input_cache_dir": self.input_cache_dir}
-
-
-@dataclasses.dataclass(frozen=True)
-class SamplingOptions:
-    """How several tasks are mixed."""
-
-    max_rows_per_task: int | None
-    sampling_temperature: float
 
 
 where_options = option_group(
@@ -195,18 +173,14 @@ training_options = stacked(
     click.option("--preset", help="Settings to start from: `paper`."),
 )
 
-record_options = option_group(
-    "record",
-    RecordOptions,
+record_options = stacked(
     click.option("--name", help="The name in the registry."),
     click.option("--note", default="", help="A remark to keep with it."),
     click.option("--tag", "tags", multiple=True, help="A tag; may be given several times."),
     click.option("--resume", is_flag=True, help="Continue from the checkpoint of the same command, if there is one."),
 )
 
-sampling_options = option_group(
-    "sampling",
-    SamplingOptions,
+sampling_options = stacked(
     click.option(
         "--max-rows-per-task",
         type=click.IntRange(min=1),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -10,8 +9,6 @@ import click
 from attempt_cli.cli.options import (
     BackboneOptions,
     CacheOptions,
-    RecordOptions,
-    SamplingOptions,
     attention_rank_option,
     attention_rate_option,
     cache_options,
@@ -46,9 +43,7 @@ def command(
     /,
     sources: str,
     tasks: str | None,
-    sampling: SamplingOptions,
     cache: CacheOptions,
-    record: RecordOptions,
     where: BackboneOptions,
     **training: Any,
 ) -> None:
@@ -65,14 +60,12 @@ def command(
     """
     from attempt_cli.api.training import train_attention
 
-    name = record.name or "prior"
+    training["name"] = training["name"] or "prior"
     with training_session(settings, where, cache) as session:
         outcome = train_attention(
             names_or_all(sources) or (),
             tasks=split_names(tasks) if tasks else None,
             session=session,
-            **{**record.arguments(), "name": name},
-            **asdict(sampling),
             **training,
         )
     report(settings, outcome)

@@ -9,7 +9,6 @@ import click
 from attempt_cli.cli.options import (
     BackboneOptions,
     CacheOptions,
-    RecordOptions,
     cache_options,
     record_options,
     training_options,
@@ -38,7 +37,6 @@ def command(
     init_from: str | None,
     rows: RowOptions,
     cache: CacheOptions,
-    record: RecordOptions,
     where: BackboneOptions,
     **training: Any,
 ) -> None:
@@ -57,5 +55,5 @@ def command(
 
     chosen = rows.task(task)
     with training_session(settings, where, cache) as session:
-        outcome = train_source(chosen, init_from=init_from, session=session, **record.arguments(), **training)
+        outcome = train_source(chosen, init_from=init_from, session=session, **training)
     report(settings, outcome)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,8 +10,6 @@ import click
 from attempt_cli.cli.options import (
     BackboneOptions,
     CacheOptions,
-    RecordOptions,
-    SamplingOptions,
     attention_rank_option,
     attention_rate_option,
     cache_options,
@@ -107,9 +104,7 @@ def command(
     add_task: str | None,
     sources: str | None,
     rows: RowOptions,
-    sampling: SamplingOptions,
     cache: CacheOptions,
-    record: RecordOptions,
     where: BackboneOptions,
     **training: Any,
 ) -> None:
@@ -141,15 +136,14 @@ def command(
         raise click.UsageError("tasks join a composition with: --add-task TASK --composition NAME")
     check_options(training["method"], {**training, "sources": sources, "test_file": rows.test_file})
     tasks = rows.tasks(add_task or task)
-    if len(tasks) == 1 and add_task is None and sampling != SamplingOptions(None, 1.0):
+    sampled = training["max_rows_per_task"] is not None or training["sampling_temperature"] != 1
+    if len(tasks) == 1 and add_task is None and sampled:
         raise click.UsageError("--max-rows-per-task and --sampling-temperature are for several tasks")
     with training_session(settings, where, cache) as session:
         outcome = train_target(
             tasks,
             sources=names_or_all(sources),
             session=session,
-            **record.arguments(),
-            **asdict(sampling),
             **own_settings(training),
         )
     report(settings, outcome)

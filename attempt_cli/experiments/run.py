@@ -106,9 +106,8 @@ def compare_on_few_rows(
         CellSpec((task.name,), method, seed, name, k) for task in whole for seed in range(seeds) for method in methods
     ]
     runner = Runner(plan)
-    rows = {
-        f"{spec.task}/{spec.seed}": runner.choices.rows(spec)[0].train for spec in specs
-    }  # too few are an error at once
+    # too few are an error at once
+    rows = {f"{spec.task}/{spec.seed}": runner.choices.rows(spec)[0].train for spec in specs}
     for task in whole:
         runner.choices.test_rows(task)
     runner.use_backbone(name, session.load_backbone(used))

@@ -230,12 +230,9 @@ class Runner:
         self.registry.add_run(
             command=plan.command,
             settings={"prepared": key, "training": request.config.model_dump(exclude_none=True)},
-            rows={},
             seed=spec.seed,
-            budget={},
             numbers={"made": made},
             versions=versions(),
-            duration=0.0,
             inputs=[f"{kind}:{made}"],
         )
         return made
@@ -272,9 +269,7 @@ def record_failure(registry: Registry, command: str, spec: CellSpec, error: str,
     registry.add_run(
         command=command,
         settings={"method": spec.method, "failed": asdict(spec)},
-        rows={},
         seed=spec.seed,
-        budget={},
         numbers={"failed": error},
         versions=versions(),
         duration=seconds,

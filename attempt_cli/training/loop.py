@@ -136,23 +136,22 @@ def train_model(
     return loop.end()
 
 
+@dataclass
 class _Loop:
     """One training on its way; see `train_model` for the arguments."""
 
-    def __init__(
-        self,
-        model: PromptedModel,
-        rows: Sequence[EncodedRow],
-        config: TrainingConfig,
-        evaluate: Evaluate | None,
-        checkpoint: Path,
-        key: str,
-        listener: Listener,
-        processes: Processes,
-        mix: tuple[Sequence[int], Sequence[int]] | None,
-    ) -> None:
-        self.model, self.rows, self.config, self.evaluate = model, rows, config, evaluate
-        self.checkpoint, self.key, self.listener, self.processes = checkpoint, key, listener, processes
+    model: PromptedModel
+    rows: Sequence[EncodedRow]
+    config: TrainingConfig
+    evaluate: Evaluate | None
+    checkpoint: Path
+    key: str
+    listener: Listener
+    processes: Processes
+    mix: tuple[Sequence[int], Sequence[int]] | None
+
+    def __post_init__(self) -> None:
+        model, rows, config, mix, processes = self.model, self.rows, self.config, self.mix, self.processes
         self.module = model.trained
         self.optimizer = make_optimizer(self.module, config)
         self.before = samples(self.module)
