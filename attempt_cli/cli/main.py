@@ -214,9 +214,8 @@ def main() -> None:
     except Exception as error:
         lacking = isinstance(error, RuntimeError) and re.search("(out of|allocate) memory", str(error))
         if lacking or isinstance(error, MemoryError):
-            _fail(
-                "there is not enough memory for a batch", "Give a lower --max-tokens or a shorter --max-length.", error
-            )
+            hint = "Give a lower --max-tokens or a shorter --max-length."
+            _fail("there is not enough memory for a batch", hint, error)
         if isinstance(error, ValueError) and "integer string conversion" in str(error):
             _fail("a number has too many digits", LOOK, error)
         hint = "This is a defect in attempt. `--debug` shows where it happened."

@@ -150,7 +150,7 @@ def make_config(preset: str | None, **given: Any) -> TrainingConfig:
     Raises:
         AttemptError: unknown preset; or settings out of bounds, all of them at once.
     """
-    settings = read_preset(preset) if preset else {}
+    settings = dict(read_preset(preset)["training"]) if preset else {}
     chosen = {key: value for key, value in given.items() if value is not None}
     if "steps" in chosen:  # a budget that is given replaces the preset's
         settings.pop("epochs", None)
@@ -177,9 +177,11 @@ def preset_names() -> list[str]:
 
 
 def read_preset(name: str) -> dict[str, Any]:
-    """Reads the settings of a preset."""
+    """Reads a preset: its settings under "training", and the rules for what differs under "rules".
+
+    Raises:
+        AttemptError: there is none of that name.
+    """
     if name not in preset_names():
         raise unknown_name("preset", name, preset_names(), "attempt train-target --help")
-    text = (Path(__file__).parent / "presets" / f"{name}.toml").read_text("utf-8")
-    settings: dict[str, Any] = tomllib.loads(text)["training"]
-    return settings
+    return tomllib.loads((Path(__file__).parent / "presets" / f"{name}.toml").read_text("utf-8"))
