@@ -117,7 +117,7 @@ def reproduce(
             listener is told a line a cell.
         session: where the call works.
         tasks, methods, columns, seeds, k, per_class, limit, train_limit, sources, train_sources, source_steps,
-            init_from, preset, resume, workers, on_ray: as in `experiments.run.GridOptions`.
+            init_from, preset, resume, workers, on_ray: as in `experiments.run.GridOptions` and `plan.Terms`.
         settings: fields of `training.config.TrainingConfig`, for all methods.
 
     Returns:

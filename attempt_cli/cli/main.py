@@ -72,9 +72,7 @@ class Settings:
         from attempt_cli.cli.progress import NoteListener
         from attempt_cli.session import Session
 
-        chosen: dict[str, Any] = (
-            {"backbone": where.backbone, "device": where.device, "dtype": where.dtype} if where else {}
-        )
+        chosen: dict[str, Any] = vars(where) if where else {}
         more.setdefault("listener", NoteListener(self.output))
         return Session(self.registry(), self.data_dir, command=typed_command(), **chosen, **more)
 

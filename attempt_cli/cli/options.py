@@ -136,6 +136,7 @@ temperature_option = click.option(
 # how fast a comparison's methods learn, and how sharply G chooses
 rate_options = stacked(learning_rate_option, attention_rate_option, weight_rate_option, temperature_option)
 
+# of the train commands: settings, what is kept, and where it is computed
 training_options = stacked(
     click.option("--steps", type=int, help="Optimiser steps. [default: 500]"),
     click.option("--epochs", type=float, help="Passes over the training rows, instead of --steps."),
@@ -171,13 +172,12 @@ training_options = stacked(
     click.option("--patience", type=int, help="Stop after this many evaluations without improvement."),
     click.option("--seed", type=int, help="[default: 0]"),
     click.option("--preset", help="Settings to start from: `paper`."),
-)
-
-record_options = stacked(
+    cache_options,
     click.option("--name", help="The name in the registry."),
     click.option("--note", default="", help="A remark to keep with it."),
     click.option("--tag", "tags", multiple=True, help="A tag; may be given several times."),
     click.option("--resume", is_flag=True, help="Continue from the checkpoint of the same command, if there is one."),
+    where_options,
 )
 
 sampling_options = stacked(

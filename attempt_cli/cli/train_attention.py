@@ -11,14 +11,11 @@ from attempt_cli.cli.options import (
     CacheOptions,
     attention_rank_option,
     attention_rate_option,
-    cache_options,
     names_or_all,
-    record_options,
     sampling_options,
     split_names,
     temperature_option,
     training_options,
-    where_options,
 )
 from attempt_cli.cli.training import report, training_session
 
@@ -34,9 +31,6 @@ if TYPE_CHECKING:
 @temperature_option
 @sampling_options
 @training_options
-@cache_options
-@record_options
-@where_options
 @click.pass_obj
 def command(
     settings: Settings,

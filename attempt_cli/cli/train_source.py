@@ -9,10 +9,7 @@ import click
 from attempt_cli.cli.options import (
     BackboneOptions,
     CacheOptions,
-    cache_options,
-    record_options,
     training_options,
-    where_options,
 )
 from attempt_cli.cli.row_options import RowOptions, row_options_without, test_file_option
 from attempt_cli.cli.training import report, training_session
@@ -26,9 +23,6 @@ if TYPE_CHECKING:
 @row_options_without(test_file_option)
 @click.option("--init-from", help="Start from this prompt of the registry. [default: frequent words]")
 @training_options
-@cache_options
-@record_options
-@where_options
 @click.pass_obj
 def command(
     settings: Settings,

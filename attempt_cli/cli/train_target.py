@@ -12,15 +12,12 @@ from attempt_cli.cli.options import (
     CacheOptions,
     attention_rank_option,
     attention_rate_option,
-    cache_options,
     names_or_all,
-    record_options,
     sampling_options,
     stacked,
     temperature_option,
     training_options,
     weight_rate_option,
-    where_options,
 )
 from attempt_cli.cli.row_options import RowOptions, row_options
 from attempt_cli.cli.training import report, training_session
@@ -93,9 +90,6 @@ method_options = stacked(
 @click.option("--composition", help="With --add-task: the composition that they join.")
 @sampling_options
 @training_options
-@cache_options
-@record_options
-@where_options
 @click.pass_obj
 def command(
     settings: Settings,

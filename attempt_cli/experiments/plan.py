@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,35 @@ from attempt_cli.data.task import Task
 from attempt_cli.errors import AttemptError
 
 
-@dataclass(frozen=True)
-class Plan:
+@dataclass(frozen=True, kw_only=True)
+class Terms:
+    """What holds for every cell of a grid, as the user said it.
+
+    Args:
+        settings: the fields of `TrainingConfig` that were given, for all methods.
+        preset: the name of settings by task and method; those that were given come first.
+        init_from: the prompt that trainings start from instead of the best source.
+        limit: the most test rows of a task, a random sample.
+        train_limit: the most training rows of a task, a random sample by seed.
+        per_class: k rows of every class, not k in total.
+        resume: take finished cells from the registry, and unfinished trainings from their checkpoints.
+    """
+
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    preset: str | None = None
+    init_from: str | None = None
+    limit: int | None = None
+    train_limit: int | None = None
+    per_class: bool = False
+    resume: bool = False
+
+    def terms(self) -> dict[str, Any]:
+        """Returns them by name, for another that has them, too."""
+        return {one.name: getattr(self, one.name) for one in fields(Terms)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan(Terms):
     """Holds what all cells of a grid share; it can be sent to other processes.
 
     Args:
@@ -24,17 +51,10 @@ class Plan:
         prepared: full names of what was trained on the source tasks, by backbone, task and kind (a name in
             `methods.PREPARED`).
         source_settings: settings of trainings on source tasks, where they differ.
-        init_from: the prompt that trainings start from instead of the best source.
-        settings: the fields of `TrainingConfig` that were given.
-        preset: the name of settings by task and method; those that were given come first.
-        limit: the most test rows of a task, a random sample.
-        train_limit: the most training rows of a task, a random sample by seed.
-        per_class: k rows of every class, not k in total.
         device, dtype: of the backbones.
         input_cache: bytes of each worker for keys and values of inputs; 0 for none.
         command: as it was typed.
         tags: for what is trained.
-        resume: take finished cells from the registry, and unfinished trainings from their checkpoints.
     """
 
     registry: Path
@@ -43,18 +63,11 @@ class Plan:
     sources: Mapping[tuple[str, str], tuple[str, ...]] = field(default_factory=dict)
     prepared: Mapping[tuple[str, str, str], str] = field(default_factory=dict)
     source_settings: Mapping[str, Any] = field(default_factory=dict)
-    init_from: str | None = None
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    preset: str | None = None
-    limit: int | None = None
-    train_limit: int | None = None
-    per_class: bool = False
     device: str | None = None
     dtype: str | None = None
     input_cache: int = 0
     command: str = ""
     tags: tuple[str, ...] = ()
-    resume: bool = False
 
 
 def check_rows(tasks: Iterable[Task], data_dir: Path | None) -> None:
