@@ -171,10 +171,14 @@ def record_evaluation(
     ).id
 
 
-def rows_record(rows: Rows) -> dict[str, Any]:
-    """Returns what a run keeps of its rows: their place, their digest and their numbers in the file."""
-    numbers = [example.row for example in rows.examples]
-    return {"origin": rows.origin, "sha256": rows.sha256, "n": len(numbers), "rows": numbers}
+def rows_record(rows: Rows, *, numbers: bool = True) -> dict[str, Any]:
+    """Returns what a run keeps of its rows: their place, their digest, their count and their numbers in the file.
+
+    Args:
+        numbers: False leaves the numbers out, of rows that the place alone tells.
+    """
+    record: dict[str, Any] = {"origin": rows.origin, "sha256": rows.sha256, "n": len(rows.examples)}
+    return record | ({"rows": [example.row for example in rows.examples]} if numbers else {})
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from attempt_cli.backbones.base import FrozenBackbone
 from attempt_cli.data.catalogue import load_task
 from attempt_cli.data.fewshot import few_shot
 from attempt_cli.data.rows import Rows, examples_sha256, load_examples
+from attempt_cli.data.scoring import score
 from attempt_cli.data.task import Task
 from attempt_cli.errors import AttemptError
-from attempt_cli.evaluation.evaluate import evaluate
 from attempt_cli.evaluation.prediction import predict
 from attempt_cli.experiments.cells import CellSpec
 from attempt_cli.experiments.methods import METHODS, PREPARED
@@ -133,10 +133,33 @@ class Choices:
     def best_source(
         self, backbone: FrozenBackbone, rows: TaskRows, sources: Sequence[Prompt], max_length: int | None
     ) -> Prompt:
-        """Returns the source that fits the training rows best, looked for once."""
+        """Returns the source that, untrained, gives the training rows' targets the highest likelihood.
+
+        Of free text it is the one with the best score. It is looked for once.
+
+        Args:
+            backbone: what the sources are for.
+            rows: of many training rows a sample decides.
+            sources: the prompts to choose from.
+            max_length: input tokens of a row; the task's own limit without it.
+        """
+        if len(sources) == 1:
+            return sources[0]
         key = (rows.train.sha256, *(prompt.ref for prompt in sources))
         if key not in self._best:
-            self._best[key] = best_source(self.registry, backbone, rows.task, rows.train, sources, max_length)
+            examples = rows.train.examples
+            if len(examples) > ROWS_FOR_CHOICE:
+                examples = random.Random(0).sample(examples, ROWS_FOR_CHOICE)
+
+            def fit(prompt: Prompt) -> float:
+                model = load_prompt(self.registry, backbone, prompt).model
+                predictions = predict(model, rows.task, examples, max_length=max_length)
+                likelihoods = [row.log_likelihood for row in predictions.rows if row.log_likelihood is not None]
+                if likelihoods:
+                    return sum(likelihoods) / len(likelihoods)
+                return score(rows.task, predictions.texts, examples)[rows.task.metrics[0]]
+
+            self._best[key] = max(sources, key=fit)
         return self._best[key]
 
     def _task_rows(self, task: Task, spec: CellSpec) -> TaskRows:
@@ -204,37 +227,3 @@ class Choices:
         if len(spec.tasks) == 1 or len(name) <= LONGEST_NAME:
             return name
         return f"{name[: LONGEST_NAME - 9]}-{content_key({'name': name})[:8]}"
-
-
-def best_source(
-    registry: Registry,
-    backbone: FrozenBackbone,
-    task: Task,
-    rows: Rows,
-    sources: Sequence[Prompt],
-    max_length: int | None = None,
-) -> Prompt:
-    """Returns the source that, untrained, gives these rows' targets the highest likelihood (free text: best score).
-
-    Args:
-        registry, backbone: where the sources are kept, and what they are for.
-        task: the rows' task.
-        rows: training rows, never the test's; of many a sample decides.
-        sources: the prompts to choose from.
-        max_length: input tokens of a row; the task's own limit without it.
-    """
-    if len(sources) == 1:
-        return sources[0]
-    examples = rows.examples
-    if len(examples) > ROWS_FOR_CHOICE:
-        examples = random.Random(0).sample(examples, ROWS_FOR_CHOICE)
-
-    def fit(prompt: Prompt) -> float:
-        model = load_prompt(registry, backbone, prompt).model
-        predictions = predict(model, task, examples, max_length=max_length)
-        likelihoods = [row.log_likelihood for row in predictions.rows if row.log_likelihood is not None]
-        if likelihoods:
-            return sum(likelihoods) / len(likelihoods)
-        return evaluate(model, task, examples, max_length=max_length).score
-
-    return max(sources, key=fit)

@@ -154,7 +154,6 @@ class Report:
     def document(self) -> dict[str, Any]:
         """Returns the JSON document, without its version."""
         published = self._published()
-        tasks = {row.task for row in self.rows} | {f"{group} average" for group in self.experiment.groups}
         return {
             "experiment": self.experiment.name,
             "title": self.experiment.title,
@@ -166,7 +165,7 @@ class Report:
             "published": [
                 {"of": of, "method": method, **asdict(number)}
                 for (of, method), number in published.items()
-                if of in tasks or of in self.backbone_parameters
+                if of in self._published_keys()
             ],
             "not_run": methods_not_run(),
             "failures": [{**asdict(spec), "error": error} for spec, error in self.failures.items()],

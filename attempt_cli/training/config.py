@@ -62,12 +62,6 @@ class TrainingConfig(BaseModel):
     eval_rows: int = Field(200, ge=1)  # validation rows looked at during training
     patience: int | None = Field(None, ge=1)  # evaluations without improvement before stopping
 
-    @model_validator(mode="after")
-    def _one_budget(self) -> TrainingConfig:
-        if self.steps is not None and self.epochs is not None:
-            raise ValueError("give --steps or --epochs, not both")
-        return self
-
     @model_validator(mode="before")
     @classmethod
     def _method_settings(cls, values: Any) -> Any:
@@ -106,7 +100,7 @@ class TrainingConfig(BaseModel):
         ]
         if unread:
             return unread
-        found = []
+        found = ["give --steps or --epochs, not both"] if self.steps is not None and self.epochs is not None else []
         if self.balanced_start and not self.with_target:
             found.append("--balanced-start is the target prompt's, and --no-target has none")
         if self.constant_attention:

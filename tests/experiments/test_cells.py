@@ -16,7 +16,6 @@ from attempt_cli.data.task import Task
 from attempt_cli.errors import AttemptError
 from attempt_cli.evaluation.evaluate import evaluate
 from attempt_cli.experiments.cells import Cell, CellSpec
-from attempt_cli.experiments.choices import best_source
 from attempt_cli.experiments.methods import ALONE, check_methods
 from attempt_cli.experiments.methods import METHODS as COMPARISONS
 from attempt_cli.experiments.plan import Plan
@@ -24,6 +23,7 @@ from attempt_cli.experiments.runner import Runner
 from attempt_cli.experiments.summary import summarise
 from attempt_cli.listener import Listener
 from attempt_cli.training.config import TrainingConfig
+from attempt_cli.training.request import TaskRows
 from attempt_registry import Registry
 from tests.training.requests import request_for, trained
 from tests.training.toy import toy_rows, write_csv
@@ -257,8 +257,9 @@ def test_the_best_source_is_the_one_that_fits_the_training_rows(few: Few, task: 
         predictions = evaluate(loaded.model, task, rows.examples).predictions.rows
         likelihoods[prompt.name] = sum(row.log_likelihood or 0.0 for row in predictions)
     assert likelihoods["good"] > likelihoods["bad"]
-    assert best_source(few.registry, few.backbone, task, rows, few.sources).name == "good"
-    assert best_source(few.registry, few.backbone, task, rows, few.sources[:1]).name == "bad"
+    choices = few.runner().choices
+    for sources, best in ((few.sources, "good"), (few.sources[:1], "bad")):
+        assert choices.best_source(few.backbone, TaskRows(task, rows), sources, None).name == best
 
 
 def test_a_start_that_is_named_is_taken(few: Few) -> None:
