@@ -135,9 +135,9 @@ def reproduce(
     session = session or Session()
     named = session.backbone or os.environ.get("ATTEMPT_BACKBONE")
     options = GridOptions(
-        tasks=None if tasks is None else listed(tasks),
-        methods=None if methods is None else listed(methods),
-        columns=None if columns is None else listed(columns),
+        tasks=listed(tasks or ()),
+        methods=listed(methods or ()),
+        columns=listed(columns or ()),
         seeds=seeds,
         k=None if k is None else listed(k),
         per_class=per_class,

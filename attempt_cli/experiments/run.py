@@ -121,7 +121,7 @@ class GridOptions(Terms):
     """What a run of an experiment changes in it.
 
     Args:
-        tasks, methods, columns: names; None takes the paper's.
+        tasks, methods, columns: names; none takes the paper's.
         seeds: how many; None is the experiment's own number.
         k: numbers of training rows that are drawn; None is the experiment's own, else all rows.
         sources: names of source prompts, or "all".
@@ -131,9 +131,9 @@ class GridOptions(Terms):
         on_ray: whether workers are Ray actors.
     """
 
-    tasks: Sequence[str] | None = None
-    methods: Sequence[str] | None = None
-    columns: Sequence[str] | None = None
+    tasks: Sequence[str] = ()
+    methods: Sequence[str] = ()
+    columns: Sequence[str] = ()
     seeds: int | None = None
     k: Sequence[int] | None = None
     sources: Names = "all"
@@ -245,7 +245,7 @@ def _checked(experiment: Experiment, options: GridOptions) -> tuple[dict[str, Ta
             problems.append(f"{error.message}. {error.hint or ''}".strip())
     methods = list(dict.fromkeys(options.methods or [m for m in experiment.methods if m in METHODS]))
     problems += unknown_names("method", methods, METHODS)
-    problems += check_columns(options.columns or [])
+    problems += check_columns(options.columns)
     wrong = [number for number in options.k or () if not isinstance(number, int) or number < 1]
     problems += [f"-k: '{number}' is not a number of rows" for number in wrong]
     try:
