@@ -14,18 +14,6 @@ from attempt_cli.cli.options import Command, option_group, split_names
 if TYPE_CHECKING:
     from attempt_cli.data.task import Task
 
-FILE_FIELDS = (
-    "train_file",
-    "validation_file",
-    "test_file",
-    "input_template",
-    "label",
-    "labels",
-    "answers",
-    "metrics",
-    "encoding",
-)
-
 
 class RowsFile(click.Path):
     """A file that exists, or the address of one that fsspec can open (hf://…, https://…)."""
@@ -70,8 +58,9 @@ class RowOptions:
 
     @property
     def described(self) -> list[str]:
-        """The fields among these that describe a task, as far as they are given."""
-        return [field for field in FILE_FIELDS if getattr(self, field) is not None]
+        """The fields that describe rows, as far as they are given; the text format goes with named tasks, too."""
+        names = [field.name for field in dataclasses.fields(self) if field.name != "text_format"]
+        return [name for name in names if getattr(self, name) is not None]
 
     def check_unnamed(self) -> None:
         """Refuses rows of one's own beside --tasks.

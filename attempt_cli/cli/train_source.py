@@ -6,11 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from attempt_cli.cli.options import (
-    BackboneOptions,
-    CacheOptions,
-    training_options,
-)
+from attempt_cli.cli.options import BackboneOptions, CacheOptions, training_options
 from attempt_cli.cli.row_options import RowOptions, row_options_without, test_file_option
 from attempt_cli.cli.training import report, training_session
 

@@ -176,18 +176,18 @@ def draw_dots(file: Path, rows: Sequence[Row], x: str) -> None:
     def value(row: Row) -> float | None:
         return 100 * row.mean if x == "score" else row.peak_memory and row.peak_memory / 1e9
 
-    drawn = [row for row in rows if value(row) is not None]
+    drawn = [(row, number) for row in rows if (number := value(row)) is not None]
     if not drawn:
         raise AttemptError("there is nothing to draw", f"No cell has a {x}.")
-    tasks = list(dict.fromkeys(row.task for row in drawn))
-    methods = list(dict.fromkeys(row.method for row in drawn))
+    tasks = list(dict.fromkeys(row.task for row, _ in drawn))
+    methods = list(dict.fromkeys(row.method for row, _ in drawn))
     figure, grid = _grid(len(tasks), (2.9, 0.26 * len(methods) + 0.9), (1.4, 0.0), sharey=True)
     for axes, task in zip(grid, tasks, strict=True):
-        for row in drawn:
+        for row, number in drawn:
             if row.task == task:
                 place = methods.index(row.method)
                 width = 100 * row.width if x == "score" and row.width is not None else None
-                axes.errorbar(value(row), place, xerr=width, color=_colour(place, len(methods)), marker="o", capsize=2)
+                axes.errorbar(number, place, xerr=width, color=_colour(place, len(methods)), marker="o", capsize=2)
         axes.set_yticks(range(len(methods)), methods, fontsize=8)
         axes.set_ylim(len(methods) - 0.5, -0.5)
         if x == "memory":

@@ -178,4 +178,5 @@ def read_preset(name: str) -> dict[str, Any]:
     """
     if name not in preset_names():
         raise unknown_name("preset", name, preset_names(), "attempt train-target --help")
-    return tomllib.loads((Path(__file__).parent / "presets" / f"{name}.toml").read_text("utf-8"))
+    preset: dict[str, Any] = tomllib.loads((Path(__file__).parent / "presets" / f"{name}.toml").read_text("utf-8"))
+    return preset
