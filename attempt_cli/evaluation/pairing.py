@@ -109,7 +109,8 @@ def _by_row_scores(
     if "both" in counts and not groups:
         test = mcnemar(counts["first"], counts["second"], n)
     else:
-        test = _bootstrapped(lambda rows: sum(first[row] - second[row] for row in rows) / len(rows), groups, n)
+        gaps = [a - b for a, b in pairs]
+        test = _bootstrapped(lambda rows: sum(gaps[row] for row in rows) / len(rows), groups, n)
     return Comparison(metric, (sum(first) / n, sum(second) / n), n, test, counts)
 
 
