@@ -34,7 +34,6 @@ class Loaded:
         sources: the sources' names, in the order of the attention's weights.
         targets: the task of each target prompt -> its index in the mixture.
         inputs: full names with kinds, as a run records them.
-        prompts: the records of the target prompts, in the order of the mixture; none for the bare model.
     """
 
     model: PromptedModel
@@ -43,7 +42,6 @@ class Loaded:
     sources: tuple[str, ...] = ()
     targets: dict[str, int] | None = None
     inputs: tuple[str, ...] = ()
-    prompts: tuple[Prompt, ...] = ()
 
     def task_index(self, task: str) -> int:
         """Returns the index of the target prompt that serves a task; a single target serves any (zero-shot transfer).
@@ -60,10 +58,6 @@ class Loaded:
             )
         return self.targets[task]
 
-    def prompt_for(self, task: str) -> Prompt | None:
-        """Returns the record of the target prompt that serves a task."""
-        return self.prompts[self.task_index(task)] if self.prompts else None
-
 
 def bare(backbone: FrozenBackbone) -> Loaded:
     """Returns the backbone without a prompt."""
@@ -79,7 +73,6 @@ def load_prompt(registry: Registry, backbone: FrozenBackbone, prompt: Prompt) ->
         prompt.ref,
         targets={prompt.task: 0},
         inputs=(f"prompt:{prompt.ref}",),
-        prompts=(prompt,),
     )
 
 
@@ -138,7 +131,6 @@ def load_composition(registry: Registry, backbone: FrozenBackbone, composition: 
         sources=composition.sources,
         targets={prompt.task: index for index, prompt in enumerate(targets)},
         inputs=tuple(inputs),
-        prompts=tuple(targets),
     )
 
 

@@ -21,7 +21,9 @@ from types import CodeType, FrameType
 from typing import Any
 
 from attempt_cli.data.catalogue import load_task
-from attempt_cli.experiments.grid import CellSpec, Plan, Runner
+from attempt_cli.experiments.cells import CellSpec
+from attempt_cli.experiments.plan import Plan
+from attempt_cli.experiments.runner import Runner
 from tests.models import save_llama
 
 ROOT = Path(__file__).parents[1]

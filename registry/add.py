@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from attempt_registry.conversion import KIND_OF, Named, json_text, now
@@ -278,12 +279,12 @@ class Adder(Finder):
         *,
         command: str,
         settings: Mapping[str, Any],
-        rows: Mapping[str, Any],
-        seed: int | None,
-        budget: Mapping[str, Any],
         numbers: Mapping[str, Any],
         versions: Mapping[str, Any],
-        duration: float,
+        seed: int | None,
+        rows: Mapping[str, Any] = MappingProxyType({}),
+        budget: Mapping[str, Any] = MappingProxyType({}),
+        duration: float = 0.0,
         artefacts: Sequence[str] = (),
         inputs: Sequence[str] = (),
     ) -> Run:

@@ -12,7 +12,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -256,17 +256,9 @@ def _text_or_bytes(data: bytes) -> str | bytes:
 def _begin(connection: sqlite3.Connection) -> None:
     # IMMEDIATE: wait for other writers here, not at the first write, where SQLite could only fail. SQLite's own waiting
     # asks ever more rarely, so that newcomers overtake whoever waits longest; here all ask equally often.
-    deadline = time.monotonic() + BUSY_SECONDS
     connection.execute("PRAGMA busy_timeout = 0")
     try:
-        while True:
-            try:
-                connection.execute("BEGIN IMMEDIATE")
-                return
-            except sqlite3.OperationalError as error:
-                if "locked" not in str(error) or time.monotonic() > deadline:
-                    raise
-            time.sleep(0.001 + os.urandom(1)[0] / 50_000)
+        _when_unlocked(connection, "BEGIN IMMEDIATE", lambda: 0.001 + os.urandom(1)[0] / 50_000)
     finally:
         connection.execute(f"PRAGMA busy_timeout = {int(BUSY_SECONDS * 1000)}")
 
@@ -274,15 +266,24 @@ def _begin(connection: sqlite3.Connection) -> None:
 def _enable_wal(connection: sqlite3.Connection) -> None:
     # Unlike statements, the change of mode does not wait for other connections. Where the file system does not
     # support WAL, the database works without it.
+    _when_unlocked(connection, "PRAGMA journal_mode=wal", lambda: 0.02)
+
+
+def _when_unlocked(connection: sqlite3.Connection, sql: str, pause: Callable[[], float]) -> None:
+    """Runs a statement as soon as no other connection is in its way; fails as SQLite does after BUSY_SECONDS.
+
+    Args:
+        pause: seconds between two tries.
+    """
     deadline = time.monotonic() + BUSY_SECONDS
     while True:
         try:
-            connection.execute("PRAGMA journal_mode=wal")
+            connection.execute(sql)
             return
         except sqlite3.OperationalError as error:
             if "locked" not in str(error) or time.monotonic() > deadline:
                 raise
-            time.sleep(0.02)
+        time.sleep(pause())
 
 
 @contextmanager

@@ -54,7 +54,7 @@ def _ancestors(registry: Finder, record: Prompt | Attention | Composition) -> tu
     """Lists all ancestors, nearest first, and those of them that were removed."""
     seen: dict[str, None] = {}
     removed = []
-    waiting = list(_parents(record))
+    waiting = list(parents_of(record))
     while waiting:
         ref = waiting.pop(0)
         if ref in seen:
@@ -66,11 +66,12 @@ def _ancestors(registry: Finder, record: Prompt | Attention | Composition) -> tu
         if not rows:
             removed.append(ref)
         for parent in registry._records(RECORDS[kind], rows):
-            waiting += _parents(parent)
+            waiting += parents_of(parent)
     return tuple(seen), tuple(removed)
 
 
-def _parents(record: Prompt | Attention | Composition) -> tuple[str, ...]:
+def parents_of(record: Prompt | Attention | Composition) -> tuple[str, ...]:
+    """Returns the names of what a record was made from: parents, or the parts of a composition."""
     if isinstance(record, Composition):
         mixer = (f"attention:{record.attention}",) if record.attention else ()
         return (*record.sources, *mixer, *record.targets)

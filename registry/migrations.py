@@ -8,105 +8,43 @@ from sqlite_utils import Database, Migrations
 
 migrations = Migrations("registry")  # `database.MIGRATION_SET`
 
-_NAMED = {"name": str, "version": int}
-_BOUND = {"backbone": str, "fingerprint": str}
+_NAMED = "id INTEGER PRIMARY KEY, name TEXT NOT NULL, version INTEGER NOT NULL"
+_BOUND = "backbone TEXT NOT NULL, fingerprint TEXT NOT NULL"
+_TABLES = {
+    "backbones": """
+        name TEXT, fingerprint TEXT, architecture TEXT, width INTEGER, embedding_rms REAL, parameters INTEGER,
+        source TEXT, created TEXT, PRIMARY KEY (name, fingerprint)
+    """,
+    # a version is never reused: a reference to a removed prompt must not come to mean another one
+    "names": "kind TEXT, name TEXT, version INTEGER, PRIMARY KEY (kind, name)",
+    "prompts": f"""
+        {_NAMED}, kind TEXT NOT NULL, method TEXT, {_BOUND}, task TEXT NOT NULL, task_version INTEGER,
+        length INTEGER, width INTEGER, dtype TEXT, embedding_scale REAL, sha256 TEXT NOT NULL,
+        settings TEXT, numbers TEXT, seed INTEGER, created TEXT, note TEXT, tags TEXT NOT NULL, parents TEXT NOT NULL
+    """,
+    "attentions": f"""
+        {_NAMED}, {_BOUND}, rank INTEGER, level TEXT, temperature REAL, width INTEGER, sha256 TEXT NOT NULL,
+        settings TEXT, seed INTEGER, created TEXT, note TEXT, parents TEXT NOT NULL
+    """,
+    "compositions": f"""
+        {_NAMED}, {_BOUND}, sources TEXT NOT NULL, attention TEXT, targets TEXT NOT NULL,
+        settings TEXT, created TEXT, note TEXT
+    """,
+    "runs": """
+        id INTEGER PRIMARY KEY, command TEXT NOT NULL, settings TEXT, rows TEXT, seed INTEGER, budget TEXT,
+        numbers TEXT, versions TEXT, duration REAL, created TEXT, artefacts TEXT NOT NULL, inputs TEXT NOT NULL
+    """,
+}
 
 
 @migrations(name="0001_first_tables")
 def first_tables(db: Database) -> None:
     """Creates backbones, prompts, attentions, compositions, runs, and the last version given to each name."""
-    db.table("backbones").create(
-        {
-            "name": str,
-            "fingerprint": str,
-            "architecture": str,
-            "width": int,
-            "embedding_rms": float,
-            "parameters": int,
-            "source": str,
-            "created": str,
-        },
-        pk=("name", "fingerprint"),
-    )
-    # A version is never reused: a reference to a removed prompt must not come to mean another one.
-    db.table("names").create({"kind": str, "name": str, "version": int}, pk=("kind", "name"))
-    db.table("prompts").create(
-        {
-            "id": int,
-            **_NAMED,
-            "kind": str,
-            "method": str,
-            **_BOUND,
-            "task": str,
-            "task_version": int,
-            "length": int,
-            "width": int,
-            "dtype": str,
-            "embedding_scale": float,
-            "sha256": str,
-            "settings": str,
-            "numbers": str,
-            "seed": int,
-            "created": str,
-            "note": str,
-            "tags": str,
-            "parents": str,
-        },
-        pk="id",
-        not_null={"name", "version", "kind", "backbone", "fingerprint", "task", "sha256", "tags", "parents"},
-    ).create_index(["name", "version"], unique=True).create_index(["task"])
-    db.table("attentions").create(
-        {
-            "id": int,
-            **_NAMED,
-            **_BOUND,
-            "rank": int,
-            "level": str,
-            "temperature": float,
-            "width": int,
-            "sha256": str,
-            "settings": str,
-            "seed": int,
-            "created": str,
-            "note": str,
-            "parents": str,
-        },
-        pk="id",
-        not_null={"name", "version", "backbone", "fingerprint", "sha256", "parents"},
-    ).create_index(["name", "version"], unique=True)
-    db.table("compositions").create(
-        {
-            "id": int,
-            **_NAMED,
-            **_BOUND,
-            "sources": str,
-            "attention": str,
-            "targets": str,
-            "settings": str,
-            "created": str,
-            "note": str,
-        },
-        pk="id",
-        not_null={"name", "version", "backbone", "fingerprint", "sources", "targets"},
-    ).create_index(["name", "version"], unique=True)
-    db.table("runs").create(
-        {
-            "id": int,
-            "command": str,
-            "settings": str,
-            "rows": str,
-            "seed": int,
-            "budget": str,
-            "numbers": str,
-            "versions": str,
-            "duration": float,
-            "created": str,
-            "artefacts": str,
-            "inputs": str,
-        },
-        pk="id",
-        not_null={"command", "artefacts", "inputs"},
-    )
+    for table, columns in _TABLES.items():
+        db.execute(f"CREATE TABLE {table} ({columns})")
+    for table in ("prompts", "attentions", "compositions"):
+        db.table(table).create_index(["name", "version"], unique=True)
+    db.table("prompts").create_index(["task"])
 
 
 @migrations(name="0002_placement")

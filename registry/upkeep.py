@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from attempt_registry.conversion import RECORDS, kind_of
 from attempt_registry.database import Database, translated_errors
 from attempt_registry.errors import RegistryError
-from attempt_registry.lineage import children, users
+from attempt_registry.lineage import children, parents_of, users
 from attempt_registry.objects import Objects, age
 from attempt_registry.records import Attention, Composition, Garbage, Problem, Prompt, Removal, Run
 from attempt_registry.references import KINDS, parse
@@ -98,7 +98,7 @@ def verify(registry: Finder, database: Database, objects: Objects) -> list[Probl
     for composition in compositions:
         problems += [
             Problem(f"composition {composition.ref}", f"its part {part} is not in the registry")
-            for part in _parts(composition)
+            for part in parents_of(composition)
             if _full(part) not in there
         ]
     for record in tensors:
@@ -152,11 +152,6 @@ def _existed(ref: str, given: dict[tuple[str, str], int]) -> bool:
         return False
     last = given.get((wanted.kind or "prompt", wanted.name))
     return isinstance(last, int) and (wanted.version or 1) <= last
-
-
-def _parts(composition: Composition) -> tuple[str, ...]:
-    mixer = (f"attention:{composition.attention}",) if composition.attention else ()
-    return (*composition.sources, *mixer, *composition.targets)
 
 
 def gc(database: Database, objects: Objects, *, dry_run: bool, grace: float) -> Garbage:

@@ -118,7 +118,7 @@ def reproduce(
             listener is told a line a cell.
         session: where the call works.
         tasks, methods, columns, seeds, k, per_class, limit, train_limit, sources, train_sources, source_steps,
-            init_from, preset, resume, workers, on_ray: as in `experiments.run.GridOptions`.
+            init_from, preset, resume, workers, on_ray: as in `experiments.run.GridOptions` and `plan.Terms`.
         settings: fields of `training.config.TrainingConfig`, for all methods.
 
     Returns:
@@ -138,9 +138,9 @@ def reproduce(
     session = Session.of(session)
     named = session.backbone or os.environ.get("ATTEMPT_BACKBONE")
     options = GridOptions(
-        tasks=None if tasks is None else listed(tasks),
-        methods=None if methods is None else listed(methods),
-        columns=None if columns is None else listed(columns),
+        tasks=listed(tasks or ()),
+        methods=listed(methods or ()),
+        columns=listed(columns or ()),
         seeds=seeds,
         k=None if k is None else listed(k),
         per_class=per_class,

@@ -16,7 +16,7 @@ from attempt_cli.sources import check_lengths, source_prompts
 from attempt_cli.training.methods import find_method
 
 if TYPE_CHECKING:
-    from attempt_cli.training.request import Outcome, Request
+    from attempt_cli.training.request import Outcome
     from attempt_registry import Attention, Composition, Prompt
 
 AnyTask = str | Path | Task
@@ -71,7 +71,7 @@ def train_source(
         kind="source",
         init_from=(start,),
         note=note,
-        tags=tuple(listed(tags)),
+        tags=tags,
     )
 
 
@@ -151,7 +151,7 @@ def train_target(
         max_rows_per_task=max_rows_per_task,
         sampling_temperature=sampling_temperature,
         note=note,
-        tags=tuple(listed(tags)),
+        tags=tags,
     )
     if outcome is None or outcome.prompt is not None:
         return outcome
@@ -211,7 +211,7 @@ def train_attention(
         max_rows_per_task=max_rows_per_task,
         sampling_temperature=sampling_temperature,
         note=note,
-        tags=tuple(listed(tags)),
+        tags=tags,
     )
 
 
@@ -244,6 +244,7 @@ def _train(
     preset: str | None,
     train_limit: int | None,
     resume: bool,
+    tags: Sequence[str],
     **parts: Any,
 ) -> Outcome | None:
     """Checks everything that needs no backbone, then loads it and trains; `parts` are fields of `Request`."""
@@ -255,22 +256,17 @@ def _train(
     check_lengths(used, settings.get("prompt_length"))
     if settings.get("prompt_length") is None and used:
         settings = {**settings, "prompt_length": used[0].length}
-    largest = settings.get("batch_size") == "auto"
-    if largest:
+    if largest := settings.get("batch_size") == "auto":
         settings = {**settings, "batch_size": None}
     config = make_config(preset, method=method, **settings)
     rows = tuple(load_task_rows(task, config, data_dir=session.rows_folder, limit=train_limit) for task in tasks)
-    request = Request(tasks=rows, name=name, config=config, largest_batch=largest, **parts)
+    request = Request(rows, name, config, largest_batch=largest, tags=tuple(listed(tags)), **parts)
     request.check()
-    return _run(session, request, [*used, *([request.attention_from] if request.attention_from else [])], resume)
-
-
-def _run(session: Session, request: Request, records: Sequence[Prompt | Attention], resume: bool) -> Outcome | None:
-    from attempt_cli.training.processes import Processes
+    from attempt_cli.training.processes import Processes  # torch, only now that nothing is refused
     from attempt_cli.training.run import train
 
     processes = Processes.here()
-    backbone = session.load_backbone(records)
+    backbone = session.load_backbone([*used, *([request.attention_from] if request.attention_from else [])])
     return train(
         session.store,
         backbone,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -27,13 +27,11 @@ def command(
     settings: Settings,
     /,
     name: str,
-    base: str | None,
     sources: str | None,
     targets: str | None,
-    attention: str | None,
     mixture: MixtureOptions,
     backbone: str | None,
-    note: str,
+    **options: Any,
 ) -> None:
     """Join source prompts, target prompts and a trained attention under NAME, to evaluate and to predict with.
 
@@ -54,13 +52,11 @@ def command(
     session = settings.session(BackboneOptions(backbone, None, None))
     composition = compose(
         name,
-        base=base,
         sources=names_or_all(sources) or (),
         targets=split_names(targets) if targets is not None else (),
-        attention=attention,
         changes=mixture.changes(),
-        note=note,
         session=session,
+        **options,
     )
     settings.output.record("composition", {**asdict(composition), "name": composition.ref})
     tasks = [session.store.prompt(ref).task for ref in composition.targets]

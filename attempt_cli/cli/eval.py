@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from attempt_cli.cli.options import (
-    FILE_FIELDS,
     BackboneOptions,
     MixtureOptions,
-    RowOptions,
     change_options,
+    limit_option,
     max_tokens_option,
-    row_options,
     seed_option,
     split_names,
+    split_option,
     where_options,
 )
 from attempt_cli.cli.output import write_table
+from attempt_cli.cli.row_options import RowOptions, row_options
 from attempt_cli.cli.scores import difference_text, interval_text, percent, weights_text
 
 if TYPE_CHECKING:
@@ -39,14 +39,8 @@ COLUMNS = ("task", "model", "metric", "score", "interval", "n", "rows_per_second
 @row_options
 @click.option("--prompt", "prompts", multiple=True, help="A prompt, or `none` for the bare model; may be repeated.")
 @click.option("--composition", "compositions", multiple=True, help="A composition; may be repeated.")
-@click.option(
-    "--split",
-    type=click.Choice(["train", "validation", "test"]),
-    default="test",
-    show_default=True,
-    help="The rows to score, by the task's split rule.",
-)
-@click.option("--limit", type=click.IntRange(min=1), help="A random sample of at most N rows.")
+@split_option("test", "train", "validation", "test", help="The rows to score, by the task's split rule.")
+@limit_option(None)
 @click.option("--max-length", type=click.IntRange(min=4), help="Input tokens of a row. [default: as trained]")
 @max_tokens_option
 @seed_option
@@ -130,8 +124,7 @@ def _tasks(names: str | None, rows: RowOptions, models: Sequence[TrainedModel]) 
     from attempt_cli.evaluation.models import own_tasks
 
     if names is not None:
-        if any(getattr(rows, field) is not None for field in FILE_FIELDS):
-            raise click.UsageError("give --tasks or files, not both")
+        rows.check_unnamed()
         return split_names(names)
     if rows.input_template is not None or all(model.record is None for model in models):
         return [replace(rows, text_format=None).task(None)]

@@ -8,21 +8,20 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from attempt_cli.cli.options import (
-    FILE_FIELDS,
     BackboneOptions,
     CacheOptions,
-    RowOptions,
     cache_options,
+    max_length_option,
     names_or_all,
+    placement_option,
+    prompt_length_option,
     rate_options,
-    row_options_without,
     split_names,
-    validation_file_option,
     where_options,
 )
+from attempt_cli.cli.row_options import RowOptions, row_options_without, validation_file_option
 from attempt_cli.cli.training import training_session
 from attempt_cli.experiments.methods import ALONE, methods_help
-from attempt_cli.placement import PLACEMENTS
 
 if TYPE_CHECKING:
     from attempt_cli.cli.main import Settings
@@ -36,32 +35,17 @@ COLUMNS = ["task", "method", "score", "against_prompt_tuning", "p", "seeds", "n"
 @click.option("--per-class", is_flag=True, help="k rows of every class, not k in total.")
 @click.option("--tasks", default=None, help="Tasks, comma separated. [default: boolq,cb,scitail]")
 @row_options_without(validation_file_option)
-@click.option(
-    "--seeds",
-    type=click.IntRange(min=1),
-    default=3,
-    show_default=True,
-    help="Draws of rows.",
-)
-@click.option(
-    "--methods",
-    default="source,prompt-tuning,spot,attempt",
-    show_default=True,
-    help=methods_help(ALONE),
-)
+@click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True, help="Draws of rows.")
+@click.option("--methods", default="source,prompt-tuning,spot,attempt", show_default=True, help=methods_help(ALONE))
 @click.option("--sources", default="all", show_default=True, help="Source prompts, comma separated, or `all`.")
 @click.option("--init-from", help="Start of SPoT and ATTEMPT. [default: the source that fits the k rows best]")
 @click.option("--steps", type=click.IntRange(min=1), default=100, show_default=True, help="Optimiser steps, for all.")
-@click.option("--prompt-length", type=int, help="m. [default: 20, or the sources' own]")
-@click.option(
-    "--placement",
-    type=click.Choice(PLACEMENTS),
-    help="Of prompts, before or after the input. [default: the sources' own, else the backbone's]",
-)
+@prompt_length_option
+@placement_option
 @cache_options
 @click.option("--batch-size", type=int, help="[default: 16]")
 @rate_options
-@click.option("--max-length", type=int, help="Input tokens of a row. [default: the task's]")
+@max_length_option
 @click.option(
     "--limit",
     type=click.IntRange(min=1),
@@ -128,8 +112,8 @@ def _tasks(names: str | None, rows: RowOptions) -> list[Task]:
     """Returns the tasks of --tasks, or the one that files describe."""
     from attempt_cli.api.experiments import FEW_SHOT_TASKS
 
-    if names is not None and any(getattr(rows, field) is not None for field in FILE_FIELDS):
-        raise click.UsageError("give --tasks or files, not both")
-    if names is None and (rows.train_file or rows.test_file):
+    if names is not None:
+        rows.check_unnamed()
+    elif rows.train_file or rows.test_file:
         return [rows.task(None)]
     return [task for name in (split_names(names) if names else FEW_SHOT_TASKS) for task in rows.tasks(name)]

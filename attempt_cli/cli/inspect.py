@@ -13,9 +13,11 @@ from attempt_cli.cli.options import (
     BackboneOptions,
     MixtureOptions,
     change_options,
+    limit_option,
     max_tokens_option,
     refuse_options,
     seed_option,
+    split_option,
     where_options,
 )
 
@@ -31,16 +33,8 @@ EIGHTHS = " ▏▎▍▌▋▊▉"
 @click.command("inspect")
 @click.argument("name")
 @click.option("--task", help="Only this task's rows. [default: every task that it has a target for]")
-@click.option(
-    "--split",
-    type=click.Choice(["train", "validation", "test"]),
-    default="validation",
-    show_default=True,
-    help="The rows to inspect.",
-)
-@click.option(
-    "--limit", type=click.IntRange(min=1), default=200, show_default=True, help="A random sample of at most N rows."
-)
+@split_option("validation", "train", "validation", "test", help="The rows to inspect.")
+@limit_option(200)
 @click.option("--rows", type=click.IntRange(min=0), default=8, show_default=True, help="Show N of these rows.")
 @seed_option
 @click.option("--tokens", type=click.IntRange(min=1), help="The nearest tokens of each prompt position.")

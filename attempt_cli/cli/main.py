@@ -7,6 +7,7 @@ import errno
 import importlib
 import io
 import os
+import re
 import sys
 import traceback
 from dataclasses import dataclass, field
@@ -71,12 +72,13 @@ class Settings:
         from attempt_cli.cli.progress import NoteListener
         from attempt_cli.session import Session
 
-        chosen: dict[str, Any] = (
-            {"backbone": where.backbone, "device": where.device, "dtype": where.dtype} if where else {}
-        )
+        chosen: dict[str, Any] = vars(where) if where else {}
         more.setdefault("listener", NoteListener(self.output))
         return Session(self.registry(), self.data_dir, command=typed_command(), **chosen, **more)
 
+
+# the hint of a value that nothing could take, wherever it came from
+LOOK = "Look for it in the options, the task and the rows."
 
 # global options that may stand behind the command too, and how many values each takes
 GLOBAL_OPTIONS = {"--registry": 1, "--data-dir": 1, "--format": 1, "--debug": 0}
@@ -198,33 +200,24 @@ def main() -> None:
     except AttemptError as error:
         _fail(error.message, error.hint, error, error.exit_code)
     except OSError as error:
-        too_long = error.errno == errno.ENAMETOOLONG
-        _fail(
-            _os_error_text(error),
-            "Check what was typed."
-            if too_long
-            else "Free some space or check the folder's permissions, then run the command again.",
-            error,
-        )
+        hint = "Free some space or check the folder's permissions, then run the command again."
+        hint = "Check what was typed." if error.errno == errno.ENAMETOOLONG else hint
+        _fail(_os_error_text(error), hint, error)
     except OverflowError as error:
-        _fail(f"a number is too large ({error})", "Look for it in the options, the task and the rows.", error)
+        _fail(f"a number is too large ({error})", LOOK, error)
     except RecursionError as error:
         _fail("something that was read is nested too deeply", "Look for many brackets in the task and the rows.", error)
     except UnicodeError as error:
-        _fail(
-            f"a text cannot be encoded or decoded ({error})",
-            "Look for it in the options, the task and the rows.",
-            error,
-        )
-    except (MemoryError, RuntimeError) as error:
-        memory = isinstance(error, MemoryError) or "out of memory" in str(error) or "allocate memory" in str(error)
-        if not memory:
-            _defect(error)
-        _fail("there is not enough memory for a batch", "Give a lower --max-tokens or a shorter --max-length.", error)
+        _fail(f"a text cannot be encoded or decoded ({error})", LOOK, error)
     except Exception as error:
+        lacking = isinstance(error, RuntimeError) and re.search("(out of|allocate) memory", str(error))
+        if lacking or isinstance(error, MemoryError):
+            hint = "Give a lower --max-tokens or a shorter --max-length."
+            _fail("there is not enough memory for a batch", hint, error)
         if isinstance(error, ValueError) and "integer string conversion" in str(error):
-            _fail("a number has too many digits", "Look for it in the options, the task and the rows.", error)
-        _defect(error)
+            _fail("a number has too many digits", LOOK, error)
+        hint = "This is a defect in attempt. `--debug` shows where it happened."
+        _fail(f"{type(error).__name__}: {error}", hint, error)
 
 
 def _prepare_streams() -> None:
@@ -252,10 +245,6 @@ def _end_broken_pipe(error: _BrokenPipeError) -> None:
         leave(sys.stdout)
         sys.exit(0)
     _fail("another process ended before its time", "Run the command again; `--debug` shows where it happened.", error)
-
-
-def _defect(error: Exception) -> None:
-    _fail(f"{type(error).__name__}: {error}", "This is a defect in attempt. `--debug` shows where it happened.", error)
 
 
 def _fail(message: str, hint: str | None, error: BaseException, exit_code: int = 1) -> None:

@@ -20,7 +20,7 @@ from attempt_cli.errors import AttemptError
 JSON_VERSION = 1
 # a table shows only the beginning of a longer list
 LONG_LIST = 100
-# rows that `stream` holds at a time
+# rows that are held at a time
 CHUNK = 1000
 # the fewest characters that a column of texts is folded to on a narrow terminal
 FOLDED_WIDTH = 24
@@ -61,35 +61,10 @@ class Output:
 
     format: str = "table"  # table | json | quiet
 
-    def stream(
-        self, kind: str, rows: Iterable[Mapping[str, Any]], columns: Sequence[str], *, name: str = "name"
-    ) -> int:
-        """Writes a list of records as `rows` does, without holding all of them; returns their number.
+    def rows(self, kind: str, rows: Iterable[Mapping[str, Any]], columns: Sequence[str], *, name: str = "name") -> int:
+        """Writes a list of records, without holding all of them; returns their number.
 
         A table waits for its last row, to know how wide its columns are; it holds only what it shows.
-        """
-        if self.format == "table":
-            kept = [{column: row.get(column) for column in columns} for row in rows]
-            self.rows(kind, kept, columns, name=name)
-            return len(kept)
-        waiting, count = iter(rows), 0
-        some = list(islice(waiting, CHUNK))
-        if self.format == "json" and some:
-            write_json(f'{{\n  "version": {JSON_VERSION},\n  {_compact(kind)}: [')
-        elif self.format == "json":
-            self.rows(kind, [], columns, name=name)
-        while some:
-            count += len(some)
-            following = list(islice(waiting, CHUNK))
-            if self.format == "json":
-                write_json(",\n".join(f"    {_compact(row)}" for row in some) + ("," if following else "\n  ]\n}"))
-            else:
-                self.rows(kind, some, columns, name=name)
-            some = following
-        return count
-
-    def rows(self, kind: str, rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, name: str = "name") -> None:
-        """Writes a list of records.
 
         Args:
             kind: the plural noun under which JSON holds the rows, e.g. "prompts".
@@ -97,18 +72,29 @@ class Output:
             columns: the fields a table shows, in order.
             name: the field that `quiet` prints, one value per line.
         """
+        if self.format == "table":
+            cells = [[cell_text(row.get(column)) for column in columns] for row in rows]
+            if cells:
+                write_table(cells, columns)
+            else:
+                self.note(f"no {kind}")
+            return len(cells)
+        waiting, count = iter(rows), 0
+        some = list(islice(waiting, CHUNK))
         if self.format == "json":
-            # one row per line: indenting thousands of rows takes ten times as long, and grep finds less in the result
-            lines = ",\n".join(f"    {_compact(row)}" for row in rows)
-            listed = f"[\n{lines}\n  ]" if rows else "[]"
-            write_json(f'{{\n  "version": {JSON_VERSION},\n  {_compact(kind)}: {listed}\n}}')
-        elif self.format == "quiet":
-            if rows:
-                say("\n".join(str(row[name]) for row in rows))
-        elif not rows:
-            self.note(f"no {kind}")
-        else:
-            write_table([[cell_text(row.get(column)) for column in columns] for row in rows], columns)
+            write_json(f'{{\n  "version": {JSON_VERSION},\n  {_compact(kind)}: [{"" if some else "]"}')
+        while some:
+            count += len(some)
+            following = list(islice(waiting, CHUNK))
+            if self.format == "json":
+                # one row per line: indenting thousands of rows takes ten times as long, and grep finds less in it
+                write_json(",\n".join(f"    {_compact(row)}" for row in some) + ("," if following else "\n  ]"))
+            else:
+                say("\n".join(str(row[name]) for row in some))
+            some = following
+        if self.format == "json":
+            write_json("}")
+        return count
 
     def record(self, kind: str, record: Mapping[str, Any], *, name: str = "name") -> None:
         """Writes one record: one field per line, or a JSON object under `kind`."""

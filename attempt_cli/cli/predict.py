@@ -13,12 +13,12 @@ from attempt_cli.cli.options import (
     BackboneOptions,
     MixtureOptions,
     change_options,
-    encoding_option,
     max_tokens_option,
     split_names,
     where_options,
 )
 from attempt_cli.cli.output import write_json
+from attempt_cli.cli.row_options import encoding_option
 
 if TYPE_CHECKING:
     from attempt_cli.cli.main import Settings
@@ -48,12 +48,10 @@ def command(
     file: str | None,
     prompts: str | None,
     task_name: str | None,
-    max_length: int | None,
-    max_tokens: int,
     encoding: str | None,
-    min_confidence: float | None,
     mixture: MixtureOptions,
     where: BackboneOptions,
+    **options: Any,
 ) -> None:
     """Predict with the composition or prompt NAME for the rows of FILE (standard input without one).
 
@@ -97,19 +95,17 @@ def command(
             [row for row in given.rows if row is not None],
             task=task_name,
             changes=changes,
-            max_length=max_length,
-            max_tokens=max_tokens,
-            min_confidence=min_confidence,
             place=given.place,
             numbers=numbers,
             session=session,
+            **options,
         )
     predictions = {key: dict(zip(numbers, answers, strict=True)) for key, answers in found.items()}
     for number in range(len(given.rows)):
         records = {key: _record(served[key].task, number, answers.get(number)) for key, answers in predictions.items()}
         line = records if name is None else next(iter(records.values()))
         write_json(json.dumps(line, ensure_ascii=False))
-    for model, answers in found.items() if min_confidence is not None else ():
+    for model, answers in found.items() if options["min_confidence"] is not None else ():
         settings.output.note(f"{model}: {_coverage(answers)}")
 
 

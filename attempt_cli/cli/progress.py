@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
     from typing_extensions import Self
 
-    from attempt_cli.experiments.cells import Cell
-    from attempt_cli.experiments.grid import CellSpec
+    from attempt_cli.experiments.cells import Cell, CellSpec
 
 
 # without a terminal: the fewest seconds between two lines about steps, and the most lines between first and last step
@@ -29,6 +28,7 @@ class _Progress:
     """Keeps a bar on the screen inside a `with` statement; without a terminal, or when silent, there is none."""
 
     _bar: Progress | None = None
+    _silent = False
 
     def __enter__(self) -> Self:
         if self._bar is not None:
@@ -40,6 +40,15 @@ class _Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
+
+    def _say(self, text: str) -> None:
+        """Writes a line to stderr, above the bar where there is one."""
+        if self._silent:
+            return
+        if self._bar is not None:
+            self._bar.console.print(printable(text.rstrip()), markup=False, highlight=False)
+        else:
+            say(text.rstrip(), err=True)
 
 
 class NoteListener(Listener):
@@ -121,14 +130,6 @@ class TrainingProgress(_Progress, Listener):
         if self._bar is None:
             self._say(f"{self._title}: step {step}/{self._total}  validation {self._metric}{'(best)' if best else ''}")
 
-    def _say(self, text: str) -> None:
-        if self._silent:
-            return
-        if self._bar is not None:
-            self._bar.console.print(printable(text.rstrip()), markup=False, highlight=False)
-        else:
-            say(text.rstrip(), err=True)
-
 
 class RowProgress(_Progress, NoteListener):
     """Shows a bar over rows on a terminal, nothing elsewhere, and passes remarks on to the output."""
@@ -148,7 +149,7 @@ class RowProgress(_Progress, NoteListener):
         self._bar.update(self._task, completed=done, total=total)
 
 
-class GridProgress:
+class GridProgress(_Progress):
     """An `experiments.cell_queue.GridListener` for people: cells done, failed and left, and the time they will take.
 
     Args:
@@ -165,21 +166,9 @@ class GridProgress:
         self._seconds: dict[str, list[float]] = {}  # by method, of the cells that were run
         self._failed = 0
         self._running: dict[CellSpec, str] = {}
-        self._bar: Progress | None = None
         if not silent and sys.stderr.isatty():
             self._bar = _bar(numbers=True, time_left=False)
             self._task = self._bar.add_task("cells", total=self._total, numbers="")
-
-    def __enter__(self) -> GridProgress:
-        if self._bar is not None:
-            self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
 
     def began(self, spec: CellSpec) -> None:
         self._running[spec] = ""
@@ -230,14 +219,6 @@ class GridProgress:
             parts += [f"{self._failed} failed"] if self._failed else []
             parts += [f"about {left} left"] if left else []
             self._bar.update(self._task, numbers=printable("  ".join(parts)))
-
-    def _say(self, text: str) -> None:
-        if self._silent:
-            return
-        if self._bar is not None:
-            self._bar.console.print(printable(text), markup=False, highlight=False)
-        else:
-            say(text, err=True)
 
 
 def duration_text(seconds: float) -> str:

@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from attempt_cli.cli.options import BackboneOptions, max_tokens_option, names_or_all, seed_option, where_options
+from attempt_cli.cli.options import (
+    BackboneOptions,
+    limit_option,
+    max_tokens_option,
+    names_or_all,
+    seed_option,
+    split_option,
+    where_options,
+)
 from attempt_cli.cli.scores import difference_text, interval_text, percent
 
 if TYPE_CHECKING:
@@ -19,16 +27,10 @@ if TYPE_CHECKING:
 @click.option("--sources", help="Source prompts, comma separated, or `all`. [default: the composition's, else all]")
 @click.option("--target", help="The prompt of the cosines. [default: the task's newest target prompt]")
 @click.option("--composition", help="Its sources are left out one by one.")
-@click.option(
-    "--split",
-    type=click.Choice(["validation", "train"]),
-    default="validation",
-    show_default=True,
-    help="The rows to score; never the test's, since a source is chosen by them.",
+@split_option(
+    "validation", "validation", "train", help="The rows to score; never the test's, since a source is chosen by them."
 )
-@click.option(
-    "--limit", type=click.IntRange(min=1), default=200, show_default=True, help="A random sample of at most N rows."
-)
+@limit_option(200)
 @seed_option
 @max_tokens_option
 @where_options

@@ -91,7 +91,7 @@ def list_(
     on_a_terminal = settings.output.format == "table" and limit is None and sys.stdout.isatty()
     at_most = ROWS_ON_A_TERMINAL if on_a_terminal else limit
     records = registry.each(record, given, sort=sort or "name", reverse=reverse, limit=at_most)
-    shown = settings.output.stream(what, map(_row, records), COLUMNS[what], name="id" if what == "runs" else "ref")
+    shown = settings.output.rows(what, map(_row, records), COLUMNS[what], name="id" if what == "runs" else "ref")
     if on_a_terminal and shown >= ROWS_ON_A_TERMINAL:
         count = registry.count(record, given)
         if count > shown:

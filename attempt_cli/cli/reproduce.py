@@ -10,7 +10,10 @@ import click
 
 from attempt_cli.cli.options import (
     BackboneOptions,
+    eval_every_option,
+    max_length_option,
     names_or_all,
+    prompt_length_option,
     rate_options,
     refuse_options,
     split_names,
@@ -26,7 +29,7 @@ if TYPE_CHECKING:
 
     from attempt_cli.cli.main import Settings
     from attempt_cli.cli.progress import GridProgress
-    from attempt_cli.experiments.grid import CellSpec
+    from attempt_cli.experiments.cells import CellSpec
     from attempt_cli.experiments.paper import Experiment
     from attempt_cli.experiments.report_table import ReportTable
 
@@ -51,12 +54,12 @@ if TYPE_CHECKING:
 )
 @click.option("--init-from", help="Start of the targets. [default: the source that fits the training rows best]")
 @click.option("--preset", help="Settings by task and method: `paper` has the paper's.")
-@click.option("--prompt-length", type=int, help="m. [default: 20, or the sources' own]")
+@prompt_length_option
 @click.option("--batch-size", type=int, help="[default: 16]")
 @rate_options
-@click.option("--max-length", type=int, help="Input tokens of a row. [default: the task's]")
+@max_length_option
 @click.option("--max-tokens", type=int, help="Positions computed at once, pads included. [default: 8192]")
-@click.option("--eval-every", type=int, help="Steps between evaluations, 0 for none. [default: ten in all]")
+@eval_every_option
 @click.option(
     "--resume", is_flag=True, help="Take finished cells from the registry, unfinished from their checkpoints."
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -10,15 +9,13 @@ import click
 from attempt_cli.cli.options import (
     BackboneOptions,
     CacheOptions,
-    RecordOptions,
-    SamplingOptions,
-    cache_options,
+    attention_rank_option,
+    attention_rate_option,
     names_or_all,
-    record_options,
     sampling_options,
     split_names,
+    temperature_option,
     training_options,
-    where_options,
 )
 from attempt_cli.cli.training import report, training_session
 
@@ -29,25 +26,18 @@ if TYPE_CHECKING:
 @click.command("train-attention")
 @click.option("--sources", required=True, help="Source prompts, comma separated and in order, or `all`.")
 @click.option("--tasks", help="Train on these tasks. [default: those of the sources]")
-@click.option("--attention-rank", type=int, help="r, the width inside G. [default: 100, at most half the width]")
-@click.option("--attention-learning-rate", type=float, help="Learning rate of G. [default: 0.01]")
-@click.option(
-    "--temperature", type=float, help="T of the softmax. [default: e·√d in RMS units, the paper's e·d in raw ones]"
-)
+@attention_rank_option
+@attention_rate_option
+@temperature_option
 @sampling_options
 @training_options
-@cache_options
-@record_options
-@where_options
 @click.pass_obj
 def command(
     settings: Settings,
     /,
     sources: str,
     tasks: str | None,
-    sampling: SamplingOptions,
     cache: CacheOptions,
-    record: RecordOptions,
     where: BackboneOptions,
     **training: Any,
 ) -> None:
@@ -64,14 +54,12 @@ def command(
     """
     from attempt_cli.api.training import train_attention
 
-    name = record.name or "prior"
+    training["name"] = training["name"] or "prior"
     with training_session(settings, where, cache) as session:
         outcome = train_attention(
             names_or_all(sources) or (),
             tasks=split_names(tasks) if tasks else None,
             session=session,
-            **{**record.arguments(), "name": name},
-            **asdict(sampling),
             **training,
         )
     report(settings, outcome)

@@ -6,18 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from attempt_cli.cli.options import (
-    BackboneOptions,
-    CacheOptions,
-    RecordOptions,
-    RowOptions,
-    cache_options,
-    record_options,
-    row_options_without,
-    test_file_option,
-    training_options,
-    where_options,
-)
+from attempt_cli.cli.options import BackboneOptions, CacheOptions, training_options
+from attempt_cli.cli.row_options import RowOptions, row_options_without, test_file_option
 from attempt_cli.cli.training import report, training_session
 
 if TYPE_CHECKING:
@@ -29,9 +19,6 @@ if TYPE_CHECKING:
 @row_options_without(test_file_option)
 @click.option("--init-from", help="Start from this prompt of the registry. [default: frequent words]")
 @training_options
-@cache_options
-@record_options
-@where_options
 @click.pass_obj
 def command(
     settings: Settings,
@@ -40,7 +27,6 @@ def command(
     init_from: str | None,
     rows: RowOptions,
     cache: CacheOptions,
-    record: RecordOptions,
     where: BackboneOptions,
     **training: Any,
 ) -> None:
@@ -59,5 +45,5 @@ def command(
 
     chosen = rows.task(task)
     with training_session(settings, where, cache) as session:
-        outcome = train_source(chosen, init_from=init_from, session=session, **record.arguments(), **training)
+        outcome = train_source(chosen, init_from=init_from, session=session, **training)
     report(settings, outcome)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,18 +10,16 @@ import click
 from attempt_cli.cli.options import (
     BackboneOptions,
     CacheOptions,
-    RecordOptions,
-    RowOptions,
-    SamplingOptions,
-    cache_options,
+    attention_rank_option,
+    attention_rate_option,
     names_or_all,
-    record_options,
-    row_options,
     sampling_options,
     stacked,
+    temperature_option,
     training_options,
-    where_options,
+    weight_rate_option,
 )
+from attempt_cli.cli.row_options import RowOptions, row_options
 from attempt_cli.cli.training import report, training_session
 from attempt_cli.training.methods import METHODS, READERS, method_help
 
@@ -68,18 +65,10 @@ method_options = stacked(
 @method_options
 @click.option("--sources", help="Source prompts, comma separated and in order, or `all` of the backbone.")
 @click.option("--init-from", help="The prompt that the target starts from. [default: the first of another task]")
-@click.option("--attention-rank", type=int, help="r, the width inside G. [default: 100, at most half the width]")
-@click.option(
-    "--attention-learning-rate",
-    type=float,
-    help="Learning rate of G, of factors, of offsets. [default: 0.01]",
-)
-@click.option(
-    "--weight-learning-rate", type=float, help="Learning rate of weights (fine-tuning … ia3). [default: 3e-4]"
-)
-@click.option(
-    "--temperature", type=float, help="T of the softmax. [default: e·√d in RMS units, the paper's e·d in raw ones]"
-)
+@attention_rank_option
+@attention_rate_option
+@weight_rate_option
+@temperature_option
 @click.option("--learned-temperature", is_flag=True, default=None, help="T is trained, too, from that value.")
 @click.option(
     "--level",
@@ -101,9 +90,6 @@ method_options = stacked(
 @click.option("--composition", help="With --add-task: the composition that they join.")
 @sampling_options
 @training_options
-@cache_options
-@record_options
-@where_options
 @click.pass_obj
 def command(
     settings: Settings,
@@ -112,9 +98,7 @@ def command(
     add_task: str | None,
     sources: str | None,
     rows: RowOptions,
-    sampling: SamplingOptions,
     cache: CacheOptions,
-    record: RecordOptions,
     where: BackboneOptions,
     **training: Any,
 ) -> None:
@@ -146,15 +130,14 @@ def command(
         raise click.UsageError("tasks join a composition with: --add-task TASK --composition NAME")
     check_options(training["method"], {**training, "sources": sources, "test_file": rows.test_file})
     tasks = rows.tasks(add_task or task)
-    if len(tasks) == 1 and add_task is None and sampling != SamplingOptions(None, 1.0):
+    sampled = training["max_rows_per_task"] is not None or training["sampling_temperature"] != 1
+    if len(tasks) == 1 and add_task is None and sampled:
         raise click.UsageError("--max-rows-per-task and --sampling-temperature are for several tasks")
     with training_session(settings, where, cache) as session:
         outcome = train_target(
             tasks,
             sources=names_or_all(sources),
             session=session,
-            **record.arguments(),
-            **asdict(sampling),
             **own_settings(training),
         )
     report(settings, outcome)

@@ -48,28 +48,23 @@ def report(settings: Settings, outcome: Outcome | None) -> None:
 
 
 def _record(settings: Settings, outcome: Outcome) -> dict[str, Any]:
-    request = outcome.request
-    numbers = _shown(settings, outcome.trained.numbers)
+    request, made = outcome.request, {"composition": outcome.composition, "attention": outcome.attention}
+    numbers = {**_shown(settings, outcome.trained.numbers), **({"test": outcome.test} if outcome.test else {})}
     if len(request.tasks) == 1 and request.keep == "targets" and request.onto is None:
-        parts = {"composition": outcome.composition, "attention": outcome.attention} if outcome.composition else {}
         return {
             "name": outcome.prompt or request.name,
             "kind": request.kind,
             "method": request.config.method,
             "task": request.tasks[0].task.name,
-            **parts,
+            **(made if outcome.composition else {}),
             "trained_parameters": outcome.trained_parameters,
             "training_rows": sum(outcome.rows.values()),
             **numbers,
-            **({"test": outcome.test} if outcome.test else {}),
             "run": outcome.run,
         }
-    made: dict[str, Any] = (
-        {"composition": outcome.composition, "prompts": outcome.prompts} if outcome.composition else {}
-    )
     return {
         "name": outcome.composition or outcome.attention,
-        **made,
+        **({"composition": outcome.composition, "prompts": outcome.prompts} if outcome.composition else {}),
         "attention": outcome.attention,
         "tasks": list(outcome.rows),
         "trained_parameters": outcome.trained_parameters,

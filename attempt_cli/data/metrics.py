@@ -41,11 +41,6 @@ def accuracy_rows(predictions: Predictions, examples: Examples, words: Words) ->
     ]
 
 
-def accuracy(predictions: Predictions, examples: Examples, words: Words) -> float:
-    """Computes the share of rows whose prediction is the target."""
-    return _mean(accuracy_rows(predictions, examples, words))
-
-
 def f1(predictions: Predictions, examples: Examples, words: Words) -> float:
     """Computes F1 of the second label (label 1 is positive, as in GLUE); 0.0 without a true positive.
 
@@ -100,26 +95,16 @@ def spearman(predictions: Predictions, examples: Examples, words: Words) -> floa
 
 
 def squad_f1_rows(predictions: Predictions, examples: Examples, words: Words) -> list[float]:
-    """Gives each row the highest word F1 over its accepted answers, after SQuAD's normalisation."""
+    """Gives each row the highest word F1 over its accepted answers, by SQuAD's (and ReCoRD's) normalisation."""
     return [best_f1(predicted, example.references) for predicted, example in zip(predictions, examples, strict=True)]
 
 
-def squad_f1(predictions: Predictions, examples: Examples, words: Words) -> float:
-    """Averages `squad_f1_rows`; also ReCoRD's F1, whose official script does the same."""
-    return _mean(squad_f1_rows(predictions, examples, words))
-
-
 def squad_em_rows(predictions: Predictions, examples: Examples, words: Words) -> list[float]:
-    """Gives 1 for each row whose prediction equals an accepted answer after SQuAD's normalisation, else 0."""
+    """Gives 1 for each row whose prediction is an accepted answer by SQuAD's (and ReCoRD's) normalisation, else 0."""
     return [
         best_exact_match(predicted, example.references)
         for predicted, example in zip(predictions, examples, strict=True)
     ]
-
-
-def squad_em(predictions: Predictions, examples: Examples, words: Words) -> float:
-    """Averages `squad_em_rows`; also ReCoRD's exact match."""
-    return _mean(squad_em_rows(predictions, examples, words))
 
 
 def multirc_em(predictions: Predictions, examples: Examples, words: Words) -> float:
@@ -130,17 +115,22 @@ def multirc_em(predictions: Predictions, examples: Examples, words: Words) -> fl
     return _mean([min(rights) for rights in groups.values()])
 
 
+def _mean_of(per_row: Callable[[Predictions, Examples, Words], list[float]], needs: str) -> Metric:
+    """Makes the metric that is the mean of a value for each row."""
+    return Metric(lambda predictions, examples, words: _mean(per_row(predictions, examples, words)), needs, per_row)
+
+
 METRICS: dict[str, Metric] = {
-    "accuracy": Metric(accuracy, "labels", accuracy_rows),
+    "accuracy": _mean_of(accuracy_rows, "labels"),
     "f1": Metric(f1, "two labels"),
     "f1_macro": Metric(f1_macro, "labels"),
     "matthews": Metric(matthews, "labels"),
     "pearson": Metric(pearson, "text"),
     "spearman": Metric(spearman, "text"),
-    "squad_f1": Metric(squad_f1, "text", squad_f1_rows),
-    "squad_em": Metric(squad_em, "text", squad_em_rows),
-    "record_f1": Metric(squad_f1, "text", squad_f1_rows),
-    "record_em": Metric(squad_em, "text", squad_em_rows),
+    "squad_f1": _mean_of(squad_f1_rows, "text"),
+    "squad_em": _mean_of(squad_em_rows, "text"),
+    "record_f1": _mean_of(squad_f1_rows, "text"),
+    "record_em": _mean_of(squad_em_rows, "text"),
     "multirc_f1a": Metric(f1, "two labels"),
     "multirc_em": Metric(multirc_em, "labels"),
 }
@@ -169,10 +159,7 @@ def _correlation(function: Callable[..., object], predictions: Predictions, exam
     true = [read_number(example.target) for example in examples]
     if len(set(predicted)) < 2 or len(set(true)) < 2:
         return 0.0
-    return _number_or_zero(float(function(predicted, true)[0]))  # type: ignore[index]
-
-
-def _number_or_zero(number: float) -> float:
+    number = float(function(predicted, true)[0])  # type: ignore[index]
     return number if math.isfinite(number) else 0.0
 
 

@@ -199,7 +199,10 @@ def _own_split(task: Task, path: Path | str) -> SplitRows:
 def _parquet_split(task: Task, hub: HubDataset, paths: list[Path]) -> SplitRows:
     place = str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
     needed = [column.split(".")[0] for column in task.columns()] + [*task.columns(), *hub.where]
-    columns, table = read_parquet_table(paths, needed)
+    return _table_split(task, hub, *read_parquet_table(paths, needed), place)
+
+
+def _table_split(task: Task, hub: HubDataset, columns: tuple[str, ...], table: pyarrow.Table, place: str) -> SplitRows:
     check_columns(task, FileRows([], columns), place)
     return SplitRows(place, columns, _kept(table, hub, columns, place), table)
 
@@ -215,9 +218,7 @@ def _not_here(hub: HubDataset, official: str, data_dir: Path | None, local: Spli
 def _hub_split(task: Task, hub: HubDataset, official: str, looked_in: str) -> SplitRows:
     table = load_hub_table(task.name, hub, official, looked_in)
     place = f"hub {hub.path}{f' ({hub.config})' if hub.config else ''}, {official}"
-    columns = tuple(table.column_names)
-    check_columns(task, FileRows([], columns), place)
-    return SplitRows(place, columns, _kept(table, hub, columns, place), table)
+    return _table_split(task, hub, tuple(table.column_names), table, place)
 
 
 def _kept(table: pyarrow.Table, hub: HubDataset, columns: tuple[str, ...], place: str) -> Sequence[int]:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from attempt_cli.data.example import Example
 from attempt_cli.data.scoring import row_scores, score
 from attempt_cli.data.task import Task
-from attempt_cli.evaluation.prediction import MAX_TOKENS, Predictions, PromptedTask, predict_many
+from attempt_cli.evaluation.prediction import Predictions, PromptedTask, Reading, predict_many
 from attempt_cli.evaluation.statistics import bootstrap_interval, proportion_interval
 from attempt_cli.prompted import PromptedModel
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 @dataclass(frozen=True)
@@ -50,38 +53,24 @@ class Evaluation:
 
 
 def evaluate(
-    model: PromptedModel,
-    task: Task,
-    examples: Sequence[Example],
-    *,
-    task_index: int = 0,
-    max_length: int | None = None,
-    max_tokens: int = MAX_TOKENS,
-    progress: Callable[[int], Any] | None = None,
+    model: PromptedModel, task: Task, examples: Sequence[Example], *, task_index: int = 0, **reading: Unpack[Reading]
 ) -> Evaluation:
     """Scores a model on rows; see `predict` for the arguments."""
-    prompted = [PromptedTask(model, task, task_index)]
-    return evaluate_many(prompted, examples, max_length=max_length, max_tokens=max_tokens, progress=progress)[0]
+    return evaluate_many([PromptedTask(model, task, task_index)], examples, **reading)[0]
 
 
 def evaluate_many(
-    prompted: Sequence[PromptedTask],
-    examples: Sequence[Example],
-    *,
-    max_length: int | None = None,
-    max_tokens: int = MAX_TOKENS,
-    progress: Callable[[int], Any] | None = None,
+    prompted: Sequence[PromptedTask], examples: Sequence[Example], **reading: Unpack[Reading]
 ) -> list[Evaluation]:
     """Scores several prompts on one reading of the same rows; see `predict_many` for the arguments."""
-    found = predict_many(prompted, examples, max_length=max_length, max_tokens=max_tokens, progress=progress)
     return [
         Evaluation(
-            score(one.task, predictions.texts, examples),
-            score_interval(one.task, predictions.texts, examples),
+            score(one.task, found.texts, examples),
+            score_interval(one.task, found.texts, examples),
             len(examples),
-            predictions,
+            found,
         )
-        for one, predictions in zip(prompted, found, strict=True)
+        for one, found in zip(prompted, predict_many(prompted, examples, **reading), strict=True)
     ]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,41 +110,32 @@ def _by_row_scores(
         test = mcnemar(counts["first"], counts["second"], n)
     else:
         gaps = [a - b for a, b in pairs]
-        units = _units(groups, n)
-
-        def gap(drawn: list[int]) -> float:
-            rows = [row for unit in drawn for row in units[unit]]
-            return sum(gaps[row] for row in rows) / len(rows)
-
-        test = paired_bootstrap(gap, len(units))
+        test = _bootstrapped(lambda rows: sum(gaps[row] for row in rows) / len(rows), groups, n)
     return Comparison(metric, (sum(first) / n, sum(second) / n), n, test, counts)
 
 
 def _by_texts(task: Task, metric: str, first: PerRow, second: PerRow) -> Comparison:
     groups = first.groups or [None] * len(first.targets)
     examples = [Example("", target, group=group) for target, group in zip(first.targets, groups, strict=True)]
-    units = _units(first.groups, len(examples))
+    n = len(examples)
 
-    def score(texts: Sequence[str], drawn: Sequence[int]) -> float:
-        rows = [row for unit in drawn for row in units[unit]]
+    def score(texts: Sequence[str], rows: Sequence[int]) -> float:
         return METRICS[metric]([texts[row] for row in rows], [examples[row] for row in rows], task.label_words)
 
-    everything = range(len(units))
     different = sum(a != b for a, b in zip(first.texts, second.texts, strict=True))
     return Comparison(
         metric,
-        (score(first.texts, everything), score(second.texts, everything)),
-        len(examples),
-        paired_bootstrap(lambda drawn: score(first.texts, drawn) - score(second.texts, drawn), len(units)),
-        {"different": different, "equal": len(examples) - different},
+        (score(first.texts, range(n)), score(second.texts, range(n))),
+        n,
+        _bootstrapped(lambda rows: score(first.texts, rows) - score(second.texts, rows), first.groups, n),
+        {"different": different, "equal": n - different},
     )
 
 
-def _units(groups: Sequence[str | None], n: int) -> list[list[int]]:
-    """Returns the rows that are drawn together: each alone, or those of a group."""
-    if not groups:
-        return [[row] for row in range(n)]
-    units: dict[str | None, list[int]] = {}
-    for row, group in enumerate(groups):
-        units.setdefault(group, []).append(row)
-    return list(units.values())
+def _bootstrapped(gap: Callable[[list[int]], float], groups: Sequence[str | None], n: int) -> PairedTest:
+    """Runs the paired bootstrap of a difference over rows; those of a group are drawn together."""
+    units: dict[object, list[int]] = {}
+    for row in range(n):
+        units.setdefault(groups[row] if groups else row, []).append(row)
+    drawable = list(units.values())
+    return paired_bootstrap(lambda drawn: gap([row for unit in drawn for row in drawable[unit]]), len(drawable))

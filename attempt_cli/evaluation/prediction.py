@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from attempt_cli.backbones.batches import by_length
 from attempt_cli.backbones.rows import EncodedRow
@@ -15,9 +15,24 @@ from attempt_cli.prompted import PromptedModel, score_many
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from typing_extensions import Unpack
 
 MAX_TOKENS = 8192
 MAX_NEW_TOKENS = 32  # an extracted answer is a few words
+
+
+class Reading(TypedDict, total=False):
+    """How rows are read.
+
+    Args:
+        max_length: the longest input in tokens; None takes the task's own limit.
+        max_tokens: the token budget of a batch.
+        progress: is called with the number of rows that were finished since its last call.
+    """
+
+    max_length: int | None
+    max_tokens: int
+    progress: Callable[[int], Any] | None
 
 
 @dataclass(frozen=True)
@@ -76,14 +91,7 @@ def encode_examples(
 
 
 def predict(
-    model: PromptedModel,
-    task: Task,
-    examples: Sequence[Example],
-    *,
-    task_index: int = 0,
-    max_length: int | None = None,
-    max_tokens: int = MAX_TOKENS,
-    progress: Callable[[int], Any] | None = None,
+    model: PromptedModel, task: Task, examples: Sequence[Example], *, task_index: int = 0, **reading: Unpack[Reading]
 ) -> Predictions:
     """Scores the label words of every row in one pass, or generates text where the task is free text.
 
@@ -92,12 +100,9 @@ def predict(
         task: gives the label words.
         examples: the rows.
         task_index: the index of these rows' target prompt in the mixture.
-        max_length: the longest input in tokens; None takes the task's own limit.
-        max_tokens: the token budget of a batch.
-        progress: is called with the number of rows that were finished since its last call.
+        reading: see `Reading`.
     """
-    prompted = [PromptedTask(model, task, task_index)]
-    return predict_many(prompted, examples, max_length=max_length, max_tokens=max_tokens, progress=progress)[0]
+    return predict_many([PromptedTask(model, task, task_index)], examples, **reading)[0]
 
 
 @dataclass(frozen=True)
@@ -129,7 +134,8 @@ def predict_many(
 
     Args:
         prompted: the prompts; `predict` is this function with one.
-        examples, max_length, max_tokens, progress: as in `predict`.
+        examples: the rows.
+        max_length, max_tokens, progress: see `Reading`.
 
     Returns:
         The predictions of each prompt; the time is shared equally between them.

@@ -225,7 +225,6 @@ def _record(ranking: SourceRanking, split: Split, rows: Rows, backbone: FrozenBa
             settings={"split": split.name, "limit": split.limit, "dtype": str(backbone.dtype)},
             rows={split.name: rows_record(rows)},
             seed=split.seed,
-            budget={},
             numbers={"task": ranking.task, "ranking": [source.record() for source in ranking.sources]},
             versions=versions(),
             duration=seconds,

@@ -134,13 +134,10 @@ def record_evaluation(
     result: Evaluation,
     numbers: Mapping[str, Any],
     *,
-    command: str,
     split: str = "test",
-    seed: int | None = None,
     settings: Mapping[str, Any] | None = None,
-    budget: Mapping[str, Any] | None = None,
     other_rows: Mapping[str, Any] | None = None,
-    inputs: Sequence[str] = (),
+    **run: Any,
 ) -> int:
     """Adds an evaluation as a run, with everything that `attempt compare` needs.
 
@@ -150,13 +147,10 @@ def record_evaluation(
         rows: the rows that were scored.
         result: the evaluation: its predictions give the rows' scores and the time.
         numbers: `EvaluationResult.record()`, or a cell's fields with `task` and `model` among them.
-        command: what the user typed or called.
         split: the rows' split.
-        seed: of the sample, or of the training.
         settings: further settings, such as `training`.
-        budget: the training's budget, where one was trained.
         other_rows: split -> record of other rows, such as those that were trained on.
-        inputs: full names with kinds of what was used, e.g. "prompt:rte@1".
+        run: the run's command, seed, budget and inputs; see `Registry.add_run`.
 
     Returns:
         The run's number.
@@ -167,24 +161,24 @@ def record_evaluation(
     from attempt_cli.artefacts import versions
     from attempt_cli.data.fields import task_fields
 
-    run = registry.add_run(
-        command=command,
+    return registry.add_run(
         settings={"split": split, **(settings or {}), "task": task_fields(task), "format": task.format},
         rows={**(other_rows or {}), split: rows_record(rows)},
-        seed=seed,
-        budget=dict(budget or {}),
         numbers={**numbers, "per_row": per_row(task, result.predictions.texts, rows.examples).record()},
         versions=versions(),
         duration=result.predictions.seconds,
-        inputs=inputs,
-    )
-    return run.id
+        **run,
+    ).id
 
 
-def rows_record(rows: Rows) -> dict[str, Any]:
-    """Returns what a run keeps of its rows: their place, their digest and their numbers in the file."""
-    numbers = [example.row for example in rows.examples]
-    return {"origin": rows.origin, "sha256": rows.sha256, "n": len(numbers), "rows": numbers}
+def rows_record(rows: Rows, *, numbers: bool = True) -> dict[str, Any]:
+    """Returns what a run keeps of its rows: their place, their digest, their count and their numbers in the file.
+
+    Args:
+        numbers: False leaves the numbers out, of rows that the place alone tells.
+    """
+    record: dict[str, Any] = {"origin": rows.origin, "sha256": rows.sha256, "n": len(rows.examples)}
+    return record | ({"rows": [example.row for example in rows.examples]} if numbers else {})
 
 
 @dataclass(frozen=True)

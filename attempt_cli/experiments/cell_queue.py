@@ -9,15 +9,15 @@ import queue
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from attempt_cli.errors import AttemptError, first_line
-from attempt_cli.experiments.cells import Cell
-from attempt_cli.experiments.grid import CellResult, CellSpec
+from attempt_cli.experiments.cells import Cell, CellResult, CellSpec
 from attempt_cli.listener import Listener
 from attempt_cli.training.loop import TrainingStoppedError
+from attempt_cli.training.signals import caught_signals
 
 Event = tuple[Any, ...]  # a method's name of GridListener with its arguments; "done" with a CellResult for the cells
 
@@ -191,7 +191,12 @@ def _fill_in_threads(
             events.put(("left",))
 
     threads = [threading.Thread(target=work, daemon=True) for _ in range(count)]
-    with _stop_signals(stopping):
+
+    def stop() -> None:
+        stopping.set()
+        _end_children()
+
+    with caught_signals(stop):
         for thread in threads:
             thread.start()
         working = count
@@ -240,21 +245,9 @@ class _Forwarder(Listener):
     def evaluation(self, step: int, metrics: dict[str, float], best: bool) -> None: ...
 
 
-@contextlib.contextmanager
-def _stop_signals(stopping: threading.Event) -> Iterator[None]:
-    """Passes SIGINT and SIGTERM on to the worker processes, which write their checkpoints; a second one kills."""
-
-    def stop(number: int, _frame: object) -> None:
-        stopping.set()
-        for child in multiprocessing.active_children():
-            assert child.pid is not None
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(child.pid, signal.SIGTERM)
-        signal.signal(number, previous[number])
-
-    previous = {int(number): signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+def _end_children() -> None:
+    """Passes a signal on to the worker processes, which write their checkpoints."""
+    for child in multiprocessing.active_children():
+        assert child.pid is not None
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child.pid, signal.SIGTERM)

@@ -1,21 +1,57 @@
-"""A cell of a comparison: one method, one task, one seed, and its place in the registry's runs."""
+"""A cell of a comparison: its specification, its result, and its place in the registry's runs."""
 
 from __future__ import annotations
 
-import random
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from attempt_cli.artefacts import load_prompt
-from attempt_cli.backbones.base import FrozenBackbone
-from attempt_cli.data.fewshot import few_shot
-from attempt_cli.data.rows import Rows, examples_sha256
-from attempt_cli.data.task import Task
-from attempt_cli.evaluation.evaluate import evaluate
-from attempt_cli.evaluation.prediction import predict
-from attempt_registry import Prompt, Registry, Run
+from attempt_registry import Registry, Run
 
-ROWS_FOR_CHOICE = 200  # training rows that the best source is chosen by, at most
+
+@dataclass(frozen=True)
+class CellSpec:
+    """Specifies a cell; a training on several tasks fills one for each.
+
+    Args:
+        tasks: the task's name; several names where the tasks are trained together.
+        method: a name in METHODS.
+        seed: of the training, and of the rows where they are drawn.
+        backbone: as the user named it.
+        k: how many training rows are drawn; None takes the task's training split.
+        sources: how many source prompts are used, in their order; None uses all.
+        kind: "target"; "source" for a prompt that others start from; a name in `methods.PREPARED` for what is trained
+            on the source tasks of a target before it.
+    """
+
+    tasks: tuple[str, ...]
+    method: str
+    seed: int
+    backbone: str
+    k: int | None = None
+    sources: int | None = None
+    kind: str = "target"
+
+    def __str__(self) -> str:
+        what = {
+            "source": "source",
+            "attention": "attention prior for",
+            "shared": "one prompt of the sources for",
+            "factored": "one prompt under factors of the sources for",
+        }
+        parts = [*([what[self.kind]] if self.kind in what else []), self.task]
+        parts += [self.method] if self.kind == "target" else []
+        parts += [f"k={self.k}"] if self.k is not None else []
+        parts += [f"t={self.sources}"] if self.sources is not None else []
+        return " ".join([*parts, f"seed {self.seed}"])
+
+    @property
+    def task(self) -> str:
+        """The names of the tasks, joined by "+"."""
+        return "+".join(self.tasks)
+
+    @property
+    def affinity(self) -> tuple[str, tuple[str, ...]]:
+        """Backbone and tasks: cells that share them share weights and rows, so one worker fills them in a row."""
+        return self.backbone, self.tasks
 
 
 @dataclass(frozen=True)
@@ -57,6 +93,19 @@ class Cell:
     key: str = ""
 
 
+@dataclass(frozen=True)
+class CellResult:
+    """The outcome of a cell's specification.
+
+    Args:
+        cells: one for each task; none where something was prepared for targets.
+        artefact: the full name of the source prompt, the attention or the prompt of all sources that was trained.
+    """
+
+    cells: tuple[Cell, ...] = ()
+    artefact: str | None = None
+
+
 def finished_cells(registry: Registry) -> dict[str, Cell]:
     """Reads the cells that the registry's runs hold, by key; of several with one key the newest."""
     return {
@@ -72,48 +121,3 @@ def cell_of(run: Run) -> Cell | None:
         return None
     numbers = {name: value for name, value in run.numbers.items() if name in Cell.__dataclass_fields__}
     return Cell(**{**numbers, "interval": tuple(numbers["interval"])})
-
-
-def drawn_rows(pool: Rows, task: Task, k: int, *, per_class: bool, seed: int) -> Rows:
-    """Draws k of a task's rows, balanced over its classes.
-
-    Raises:
-        AttemptError: there are fewer.
-    """
-    rows = few_shot(pool.examples, k, per_class=per_class, label_count=len(task.label_words), seed=seed)
-    balanced = ", class-balanced" if task.is_classification else ""
-    return Rows(rows, f"{pool.origin}, {len(rows)} of these by seed {seed}{balanced}", examples_sha256(rows))
-
-
-def best_source(
-    registry: Registry,
-    backbone: FrozenBackbone,
-    task: Task,
-    rows: Rows,
-    sources: Sequence[Prompt],
-    max_length: int | None = None,
-) -> Prompt:
-    """Returns the source that, untrained, gives these rows' targets the highest likelihood (free text: best score).
-
-    Args:
-        registry, backbone: where the sources are kept, and what they are for.
-        task: the rows' task.
-        rows: training rows, never the test's; of many a sample decides.
-        sources: the prompts to choose from.
-        max_length: input tokens of a row; the task's own limit without it.
-    """
-    if len(sources) == 1:
-        return sources[0]
-    examples = rows.examples
-    if len(examples) > ROWS_FOR_CHOICE:
-        examples = random.Random(0).sample(examples, ROWS_FOR_CHOICE)
-
-    def fit(prompt: Prompt) -> float:
-        model = load_prompt(registry, backbone, prompt).model
-        predictions = predict(model, task, examples, max_length=max_length)
-        likelihoods = [row.log_likelihood for row in predictions.rows if row.log_likelihood is not None]
-        if likelihoods:
-            return sum(likelihoods) / len(likelihoods)
-        return evaluate(model, task, examples, max_length=max_length).score
-
-    return max(sources, key=fit)

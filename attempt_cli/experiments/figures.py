@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from attempt_cli.errors import AttemptError
 from attempt_cli.experiments.summary import Row
@@ -14,6 +14,7 @@ from attempt_cli.plots import HeatMap, draw_heat_maps, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 MARKERS = "os^Dv<>P*Xhpd"
 FEW_PLACES = 8  # up to this many different x have a tick each
@@ -150,17 +151,11 @@ def draw_panels(file: Path, panels: Sequence[Panel]) -> None:
     """
     if not any(panel.series for panel in panels):
         raise AttemptError("there is nothing to draw", "Every cell failed, or none has the quantity of the axis.")
-    across = min(3, len(panels))
-    down = -(-len(panels) // across)
     names = list(dict.fromkeys(series.name for panel in panels for series in panel.series))
-    figure = new_figure(4.2 * across + 1.6, 3.2 * down + 0.3)
-    grid = list(figure.subplots(down, across, squeeze=False).flat)
-    for axes, panel in zip(grid, panels, strict=False):
-        _draw(axes, panel, names)
-    for axes in grid[len(panels) :]:
-        axes.set_visible(False)
+    figure, grid = _grid(len(panels), (4.2, 3.2), (1.6, 0.3))
     handles: dict[str, Any] = {}
-    for axes in grid[: len(panels)]:
+    for axes, panel in zip(grid, panels, strict=True):
+        _draw(axes, panel, names)
         handles |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend([handles[name] for name in names], names, loc="outside right upper", fontsize=8, frameon=False)
     figure.savefig(file, format="png")
@@ -181,33 +176,52 @@ def draw_dots(file: Path, rows: Sequence[Row], x: str) -> None:
     def value(row: Row) -> float | None:
         return 100 * row.mean if x == "score" else row.peak_memory and row.peak_memory / 1e9
 
-    drawn = [row for row in rows if value(row) is not None]
+    drawn = [(row, number) for row in rows if (number := value(row)) is not None]
     if not drawn:
         raise AttemptError("there is nothing to draw", f"No cell has a {x}.")
-    tasks = list(dict.fromkeys(row.task for row in drawn))
-    methods = list(dict.fromkeys(row.method for row in drawn))
-    across = min(3, len(tasks))
-    down = -(-len(tasks) // across)
-    figure = new_figure(2.9 * across + 1.4, (0.26 * len(methods) + 0.9) * down)
-    grid = list(figure.subplots(down, across, squeeze=False, sharey=True).flat)
-    for axes, task in zip(grid, tasks, strict=False):
-        for row in drawn:
+    tasks = list(dict.fromkeys(row.task for row, _ in drawn))
+    methods = list(dict.fromkeys(row.method for row, _ in drawn))
+    figure, grid = _grid(len(tasks), (2.9, 0.26 * len(methods) + 0.9), (1.4, 0.0), sharey=True)
+    for axes, task in zip(grid, tasks, strict=True):
+        for row, number in drawn:
             if row.task == task:
                 place = methods.index(row.method)
                 width = 100 * row.width if x == "score" and row.width is not None else None
-                axes.errorbar(value(row), place, xerr=width, color=_colour(place, len(methods)), marker="o", capsize=2)
-        axes.set_title(task, fontsize=10, loc="left")
+                axes.errorbar(number, place, xerr=width, color=_colour(place, len(methods)), marker="o", capsize=2)
         axes.set_yticks(range(len(methods)), methods, fontsize=8)
         axes.set_ylim(len(methods) - 0.5, -0.5)
-        axes.set_xlabel("score, %" if x == "score" else "GB at the most", fontsize=8)
         if x == "memory":
             axes.set_xlim(left=0)
-        axes.tick_params(labelsize=8)
-        axes.grid(axis="x", alpha=0.3, linewidth=0.5)
-        axes.spines[["top", "right"]].set_visible(False)
-    for axes in grid[len(tasks) :]:
-        axes.set_visible(False)
+        _finish(axes, task, "score, %" if x == "score" else "GB at the most", lines="x")
     figure.savefig(file, format="png")
+
+
+def _grid(
+    count: int, each: tuple[float, float], more: tuple[float, float], *, sharey: bool = False
+) -> tuple[Figure, list[Axes]]:
+    """Makes a figure with a number of panels, at most three beside each other.
+
+    Args:
+        count: of the panels.
+        each, more: width and height of a panel, and of what is around all of them, in inches.
+        sharey: gives all panels one y axis.
+    """
+    across = min(3, count)
+    down = -(-count // across)
+    figure = new_figure(each[0] * across + more[0], each[1] * down + more[1])
+    grid = list(figure.subplots(down, across, squeeze=False, sharey=sharey).flat)
+    for axes in grid[count:]:
+        axes.set_visible(False)
+    return figure, grid[:count]
+
+
+def _finish(axes: Axes, title: str, x: str, *, lines: Literal["both", "x", "y"] = "both") -> None:
+    """Writes what every panel has: its title, the label of x, small ticks and thin lines."""
+    axes.set_title(title, fontsize=10, loc="left")
+    axes.set_xlabel(x, fontsize=8)
+    axes.tick_params(labelsize=8)
+    axes.grid(axis=lines, alpha=0.3, linewidth=0.5)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _colour(place: int, count: int) -> tuple[float, ...]:
@@ -241,8 +255,6 @@ def _draw(axes: Axes, panel: Panel, names: Sequence[str]) -> None:
             linewidth=1.2,
             capsize=2,
         )
-    axes.set_title(panel.title, fontsize=10, loc="left")
-    axes.set_xlabel(panel.x, fontsize=8)
     axes.set_ylabel(panel.y, fontsize=8)
     if panel.log_x:
         axes.set_xscale("log")
@@ -251,6 +263,4 @@ def _draw(axes: Axes, panel: Panel, names: Sequence[str]) -> None:
         axes.set_xticks([], minor=True)
     if panel.log_y:
         axes.set_yscale("log")
-    axes.tick_params(labelsize=8)
-    axes.grid(alpha=0.3, linewidth=0.5)
-    axes.spines[["top", "right"]].set_visible(False)
+    _finish(axes, panel.title, panel.x)

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from attempt_cli.experiments.grid import CellSpec
+from attempt_cli.experiments.cells import CellSpec
 from attempt_cli.experiments.methods import METHODS
 
 

@@ -88,13 +88,6 @@ COUNTINGS: dict[str, Counting] = {
 } | {"attempt-m": Counting("attempt", TASKS)}
 
 
-def check_counted(methods: Sequence[str], backbones: Sequence[str]) -> list[str]:
-    """Returns a message for each unknown name of a method or a backbone."""
-    return unknown_names("method to count", methods, COUNTINGS) + unknown_names(
-        "shape of a backbone", backbones, backbone_shapes()
-    )
-
-
 @dataclass(frozen=True)
 class Count:
     """One method on one backbone.
@@ -117,7 +110,8 @@ def count_all(methods: Sequence[str], backbones: Sequence[str]) -> list[Count]:
     Raises:
         AttemptError: a method or a backbone is unknown.
     """
-    problems = check_counted(methods, backbones)
+    problems = unknown_names("method to count", methods, COUNTINGS)
+    problems += unknown_names("shape of a backbone", backbones, backbone_shapes())
     if problems:
         raise AttemptError(
             "this cannot be counted:\n  " + "\n  ".join(problems),

@@ -13,7 +13,9 @@ from typing import Any
 
 from attempt_cli.errors import AttemptError, first_line
 from attempt_cli.experiments.cell_queue import WorkerDiedError
-from attempt_cli.experiments.grid import CellResult, CellSpec, Plan, Runner
+from attempt_cli.experiments.cells import CellResult, CellSpec
+from attempt_cli.experiments.plan import Plan
+from attempt_cli.experiments.runner import Runner
 from attempt_cli.listener import Listener
 from attempt_cli.training.loop import TrainingStoppedError
 

@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from attempt_cli.experiments.cells import Cell
-from attempt_cli.experiments.grid import CellSpec
+from attempt_cli.experiments.cells import Cell, CellSpec
 from attempt_cli.experiments.methods import METHODS, unknown_names
 from attempt_cli.experiments.paper import Experiment
 from attempt_cli.experiments.published import Published, methods_not_run, published_memory, published_scores
@@ -155,7 +154,6 @@ class Report:
     def document(self) -> dict[str, Any]:
         """Returns the JSON document, without its version."""
         published = self._published()
-        tasks = {row.task for row in self.rows} | {f"{group} average" for group in self.experiment.groups}
         return {
             "experiment": self.experiment.name,
             "title": self.experiment.title,
@@ -167,7 +165,7 @@ class Report:
             "published": [
                 {"of": of, "method": method, **asdict(number)}
                 for (of, method), number in published.items()
-                if of in tasks or of in self.backbone_parameters
+                if of in self._published_keys()
             ],
             "not_run": methods_not_run(),
             "failures": [{**asdict(spec), "error": error} for spec, error in self.failures.items()],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from attempt_cli.backbones.names import DEFAULT_BACKBONE, find_backbone, listed_as, recorded_backbone, with_recorded
@@ -13,11 +13,12 @@ from attempt_cli.data.catalogue import load_task, task_names
 from attempt_cli.data.task import Task
 from attempt_cli.errors import ArgumentsError, AttemptError
 from attempt_cli.experiments.cell_queue import GridListener, GridResult
-from attempt_cli.experiments.cells import Cell
-from attempt_cli.experiments.grid import CellSpec, Plan, Runner, check_rows, record_failure
+from attempt_cli.experiments.cells import Cell, CellSpec
 from attempt_cli.experiments.methods import ALONE, METHODS, PREPARED, check_methods, unknown_names
 from attempt_cli.experiments.paper import Experiment, paper_sources
+from attempt_cli.experiments.plan import Plan, Terms, check_rows
 from attempt_cli.experiments.report import Report, check_columns
+from attempt_cli.experiments.runner import Runner, record_failure
 from attempt_cli.experiments.sources import prepare, train_sources
 from attempt_cli.experiments.summary import Row, summarise
 from attempt_cli.experiments.worker_pool import WorkerPool
@@ -105,52 +106,39 @@ def compare_on_few_rows(
         CellSpec((task.name,), method, seed, name, k) for task in whole for seed in range(seeds) for method in methods
     ]
     runner = Runner(plan)
-    rows = {f"{spec.task}/{spec.seed}": runner.rows(spec)[0].train for spec in specs}  # too few are an error at once
+    # too few are an error at once
+    rows = {f"{spec.task}/{spec.seed}": runner.choices.rows(spec)[0].train for spec in specs}
     for task in whole:
-        runner.test_rows(task.name)
+        runner.choices.test_rows(task)
     runner.use_backbone(name, session.load_backbone(used))
     cells = [cell for spec in specs for cell in runner.run(spec, session.listener).cells]
     numbers = {key: [example.row for example in drawn.examples] for key, drawn in rows.items()}
     return FewShotResult(k, per_class, config.total_steps(k), cells, numbers)
 
 
-@dataclass(frozen=True)
-class GridOptions:
+@dataclass(frozen=True, kw_only=True)
+class GridOptions(Terms):
     """What a run of an experiment changes in it.
 
     Args:
-        tasks, methods, columns: names; None takes the paper's.
+        tasks, methods, columns: names; none takes the paper's.
         seeds: how many; None is the experiment's own number.
         k: numbers of training rows that are drawn; None is the experiment's own, else all rows.
-        per_class: k rows of every class, not k in total.
-        limit: the most test rows of a task, a random sample.
-        train_limit: the most training rows of a task, a random sample by seed.
         sources: names of source prompts, or "all".
         train_sources: names of tasks whose source prompts are trained first, or "paper" for the paper's six.
         source_steps: steps for each source task.
-        init_from: the prompt that targets start from.
-        preset: the name of settings by task and method.
-        settings: fields of `TrainingConfig`, for all methods.
-        resume: takes finished cells from the registry, unfinished trainings from their checkpoints.
         workers: processes at once.
         on_ray: whether workers are Ray actors.
     """
 
-    tasks: Sequence[str] | None = None
-    methods: Sequence[str] | None = None
-    columns: Sequence[str] | None = None
+    tasks: Sequence[str] = ()
+    methods: Sequence[str] = ()
+    columns: Sequence[str] = ()
     seeds: int | None = None
     k: Sequence[int] | None = None
-    per_class: bool = False
-    limit: int | None = None
-    train_limit: int | None = None
     sources: Names = "all"
     train_sources: Names | None = None
     source_steps: int | None = None
-    init_from: str | None = None
-    preset: str | None = None
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    resume: bool = False
     workers: int = 1
     on_ray: bool = False
 
@@ -169,7 +157,18 @@ def run_experiment(
     """Fills an experiment's grid, after what its targets start from; see `api.experiments.reproduce`."""
     tasks, methods = _checked(experiment, options)
     backbones, sources = _backbones_and_sources(session, options, list(backbones), list(tasks), methods)
-    plan = _plan(session, tasks, options)
+    plan = Plan(
+        registry=session.store.folder,
+        data_dir=session.rows_folder,
+        tasks=tasks,
+        source_settings={"steps": options.source_steps} if options.source_steps else {},
+        device=session.device,
+        dtype=session.dtype,
+        input_cache=total_memory() // 4 // options.workers,
+        command=session.command,
+        tags=("reproduce",),
+        **options.terms(),
+    )
     pool = WorkerPool(options.workers, options.on_ray)
     make_listener = progress or (lambda specs, workers: nullcontext(_Notes(session)))
 
@@ -187,7 +186,7 @@ def run_experiment(
     kinds = [kind for kind in PREPARED if any(METHODS[method].prepared == kind for method in methods)]
     _refuse_unread(options, methods, trained=bool(names or kinds))
     own = {**{name: load_task(name) for name in names}, **_prepared_on(session, sources if kinds else {}), **tasks}
-    check_rows(replace(plan, tasks=own), [CellSpec((name,), "", 0, backbones[0]) for name in own])
+    check_rows(own.values(), plan.data_dir)
     if names:
         sources, trained = train_sources(plan, names, backbones, list(tasks), fill)
         failures |= trained.failures
@@ -269,7 +268,7 @@ def _checked(experiment: Experiment, options: GridOptions) -> tuple[dict[str, Ta
             problems.append(f"{error.message}. {error.hint or ''}".strip())
     methods = list(dict.fromkeys(options.methods or [m for m in experiment.methods if m in METHODS]))
     problems += unknown_names("method", methods, METHODS)
-    problems += check_columns(options.columns or [])
+    problems += check_columns(options.columns)
     wrong = [number for number in options.k or () if not isinstance(number, int) or number < 1]
     problems += [f"-k: '{number}' is not a number of rows" for number in wrong]
     try:
@@ -283,27 +282,6 @@ def _checked(experiment: Experiment, options: GridOptions) -> tuple[dict[str, Ta
             f"Methods: {', '.join(METHODS)}. `attempt tasks list` shows the tasks.",
         )
     return tasks, methods
-
-
-def _plan(session: Session, tasks: Mapping[str, Task], options: GridOptions) -> Plan:
-    return Plan(
-        registry=session.store.folder,
-        data_dir=session.rows_folder,
-        tasks=tasks,
-        source_settings={"steps": options.source_steps} if options.source_steps else {},
-        init_from=options.init_from,
-        settings=options.settings,
-        preset=options.preset,
-        limit=options.limit,
-        train_limit=options.train_limit,
-        per_class=options.per_class,
-        device=session.device,
-        dtype=session.dtype,
-        input_cache=total_memory() // 4 // options.workers,
-        command=session.command,
-        tags=("reproduce",),
-        resume=options.resume,
-    )
 
 
 def _backbones_and_sources(

@@ -8,7 +8,8 @@ from dataclasses import replace
 from attempt_cli.data.catalogue import load_task
 from attempt_cli.errors import AttemptError
 from attempt_cli.experiments.cell_queue import GridResult
-from attempt_cli.experiments.grid import CellSpec, Plan
+from attempt_cli.experiments.cells import CellSpec
+from attempt_cli.experiments.plan import Plan
 
 SOURCE_SEED = 0
 

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from functools import partial
 
 from attempt_cli.experiments.cell_queue import GridListener, GridResult, KeepFailure, Worker, fill
-from attempt_cli.experiments.grid import CellSpec, Plan, Runner
+from attempt_cli.experiments.cells import CellSpec
+from attempt_cli.experiments.plan import Plan
 from attempt_cli.experiments.process_worker import ProcessWorker
 from attempt_cli.experiments.ray_worker import RayWorker, processors_of_an_actor
+from attempt_cli.experiments.runner import Runner
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,7 @@ from attempt_cli.method.attention import PromptAttention, paper_temperature, rms
 from attempt_cli.method.decomposed import DecomposedPrompt, decomposed_shape
 from attempt_cli.method.mixture import Level, PromptMixture, constant_weights
 from attempt_cli.method.module import BuildInputs, PromptModule
-from attempt_cli.method.parameters import (
-    attempt_parameters,
-    dept_parameters,
-    mpt_parameters,
-    prompt_tuning_parameters,
-)
+from attempt_cli.method.parameters import attempt_parameters, dept_parameters, mpt_parameters, prompt_tuning_parameters
 from attempt_cli.method.pooling import pool_input, pool_prompts
 from attempt_cli.method.shared import SharedPrompt
 

@@ -62,12 +62,6 @@ class TrainingConfig(BaseModel):
     eval_rows: int = Field(200, ge=1)  # validation rows looked at during training
     patience: int | None = Field(None, ge=1)  # evaluations without improvement before stopping
 
-    @model_validator(mode="after")
-    def _one_budget(self) -> TrainingConfig:
-        if self.steps is not None and self.epochs is not None:
-            raise ValueError("give --steps or --epochs, not both")
-        return self
-
     @model_validator(mode="before")
     @classmethod
     def _method_settings(cls, values: Any) -> Any:
@@ -106,7 +100,7 @@ class TrainingConfig(BaseModel):
         ]
         if unread:
             return unread
-        found = []
+        found = ["give --steps or --epochs, not both"] if self.steps is not None and self.epochs is not None else []
         if self.balanced_start and not self.with_target:
             found.append("--balanced-start is the target prompt's, and --no-target has none")
         if self.constant_attention:
@@ -150,7 +144,7 @@ def make_config(preset: str | None, **given: Any) -> TrainingConfig:
     Raises:
         AttemptError: unknown preset; or settings out of bounds, all of them at once.
     """
-    settings = read_preset(preset) if preset else {}
+    settings = dict(read_preset(preset)["training"]) if preset else {}
     chosen = {key: value for key, value in given.items() if value is not None}
     if "steps" in chosen:  # a budget that is given replaces the preset's
         settings.pop("epochs", None)
@@ -184,9 +178,12 @@ def preset_names() -> list[str]:
 
 
 def read_preset(name: str) -> dict[str, Any]:
-    """Reads the settings of a preset."""
+    """Reads a preset: its settings under "training", and the rules for what differs under "rules".
+
+    Raises:
+        AttemptError: there is none of that name.
+    """
     if name not in preset_names():
         raise unknown_name("preset", name, preset_names(), "attempt train-target --help")
-    text = (Path(__file__).parent / "presets" / f"{name}.toml").read_text("utf-8")
-    settings: dict[str, Any] = tomllib.loads(text)["training"]
-    return settings
+    preset: dict[str, Any] = tomllib.loads((Path(__file__).parent / "presets" / f"{name}.toml").read_text("utf-8"))
+    return preset

@@ -93,20 +93,9 @@ def make_optimizer(module: PromptModule | TunedWeights, config: TrainingConfig) 
     return torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=config.weight_decay)
 
 
-def train_model(
-    model: PromptedModel,
-    rows: Sequence[EncodedRow],
-    config: TrainingConfig,
-    *,
-    evaluate: Evaluate | None,
-    checkpoint: Path,
-    key: str,
-    resume: bool,
-    listener: Listener,
-    processes: Processes,
-    mix: tuple[Sequence[int], Sequence[int]] | None = None,
-) -> Trained:
-    """Trains the model's mixture or weights in place; at the end it holds the best evaluated state, or the last.
+@dataclass
+class TrainingLoop:
+    """One training of a model's mixture or weights, in place.
 
     The loss of a step is the mean over the target tokens of all its rows, whatever micro-batches and processes they
     are spread over.
@@ -118,39 +107,23 @@ def train_model(
         evaluate: scores validation rows; None keeps the last step.
         checkpoint: the file of the training's state.
         key: names this training; a checkpoint of another key is refused.
-        resume: continue from the checkpoint, where there is one.
         listener: is told every step and evaluation, and can stop the training.
         processes: this process's place among those that share the work.
         mix: each row's task, and how many rows of each task an epoch holds; without it an epoch is all rows.
-
-    Raises:
-        TrainingStoppedError: stopped by a signal or by the listener; the checkpoint is written.
-        NotFiniteError: the loss or its gradient is no longer a number; the last checkpoint before is kept.
     """
-    loop = _Loop(model, rows, config, evaluate, checkpoint, key, listener, processes, mix)
-    loop.begin(resume)
-    with caught_signals() as signals:
-        loop.run(signals)
-    return loop.end()
 
+    model: PromptedModel
+    rows: Sequence[EncodedRow]
+    config: TrainingConfig
+    evaluate: Evaluate | None
+    checkpoint: Path
+    key: str
+    listener: Listener
+    processes: Processes
+    mix: tuple[Sequence[int], Sequence[int]] | None = None
 
-class _Loop:
-    """One training on its way; see `train_model` for the arguments."""
-
-    def __init__(
-        self,
-        model: PromptedModel,
-        rows: Sequence[EncodedRow],
-        config: TrainingConfig,
-        evaluate: Evaluate | None,
-        checkpoint: Path,
-        key: str,
-        listener: Listener,
-        processes: Processes,
-        mix: tuple[Sequence[int], Sequence[int]] | None,
-    ) -> None:
-        self.model, self.rows, self.config, self.evaluate = model, rows, config, evaluate
-        self.checkpoint, self.key, self.listener, self.processes = checkpoint, key, listener, processes
+    def __post_init__(self) -> None:
+        model, rows, config, mix, processes = self.model, self.rows, self.config, self.mix, self.processes
         self.module = model.trained
         self.optimizer = make_optimizer(self.module, config)
         self.before = samples(self.module)
@@ -161,6 +134,25 @@ class _Loop:
         self.eval_every = config.eval_every if config.eval_every is not None else max(1, self.total // 10)
         self.look_every = STEPS_BETWEEN_LOOKS if model.backbone.device.type == "cuda" else 1
         self.pending: list[Tensor] = []  # loss and gradient norm of steps whose numbers nobody has looked at yet
+
+    def train(self, resume: bool = False) -> Trained:
+        """Takes all steps; at the end the model holds the best evaluated state, or the last.
+
+        Args:
+            resume: continue from the checkpoint, where there is one.
+
+        Raises:
+            TrainingStoppedError: stopped by a signal or by the listener; the checkpoint is written.
+            NotFiniteError: the loss or its gradient is no longer a number; the last checkpoint before is kept.
+        """
+        self.begin(resume)
+        with caught_signals() as signals:
+            self.run(signals)
+        self.save()
+        warnings = warnings_of(self.state, self.before, self.module, self.config)
+        if self.state.best:
+            self.module.load_state_dict(self.state.best)
+        return Trained(self.state, self.total, warnings)
 
     def begin(self, resume: bool) -> None:
         """Loads the checkpoint where it is wanted, and compiles the layers where that is settled."""
@@ -230,14 +222,6 @@ class _Loop:
             self.save()
         elif time.monotonic() - self.saved_at > max(SECONDS_BETWEEN_CHECKPOINTS, self.saving / CHECKPOINT_SHARE):
             self.save()
-
-    def end(self) -> Trained:
-        """Saves, puts the best state back, and says how it went."""
-        self.save()
-        warnings = warnings_of(self.state, self.before, self.module, self.config)
-        if self.state.best:
-            self.module.load_state_dict(self.state.best)
-        return Trained(self.state, self.total, warnings)
 
     def batch(self, step: int) -> list[EncodedRow]:
         """Returns the rows of a step."""

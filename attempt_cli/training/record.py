@@ -8,7 +8,7 @@ import numpy as np
 
 from attempt_cli.artefacts import mixing_settings, versions
 from attempt_cli.data.fields import task_fields
-from attempt_cli.data.rows import Rows
+from attempt_cli.evaluation.record import rows_record
 from attempt_cli.method import PromptMixture
 from attempt_cli.prompted import PromptedModel
 from attempt_cli.training.gradient import trained_tensors
@@ -183,21 +183,17 @@ class _Recorder:
 
 
 def _rows_record(tasks: tuple[TaskRows, ...]) -> dict[str, Any]:
-    """Returns what a run says of the rows it used: one task's by split, those of several by task."""
+    """Returns what a run says of the rows it used: one task's by split, those of several by task.
+
+    Which rows a sample holds is part of the result: their numbers are kept.
+    """
     records = [
         {
-            "train": _split_record(rows.train, numbers=rows.sampled),
-            **({"validation": _split_record(rows.validation)} if rows.validation is not None else {}),
+            "train": rows_record(rows.train, numbers=rows.sampled),
+            **({"validation": rows_record(rows.validation, numbers=False)} if rows.validation is not None else {}),
         }
         for rows in tasks
     ]
     if len(tasks) == 1:
         return records[0]
     return {rows.task.name: {**record.pop("train"), **record} for rows, record in zip(tasks, records, strict=True)}
-
-
-def _split_record(rows: Rows, *, numbers: bool = False) -> dict[str, Any]:
-    record: dict[str, Any] = {"origin": rows.origin, "sha256": rows.sha256, "n": len(rows.examples)}
-    if numbers:  # which rows a sample holds is part of the result
-        record["rows"] = [example.row for example in rows.examples]
-    return record

@@ -16,7 +16,7 @@ from attempt_cli.listener import Listener
 from attempt_cli.prompted import PromptedModel
 from attempt_cli.training.build import build_model
 from attempt_cli.training.config import TrainingConfig
-from attempt_cli.training.loop import train_model
+from attempt_cli.training.loop import TrainingLoop
 from attempt_cli.training.memory import largest_batch
 from attempt_cli.training.order import task_shares
 from attempt_cli.training.processes import Processes
@@ -57,7 +57,7 @@ def train(
         What was recorded; None on the processes that only helped.
 
     Raises:
-        AttemptError: rows, prompts or settings do not fit; or see `training.loop.train_model`.
+        AttemptError: rows, prompts or settings do not fit; or see `training.loop.TrainingLoop`.
     """
     processes, listener = processes or Processes(), listener or Listener()
     request.check()
@@ -75,18 +75,18 @@ def train(
         checkpoint = checkpoint_path(registry, key)
         validates = any(task.validation is not None for task in request.tasks)
         with layers_for(model, request.config):
-            trained = train_model(
+            loop = TrainingLoop(
                 model,
                 [row for own in rows for row in own],
                 request.config,
-                evaluate=(lambda trained: validation_scores(trained, request)) if validates else None,
-                checkpoint=checkpoint,
-                key=key,
-                resume=resume,
-                listener=listener,
-                processes=processes,
-                mix=mixed_tasks(request, rows),
+                (lambda trained: validation_scores(trained, request)) if validates else None,
+                checkpoint,
+                key,
+                listener,
+                processes,
+                mixed_tasks(request, rows),
             )
+            trained = loop.train(resume)
         if not processes.is_main:
             model.release()
             return None

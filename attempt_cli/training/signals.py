@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 
 @contextmanager
-def caught_signals() -> Iterator[list[int]]:
-    """Notes SIGINT and SIGTERM in a list instead of dying; the second of them ends the process as ever."""
+def caught_signals(then: Callable[[], None] = lambda: None) -> Iterator[list[int]]:
+    """Notes SIGINT and SIGTERM in a list instead of dying; the second of them ends the process as ever.
+
+    Args:
+        then: is called at each, too.
+    """
     seen: list[int] = []
 
     def note(number: int, _frame: object) -> None:
         seen.append(number)
+        then()
         signal.signal(number, previous[number])
 
     try:

@@ -15,13 +15,15 @@ from attempt_cli.data.rows import Rows, load_examples
 from attempt_cli.data.task import Task
 from attempt_cli.errors import AttemptError
 from attempt_cli.evaluation.evaluate import evaluate
-from attempt_cli.experiments.cells import Cell, best_source
-from attempt_cli.experiments.grid import CellSpec, Plan, Runner
+from attempt_cli.experiments.cells import Cell, CellSpec
 from attempt_cli.experiments.methods import ALONE, check_methods
 from attempt_cli.experiments.methods import METHODS as COMPARISONS
+from attempt_cli.experiments.plan import Plan
+from attempt_cli.experiments.runner import Runner
 from attempt_cli.experiments.summary import summarise
 from attempt_cli.listener import Listener
 from attempt_cli.training.config import TrainingConfig
+from attempt_cli.training.request import TaskRows
 from attempt_registry import Registry
 from tests.training.requests import request_for, trained
 from tests.training.toy import toy_rows, write_csv
@@ -59,7 +61,7 @@ class Few:
         return [cell for method in methods for cell in runner.run(self.spec(method, seed)).cells]
 
     def rows(self, seed: int) -> Rows:
-        return self.runner().rows(self.spec("attempt", seed))[0].train
+        return self.runner().choices.rows(self.spec("attempt", seed))[0].train
 
     @property
     def sources(self) -> tuple[Any, ...]:
@@ -183,7 +185,7 @@ def test_under_a_preset_all_methods_train_on_the_rows_that_are_recorded(
         together = COMPARISONS[method].together
         for names in [tuple(tasks)] if together else [("left",), ("right",)]:
             spec = CellSpec(names, method, 3, "tiny")
-            for name, rows in zip(names, runner.rows(spec), strict=True):
+            for name, rows in zip(names, runner.choices.rows(spec), strict=True):
                 assert rows.validation is not None
                 found = ([example.row for example in rows.train.examples], rows.validation.sha256)
                 assert expected.setdefault(name, found) == found
@@ -217,7 +219,7 @@ def test_a_kill_while_a_cell_is_scored_repeats_no_step_and_leaves_no_double(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("attempt_cli.experiments.grid.evaluate", killed)
+        patched.setattr("attempt_cli.experiments.runner.evaluate", killed)
         with pytest.raises(KeyboardInterrupt):
             few.runner().run(few.spec(method), Counter())
     assert steps == [1, 2, 3, 4]
@@ -255,8 +257,9 @@ def test_the_best_source_is_the_one_that_fits_the_training_rows(few: Few, task: 
         predictions = evaluate(loaded.model, task, rows.examples).predictions.rows
         likelihoods[prompt.name] = sum(row.log_likelihood or 0.0 for row in predictions)
     assert likelihoods["good"] > likelihoods["bad"]
-    assert best_source(few.registry, few.backbone, task, rows, few.sources).name == "good"
-    assert best_source(few.registry, few.backbone, task, rows, few.sources[:1]).name == "bad"
+    choices = few.runner().choices
+    for sources, best in ((few.sources, "good"), (few.sources[:1], "bad")):
+        assert choices.best_source(few.backbone, TaskRows(task, rows), sources, None).name == best
 
 
 def test_a_start_that_is_named_is_taken(few: Few) -> None:

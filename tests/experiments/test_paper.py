@@ -6,7 +6,7 @@ import pytest
 
 from attempt_cli.data.catalogue import load_task
 from attempt_cli.errors import AttemptError
-from attempt_cli.experiments.grid import CellSpec
+from attempt_cli.experiments.cells import CellSpec
 from attempt_cli.experiments.methods import METHODS
 from attempt_cli.experiments.paper import Experiment, experiments, paper_sources
 from attempt_cli.experiments.parameters import COUNTINGS

@@ -16,8 +16,8 @@ import pytest
 from attempt_cli.data.catalogue import load_task
 from attempt_cli.errors import AttemptError, first_line
 from attempt_cli.experiments.cell_queue import CellQueue, GridResult, WorkerDiedError, fill
-from attempt_cli.experiments.cells import Cell
-from attempt_cli.experiments.grid import CellResult, CellSpec, Plan
+from attempt_cli.experiments.cells import Cell, CellResult, CellSpec
+from attempt_cli.experiments.plan import Plan
 from attempt_cli.experiments.process_worker import ProcessWorker
 from attempt_cli.experiments.ray_worker import RayWorker
 from attempt_cli.experiments.worker_pool import WorkerPool

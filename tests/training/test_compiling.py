@@ -20,7 +20,7 @@ from attempt_cli.prompted import PromptedModel
 from attempt_cli.training import compiling
 from attempt_cli.training.checkpoint import load_checkpoint
 from attempt_cli.training.config import TrainingConfig
-from attempt_cli.training.loop import TrainingStoppedError, make_optimizer, train_model
+from attempt_cli.training.loop import TrainingLoop, TrainingStoppedError, make_optimizer
 from attempt_cli.training.processes import Processes
 from attempt_cli.training.run import layers_for
 from tests.models import save_llama
@@ -250,11 +250,12 @@ def test_kept_inputs_are_read_by_the_layers_as_they_were_loaded(backbone: Frozen
 
 
 def test_the_backbone_is_given_back_as_it_was(backbone: FrozenBackbone, tmp_path: Path) -> None:
-    arguments: dict[str, Any] = {"evaluate": None, "checkpoint": tmp_path / "state", "key": "key", "resume": False}
+    arguments: dict[str, Any] = {"evaluate": None, "checkpoint": tmp_path / "state", "key": "key"}
     config = TrainingConfig(prompt_length=LENGTH, steps=2, compile=True)
     told = Recorder()
     trained = model(backbone)
     with layers_for(trained, config):
-        done = train_model(trained, encoded(backbone, 8), config, listener=told, processes=Processes(), **arguments)
+        loop = TrainingLoop(trained, encoded(backbone, 8), config, listener=told, processes=Processes(), **arguments)
+        done = loop.train()
     assert done.numbers["compiled"] is True
     assert not backbone.compiled

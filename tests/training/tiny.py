@@ -1,4 +1,4 @@
-"""A training in this process, without files or a registry: `training.loop.train_model` on a tiny backbone."""
+"""A training in this process, without files or a registry: `training.loop.TrainingLoop` on a tiny backbone."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from attempt_cli.method import PromptAttention, PromptMixture, rms_temperature
 from attempt_cli.prompted import PromptedModel
 from attempt_cli.training.config import TrainingConfig
 from attempt_cli.training.initial import vocabulary_prompt
-from attempt_cli.training.loop import Evaluate, Trained, train_model
+from attempt_cli.training.loop import Evaluate, Trained, TrainingLoop
 from attempt_cli.training.processes import Processes
 from tests.training.toy import toy_rows
 
@@ -79,10 +79,12 @@ def run(trained: PromptedModel, rows: Sequence[EncodedRow], checkpoint: Path, **
     """Trains in place.
 
     Args:
-        settings: those of TrainingConfig, and `evaluate`, `resume`, `listener`, `key` of `train_model`.
+        settings: those of TrainingConfig, and `evaluate`, `resume`, `listener`, `key` of `TrainingLoop`.
     """
     evaluate: Evaluate | None = settings.pop("evaluate", None)
-    own = {"resume": False, "listener": Recorder(), "key": "key"}
+    resume: bool = settings.pop("resume", False)
+    own = {"listener": Recorder(), "key": "key"}
     own = {name: settings.pop(name, default) for name, default in own.items()}
     config = TrainingConfig(prompt_length=LENGTH, attention_rank=RANK, **settings)
-    return train_model(trained, rows, config, evaluate=evaluate, checkpoint=checkpoint, processes=Processes(), **own)  # type: ignore[arg-type]
+    loop = TrainingLoop(trained, rows, config, evaluate, checkpoint, processes=Processes(), **own)  # type: ignore[arg-type]
+    return loop.train(resume)

@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from attempt_cli.training.config import read_preset
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 
 def settings_for(preset: str | None, *, task: str, method: str, kind: str, rows: int) -> dict[str, Any]:
@@ -30,7 +23,7 @@ def settings_for(preset: str | None, *, task: str, method: str, kind: str, rows:
     """
     if preset is None:
         return {}
-    settings = read_preset(preset)
+    settings = dict(read_preset(preset)["training"])
     for rule in _rules(preset):
         if _holds(rule, task, method, kind, rows):
             settings.update(rule.get("settings", {}))
@@ -44,12 +37,7 @@ def train_limit(preset: str | None, task: str) -> int | None:
 
 
 def _rules(preset: str | None) -> list[Mapping[str, Any]]:
-    if preset is None:
-        return []
-    read_preset(preset)  # refuses unknown names
-    rules: list[Mapping[str, Any]] = tomllib.loads(Path(__file__).with_name(f"{preset}.toml").read_text("utf-8")).get(
-        "rules", []
-    )
+    rules: list[Mapping[str, Any]] = read_preset(preset).get("rules", []) if preset is not None else []
     return rules
 
 

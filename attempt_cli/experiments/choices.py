@@ -1,0 +1,229 @@
+"""What a cell trains on: its rows, which every method shares, its sources, its start and its settings."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from attempt_cli.artefacts import load_prompt
+from attempt_cli.backbones.base import FrozenBackbone
+from attempt_cli.data.catalogue import load_task
+from attempt_cli.data.fewshot import few_shot
+from attempt_cli.data.rows import Rows, examples_sha256, load_examples
+from attempt_cli.data.scoring import score
+from attempt_cli.data.task import Task
+from attempt_cli.errors import AttemptError
+from attempt_cli.evaluation.prediction import predict
+from attempt_cli.experiments.cells import CellSpec
+from attempt_cli.experiments.methods import METHODS, PREPARED
+from attempt_cli.experiments.plan import Plan
+from attempt_cli.keys import content_key
+from attempt_cli.training.config import TrainingConfig, make_config
+from attempt_cli.training.methods import find_method
+from attempt_cli.training.presets import settings_for, train_limit
+from attempt_cli.training.request import Request, TaskRows
+from attempt_registry import Prompt, Registry
+
+LONGEST_NAME = 60  # of a training on several tasks: each task's own name follows it
+ROWS_FOR_CHOICE = 200  # training rows that the best source is chosen by, at most
+
+
+class Choices:
+    """Chooses what cells are trained on and scored on, and keeps it for the next cell of the same tasks.
+
+    Args:
+        plan: what all cells share.
+        registry: the plan's, open.
+    """
+
+    def __init__(self, plan: Plan, registry: Registry) -> None:
+        self.plan = plan
+        self.registry = registry
+        self._affinity: tuple[str, tuple[str, ...]] | None = None
+        self._rows: dict[tuple[str, str, int | None, int], Rows] = {}
+        self._best: dict[tuple[str, ...], Prompt] = {}
+
+    def turn_to(self, spec: CellSpec) -> None:
+        """Drops what was kept for other tasks: their rows may be hundreds of thousands."""
+        if spec.affinity != self._affinity:
+            self._affinity = spec.affinity
+            self._rows.clear()
+            self._best.clear()
+
+    def rows(self, spec: CellSpec) -> list[TaskRows]:
+        """Chooses the rows of a cell: the same for every method.
+
+        Training rows are drawn by the seed, or the training split (a sample of it by the seed). The last step counts
+        where rows are drawn; else validation rows choose the checkpoint, where the task has some.
+        """
+        return [self._task_rows(self.plan.tasks[name], spec) for name in spec.tasks]
+
+    def test_rows(self, task: Task) -> Rows:
+        """Chooses the rows that every model of a task is scored on."""
+        return self._load(task, "test", self.plan.limit)
+
+    def request(self, spec: CellSpec, rows: Sequence[TaskRows], backbone: FrozenBackbone) -> Request:
+        """Returns the training of a cell: with the preset's settings, the sources and the start of its method."""
+        plan, method, target = self.plan, METHODS[spec.method], spec.kind == "target"
+        sources = self.sources(spec) if target else ()
+        named = self.registry.prompt(plan.init_from) if plan.init_from and target else None
+        config = self._config(spec, [*sources, *([named] if named else [])], rows[0], method.settings)
+
+        def best(one: TaskRows) -> Prompt:
+            return self.best_source(backbone, one, sources, config.max_length)
+
+        starts: list[Prompt | None] = [None] * len(rows)
+        if method.source in PREPARED:
+            refs = [plan.prepared.get((spec.backbone, one.task.name, str(method.source))) for one in rows]
+            starts = [self.registry.prompt(ref) if ref else None for ref in refs]
+        elif method.source is not None and named is not None:
+            starts = [named] * len(rows)
+        elif method.source is not None and sources:
+            starts = [best(one) for one in rows]
+        mixed = sources if method.mixes == "all" else ()
+        if method.mixes == "best":
+            mixed = (best(rows[0]),)
+        prior = plan.prepared.get((spec.backbone, spec.tasks[0], "attention")) if method.prior else None
+        return Request(
+            tasks=tuple(rows),
+            name=self._name(spec),
+            config=config,
+            kind=spec.kind,
+            sources=mixed,
+            init_from=tuple(starts),
+            attention_from=self.registry.attention(prior) if prior else None,
+            tags=plan.tags,
+        )
+
+    def preparation(self, spec: CellSpec) -> Request:
+        """Returns the training on the source tasks of a target that makes what it starts from."""
+        sources = self.sources(spec)
+        tasks = [load_task(name) for name in dict.fromkeys(prompt.task for prompt in sources)]
+        own = replace(spec, tasks=tuple(task.name for task in tasks), method="attempt", k=None)
+        rows = [self._task_rows(task, own) for task in tasks]
+        prior = spec.kind == "attention"
+        method = {"attention": "attempt", "factored": "mpt"}.get(spec.kind, "prompt-tuning")
+        return Request(
+            tasks=tuple(rows),
+            name="prior" if prior else "all-sources",
+            config=self._config(own, sources, rows[0], {"method": method}),
+            kind="source",
+            keep="attention" if prior else "shared",
+            sources=sources if prior else (),
+            tags=self.plan.tags,
+        )
+
+    def sources(self, spec: CellSpec) -> tuple[Prompt, ...]:
+        """Returns the source prompts of a cell: of several targets those that no target was trained on.
+
+        Raises:
+            AttemptError: there is none, and the method needs some.
+        """
+        own = [self.plan.sources.get((spec.backbone, name), ())[: spec.sources] for name in spec.tasks]
+        common = tuple(ref for ref in own[0] if all(ref in refs for refs in own))
+        if not common and len(spec.tasks) > 1 and METHODS[spec.method].uses_sources:
+            raise AttemptError(
+                "every source prompt is of one of the targets that are trained together",
+                "Train source prompts of other tasks, or name fewer targets with --tasks.",
+            )
+        return tuple(self.registry.prompt(ref) for ref in common)
+
+    def best_source(
+        self, backbone: FrozenBackbone, rows: TaskRows, sources: Sequence[Prompt], max_length: int | None
+    ) -> Prompt:
+        """Returns the source that, untrained, gives the training rows' targets the highest likelihood.
+
+        Of free text it is the one with the best score. It is looked for once.
+
+        Args:
+            backbone: what the sources are for.
+            rows: of many training rows a sample decides.
+            sources: the prompts to choose from.
+            max_length: input tokens of a row; the task's own limit without it.
+        """
+        if len(sources) == 1:
+            return sources[0]
+        key = (rows.train.sha256, *(prompt.ref for prompt in sources))
+        if key not in self._best:
+            examples = rows.train.examples
+            if len(examples) > ROWS_FOR_CHOICE:
+                examples = random.Random(0).sample(examples, ROWS_FOR_CHOICE)
+
+            def fit(prompt: Prompt) -> float:
+                model = load_prompt(self.registry, backbone, prompt).model
+                predictions = predict(model, rows.task, examples, max_length=max_length)
+                likelihoods = [row.log_likelihood for row in predictions.rows if row.log_likelihood is not None]
+                if likelihoods:
+                    return sum(likelihoods) / len(likelihoods)
+                return score(rows.task, predictions.texts, examples)[rows.task.metrics[0]]
+
+            self._best[key] = max(sources, key=fit)
+        return self._best[key]
+
+    def _task_rows(self, task: Task, spec: CellSpec) -> TaskRows:
+        plan = self.plan
+        if spec.k is not None:
+            pool = self._load(task, "train", None)
+            rows = few_shot(
+                pool.examples, spec.k, per_class=plan.per_class, label_count=len(task.label_words), seed=spec.seed
+            )
+            balanced = ", class-balanced" if task.is_classification else ""
+            origin = f"{pool.origin}, {len(rows)} of these by seed {spec.seed}{balanced}"
+            return TaskRows(task, Rows(rows, origin, examples_sha256(rows)), sampled=True)
+        limits = [limit for limit in (plan.train_limit, train_limit(plan.preset, task.name)) if limit]
+        limit = min(limits, default=None)
+        train = self._load(task, "train", limit, spec.seed)
+        validation = None
+        if plan.settings.get("eval_every") != 0:
+            try:
+                validation = self._load(task, "validation", int(plan.settings.get("eval_rows", 200)))
+            except AttemptError:  # a folder may hold training and test rows only
+                if plan.settings.get("eval_every") is not None:
+                    raise
+        return TaskRows(task, train, validation, sampled=limit is not None)
+
+    def _load(self, task: Task, split: str, limit: int | None, seed: int = 0) -> Rows:
+        key = (task.name, split, limit, seed if limit else 0)
+        if key not in self._rows:
+            self._rows[key] = load_examples(task, split, data_dir=self.plan.data_dir, limit=limit, seed=seed)
+        return self._rows[key]
+
+    def _config(
+        self, spec: CellSpec, prompts: Sequence[Prompt], rows: TaskRows, own: Mapping[str, Any]
+    ) -> TrainingConfig:
+        """Returns the settings of a training: the method's own, else those that were given, else the preset's.
+
+        The length is that of the prompts that are mixed or started from; of several tasks each has the steps that it
+        would have alone.
+        """
+        plan = self.plan
+        kind = "target" if spec.kind == "target" else "source"
+        given = {**plan.settings, **(plan.source_settings if kind == "source" else {})}
+        if prompts:
+            given["prompt_length"] = prompts[0].length
+        preset = settings_for(
+            plan.preset, task=rows.task.name, method=spec.method, kind=kind, rows=len(rows.train.examples)
+        )
+        if "steps" in given:  # a budget that is given replaces the preset's
+            preset.pop("epochs", None)
+        settings = {**preset, **given, **own, "seed": spec.seed, "compile": False}  # times of cells are compared
+        placements = find_method(settings["method"]).placements
+        if len(placements) == 1:
+            settings["placement"] = placements[0]
+        elif settings.get("placement") is None and prompts:  # where the sources stand, for all methods alike
+            settings["placement"] = prompts[0].placement
+        config = make_config(None, **settings)
+        if len(spec.tasks) > 1 and config.epochs is None:
+            config = config.model_copy(update={"steps": config.total_steps(0) * len(spec.tasks)})
+        return config
+
+    def _name(self, spec: CellSpec) -> str:
+        """Returns the name that a training is kept under: short enough for the tasks' names behind it."""
+        drawn = "" if spec.k is None else f"-{spec.k}{'-per-class' if self.plan.per_class else ''}-shot"
+        name = "+".join(f"{task}{drawn}" for task in spec.tasks)
+        name = name if spec.kind == "source" else f"{name}-{spec.method}"
+        if len(spec.tasks) == 1 or len(name) <= LONGEST_NAME:
+            return name
+        return f"{name[: LONGEST_NAME - 9]}-{content_key({'name': name})[:8]}"

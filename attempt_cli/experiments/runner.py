@@ -1,0 +1,276 @@
+"""Fills the cells of a grid: trains or only scores, and records."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+
+from attempt_cli.artefacts import bare, load_prompt, versions
+from attempt_cli.backbones.base import FrozenBackbone
+from attempt_cli.backbones.input_cache import InputCache
+from attempt_cli.backbones.load import load_backbone
+from attempt_cli.data.fields import task_fields
+from attempt_cli.data.task import Task
+from attempt_cli.errors import AttemptError
+from attempt_cli.evaluation.evaluate import Evaluation, evaluate
+from attempt_cli.evaluation.prediction import encode_examples
+from attempt_cli.evaluation.record import record_evaluation, rows_record
+from attempt_cli.experiments.cells import Cell, CellResult, CellSpec, finished_cells
+from attempt_cli.experiments.choices import Choices
+from attempt_cli.experiments.methods import METHODS, PREPARED
+from attempt_cli.experiments.plan import Plan
+from attempt_cli.keys import content_key
+from attempt_cli.listener import Listener
+from attempt_cli.prompted import PromptedModel
+from attempt_cli.training.config import TrainingConfig, make_config
+from attempt_cli.training.loop import TrainingStoppedError
+from attempt_cli.training.request import Outcome, TaskRows
+from attempt_cli.training.run import train
+from attempt_registry import Registry
+
+
+class Runner:
+    """Fills cells one after the other; keeps the backbone and the rows, which the next cell may need.
+
+    Args:
+        plan: what all cells share.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.registry = Registry.open(plan.registry)
+        self.choices = Choices(plan, self.registry)
+        self.finished = finished_cells(self.registry) if plan.resume else {}
+        self._backbones: dict[str, FrozenBackbone | AttemptError] = {}
+
+    def run(self, spec: CellSpec, listener: Listener | None = None) -> CellResult:
+        """Returns the cell's results: those that are finished, else new ones.
+
+        Raises:
+            AttemptError: what the cell needs is missing or does not fit.
+            TrainingStoppedError: stopped by a signal; the checkpoint is written.
+        """
+        self.choices.turn_to(spec)
+        listener = listener or Listener()
+        if spec.kind in PREPARED:
+            return CellResult(artefact=self._prepared(spec, listener))
+        rows = self.choices.rows(spec)
+        for one in rows:
+            self.choices.test_rows(one.task)  # missing ones are found before a backbone is loaded
+        if not METHODS[spec.method].trains:
+            return CellResult((self._untrained(spec, rows[0]),))
+        cells = self._trained(spec, rows, listener)
+        return CellResult(cells, cells[0].prompt if spec.kind == "source" else None)
+
+    def close(self) -> None:
+        """Closes the registry."""
+        self.registry.close()
+
+    def use_backbone(self, name: str, backbone: FrozenBackbone) -> None:
+        """Takes a backbone that is loaded already, under the name of the specifications."""
+        self._backbones = {name: backbone}
+
+    def _untrained(self, spec: CellSpec, rows: TaskRows) -> Cell:
+        """Scores the bare backbone or the best source as it stands: that depends on no steps and no seed."""
+        backbone, settings = self._backbone(spec.backbone), self.plan.settings
+        sources = self.choices.sources(spec) if METHODS[spec.method].uses_sources else ()
+        max_length = settings.get("max_length")
+        start = self.choices.best_source(backbone, rows, sources, max_length) if sources else None
+        key = content_key(
+            {
+                "task": task_fields(rows.task) | {"format": rows.task.format},
+                "test": self.choices.test_rows(rows.task).sha256,
+                "backbone": [backbone.fingerprint, str(backbone.dtype)],
+                "start": start.sha256 if start else None,
+                "max_length": max_length,
+            }
+        )
+        if key in self.finished:
+            return self._for(spec, self.finished[key])
+        loaded = bare(backbone) if start is None else load_prompt(self.registry, backbone, start)
+        config = make_config(None, **{name: value for name, value in settings.items() if "max_" in name})
+        result = self._scored(loaded.model, rows.task, config)
+        return self._recorded(spec, rows, config, key, result, loaded.name, loaded.inputs)
+
+    def _trained(self, spec: CellSpec, rows: Sequence[TaskRows], listener: Listener) -> tuple[Cell, ...]:
+        """Trains a cell's model, or that of several tasks, and scores it on the test rows of each task."""
+        backbone = self._backbone(spec.backbone)
+        request = self.choices.request(spec, rows, backbone)
+        training = request.key(backbone)
+        keys = [
+            content_key(
+                {
+                    "training": training,
+                    "method": spec.method,
+                    "task": one.task.name,
+                    "test": self.choices.test_rows(one.task).sha256,
+                }
+            )
+            for one in rows
+        ]
+        if all(key in self.finished for key in keys):
+            return tuple(self._for(spec, self.finished[key]) for key in keys)
+        results: list[Evaluation] = []
+
+        def score(model: PromptedModel) -> None:
+            for number, one in enumerate(rows):
+                results.append(self._scored(model, one.task, request.config, request.task_index(number)))
+
+        try:
+            outcome = train(
+                self.registry,
+                backbone,
+                request,
+                command=self.plan.command,
+                resume=self.plan.resume,
+                listener=listener,
+                on_trained=score,
+            )
+        except TrainingStoppedError as error:
+            raise TrainingStoppedError(
+                f"{error.message.split(';')[0]} of {request.name}", "What was finished is in the registry."
+            ) from None
+        assert outcome is not None
+        try:
+            for warning in outcome.trained.warnings:
+                listener.note(f"Warning: {request.name}, seed {spec.seed}: {warning}")
+            return tuple(
+                self._recorded(spec, one, request.config, key, result, *named(outcome, one.task.name), outcome)
+                for one, key, result in zip(rows, keys, results, strict=True)
+            )
+        finally:
+            outcome.release()
+
+    def _scored(self, model: PromptedModel, task: Task, config: TrainingConfig, task_index: int = 0) -> Evaluation:
+        """Scores a model on the test rows, which are read once for all models whose prompts stand after the input."""
+        backbone, limit, test = model.backbone, config.max_length, self.choices.test_rows(task)
+        if backbone.input_cache is not None and backbone.cache_bytes_per_token:
+            plain = PromptedModel(backbone)
+            backbone.input_cache.pin(
+                f"{test.sha256} {limit}",
+                lambda: encode_examples(plain, task, test.examples, limit),
+                backbone.cache_bytes_per_token,
+            )
+        return evaluate(
+            model, task, test.examples, task_index=task_index, max_length=limit, max_tokens=config.max_tokens
+        )
+
+    def _recorded(
+        self,
+        spec: CellSpec,
+        rows: TaskRows,
+        config: TrainingConfig,
+        key: str,
+        result: Evaluation,
+        prompt: str,
+        inputs: Sequence[str],
+        outcome: Outcome | None = None,
+    ) -> Cell:
+        """Records the cell of a score, with the rows that were trained on; returns it.
+
+        Of a training on several tasks each has its share of steps and time.
+        """
+        weights, count = result.mean_attention, len(spec.tasks)
+        numbers = outcome.trained.numbers if outcome else {}
+        names = [*(source.ref for source in outcome.request.sources), "target"] if outcome else []
+        cell = Cell(
+            task=rows.task.name,
+            method=spec.method,
+            seed=spec.seed,
+            score=result.score,
+            interval=result.interval,
+            n=result.n,
+            prompt=prompt,
+            steps=round(outcome.trained.state.step / count) if outcome else 0,
+            attention=None if weights is None else dict(zip(names, weights, strict=True)),
+            backbone=self._backbone(spec.backbone).name,
+            trained_parameters=round(outcome.parameters_per_task) if outcome else 0,
+            peak_memory=numbers.get("peak_memory"),
+            seconds=round(numbers.get("seconds", 0.0) / count + result.predictions.seconds, 1),
+            key=key,
+        )
+        cell = self._for(spec, cell)
+        record_evaluation(
+            self.registry,
+            rows.task,
+            self.choices.test_rows(rows.task),
+            result,
+            {**asdict(cell), "metrics": result.metrics, "model": prompt},
+            command=self.plan.command,
+            seed=spec.seed,
+            settings={"method": spec.method, "cell": key, "training": config.model_dump(exclude_none=True)},
+            budget={"steps": cell.steps},
+            other_rows={"train": rows_record(rows.train)},
+            inputs=inputs,
+        )
+        self.finished[key] = cell
+        return cell
+
+    def _for(self, spec: CellSpec, cell: Cell) -> Cell:
+        """Returns a cell as the specification's: an untrained one counts for every seed and number of rows."""
+        sources = len(self.choices.sources(spec)) if METHODS[spec.method].uses_sources else None
+        return replace(cell, seed=spec.seed, k=spec.k, sources=sources)
+
+    def _prepared(self, spec: CellSpec, listener: Listener) -> str:
+        """Trains on the source tasks of a target what it starts from, once; its key is a hash of all it depends on.
+
+        Returns:
+            The full name of the attention (the prior), or of the prompt of all source tasks.
+        """
+        backbone, request, plan = self._backbone(spec.backbone), self.choices.preparation(spec), self.plan
+        key = request.key(backbone)
+        if plan.resume:
+            for run in self.registry.runs(reverse=True):
+                if run.settings.get("prepared") == key:
+                    return str(run.numbers["made"])
+        outcome = train(self.registry, backbone, request, command=plan.command, resume=plan.resume, listener=listener)
+        assert outcome is not None
+        kind, made = ("attention", outcome.attention) if spec.kind == "attention" else ("prompt", outcome.prompt)
+        assert made is not None
+        self.registry.add_run(
+            command=plan.command,
+            settings={"prepared": key, "training": request.config.model_dump(exclude_none=True)},
+            seed=spec.seed,
+            numbers={"made": made},
+            versions=versions(),
+            inputs=[f"{kind}:{made}"],
+        )
+        return made
+
+    def _backbone(self, name: str) -> FrozenBackbone:
+        """Returns the backbone, loaded once; one that cannot be loaded is not tried again for every cell."""
+        if name not in self._backbones:
+            self._backbones.clear()  # one at a time in memory
+            try:
+                loaded = load_backbone(name, device=self.plan.device, dtype=self.plan.dtype)
+                if self.plan.input_cache:
+                    pin_memory = loaded.device.type == "cuda"
+                    loaded.input_cache = InputCache(self.plan.input_cache, pin_memory=pin_memory)
+                self._backbones[name] = loaded
+            except AttemptError as error:
+                self._backbones[name] = error
+        found = self._backbones[name]
+        if isinstance(found, AttemptError):
+            raise found
+        return found
+
+
+def named(outcome: Outcome, task: str) -> tuple[str, list[str]]:
+    """Returns the full name of what a training left for a task, its run where nothing is kept; and its parts' names."""
+    if not outcome.prompts:
+        return f"{outcome.request.name} (run {outcome.run})", []
+    prompt, composition = outcome.prompts[task], outcome.composition
+    name = f"{prompt} of {composition}" if len(outcome.rows) > 1 else composition or prompt
+    return name, [f"prompt:{prompt}", *([f"composition:{composition}"] if composition else [])]
+
+
+def record_failure(registry: Registry, command: str, spec: CellSpec, error: str, seconds: float) -> None:
+    """Records as a run that a cell failed, and why."""
+    registry.add_run(
+        command=command,
+        settings={"method": spec.method, "failed": asdict(spec)},
+        seed=spec.seed,
+        numbers={"failed": error},
+        versions=versions(),
+        duration=seconds,
+    )
