@@ -25,9 +25,10 @@ test: $(VENV)/installed
 test-fast: $(VENV)/installed
 	$(BIN)/pytest -q -m "not slow"
 
-# kills registry operations at random lines and moments; the last line holds the counts
+# kills registry operations and trainings at random lines and moments; the last line of each holds its counts
 torture: $(VENV)/installed
 	$(BIN)/python -m tests.torture.registry_kills
+	$(BIN)/python -m tests.torture.command_kills
 
 # damaged and hostile input of every kind; `make test` tries a few of each
 fuzz: $(VENV)/installed

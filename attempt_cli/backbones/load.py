@@ -21,7 +21,7 @@ from attempt_cli.backbones.encoder_decoder import EncoderDecoderBackbone
 from attempt_cli.backbones.machine import cache_folder
 from attempt_cli.backbones.names import Place, find_backbone, install_hint
 from attempt_cli.backbones.rows import EncodedRow
-from attempt_cli.backbones.strangers import check_config, check_folder
+from attempt_cli.backbones.strangers import check_config, check_folder, check_gguf, check_tokenizer
 from attempt_cli.bars import bars_on_terminals_only
 from attempt_cli.errors import AttemptError, first_line
 from attempt_cli.hub import why_the_hub_is_silent
@@ -58,6 +58,7 @@ def load_from(place: Place, device: torch.device, dtype: torch.dtype) -> FrozenB
         PreTrainedConfig,
         logging,
     )
+    from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
     settings: Any = logging
     settings.set_verbosity_error()  # no advice of the library between our own lines
@@ -67,6 +68,8 @@ def load_from(place: Place, device: torch.device, dtype: torch.dtype) -> FrozenB
     try:
         raw, _ = PreTrainedConfig.get_config_dict(location, local_files_only=silence is not None)
         check_config(raw, CONFIG_MAPPING)
+        for named in (raw, get_tokenizer_config(location, local_files_only=silence is not None)):
+            check_tokenizer(named)
         if place.kind == "folder":
             check_folder(Path(location), raw)
         config = AutoConfig.from_pretrained(location, **reading)
@@ -87,13 +90,26 @@ def load_from(place: Place, device: torch.device, dtype: torch.dtype) -> FrozenB
         model.to(device)
         tokenizer = AutoTokenizer.from_pretrained(location, **reading)
         check_tokens(tokenizer, int(model.get_input_embeddings().weight.shape[0]))
-    except Exception as error:  # damaged files make the readers raise many types of errors
+    except BaseException as error:  # damaged files make the readers raise many types of errors
+        _raise_foreign(error)
         raise _loading_error(place, error, silence) from error
     kind = EncoderDecoderBackbone if config.is_encoder_decoder else DecoderOnlyBackbone
     source = place.location if place.kind == "hub" else str(Path(place.location).resolve())
-    backbone = kind(model, tokenizer, name=place.name, source=source)
-    check_scores(backbone)
+    try:
+        backbone = kind(model, tokenizer, name=place.name, source=source)
+        check_scores(backbone)
+    except AttemptError:
+        raise
+    except BaseException as error:  # settings of another type than the library means; it looks at few of them
+        _raise_foreign(error)
+        raise _loading_error(place, error, silence) from error
     return backbone
+
+
+def _raise_foreign(error: BaseException) -> None:
+    """Raises again what is not about a file: Ctrl-C and the like. A panic of the tokenizers' Rust code is about one."""
+    if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        raise error
 
 
 def check_tokens(tokenizer: Any, embeddings: int) -> None:
@@ -316,6 +332,7 @@ def _unpacked_gguf(file: Path) -> Path:
 
     partial = cache / f"{folder.name}.{os.getpid()}.partial"
     try:
+        check_gguf(file)
         model = AutoModelForCausalLM.from_pretrained(
             str(file.parent),
             gguf_file=file.name,
@@ -324,7 +341,8 @@ def _unpacked_gguf(file: Path) -> Path:
             trust_remote_code=False,
         )
         tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name, trust_remote_code=False)
-    except Exception as error:  # a damaged file makes the reader raise many types of errors
+    except BaseException as error:  # a damaged file makes the reader raise many types of errors
+        _raise_foreign(error)
         raise AttemptError(
             f"the GGUF file {file} cannot be read: {first_line(error)}",
             "Download it again, or name a folder or a hub id.",
@@ -365,7 +383,7 @@ def _is_whole(folder: Path) -> bool:
         return False
 
 
-def _loading_error(place: Place, error: Exception, silence: str | None) -> AttemptError:
+def _loading_error(place: Place, error: BaseException, silence: str | None) -> AttemptError:
     reason = silence or first_line(error)
     if silence is None and "pytorch_model.bin" in reason:
         reason = "it has no model.safetensors (weights in other formats are not read)"
