@@ -37,7 +37,7 @@ OWN = ("/attempt_cli/training/", "/attempt_cli/checked_files.py", "/registry/", 
 STEPS = 200
 COMMON = f"--train-file train.csv --validation-file validation.csv {READ} --dtype float32 --batch-size 2 --seed 3"
 TRAINING = f"train-source toy {COMMON} --prompt-length 2 --learning-rate 0.1 --steps {STEPS} --eval-every {STEPS // 4}"
-COMMANDS = {"compose": "compose both --sources one --target two", "gc": "registry gc --grace 0 --yes"}
+COMMANDS = {"compose": "compose both --sources one,two --attention aim-attempt", "gc": "registry gc --grace 0 --yes"}
 
 
 def prepare(line: int | None, told: str | None, steps: bool) -> None:
@@ -146,6 +146,9 @@ class Torture:
         few = TRAINING.replace(f"--steps {STEPS} --eval-every {STEPS // 4}", "--steps 2 --eval-every 0")
         for name in ("one", "two", "gone"):
             self.attempt("start").succeed(few.replace("toy", name, 1).replace("--seed 3", f"--seed {ord(name[0])}"))
+        self.attempt("start").succeed(
+            f"train-target aim {COMMON} --sources one,two --attention-rank 2 --steps 2 --eval-every 0"
+        )
         with Registry.open(start) as registry:
             registry.remove("gone")
         for what, command in COMMANDS.items():
