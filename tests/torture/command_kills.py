@@ -1,6 +1,6 @@
 """Kills `attempt` commands, trainings before all, and looks whether the same command ends where it would have ended.
 
-    python -m tests.torture.command_kills --rounds 40
+    python -m tests.torture.command_kills --rounds 20
 
 Each round is a training of 200 steps on a tiny random Llama, with a checkpoint after every step. It is killed by
 SIGKILL one to three times: at a line of the product's own code that is drawn at random, or at a random moment. Each
@@ -193,7 +193,7 @@ def torture(rounds: int, seed: int = 0, *, tell: Callable[[str], object] = print
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=40, help="Trainings, and kills of each other command.")
+    parser.add_argument("--rounds", type=int, default=20, help="Trainings, and kills of each other command.")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     counts = torture(options.rounds, options.seed)

@@ -21,5 +21,5 @@ def test_a_kill_at_any_line_loses_nothing() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes")
 def test_a_killed_training_goes_on_to_the_same_bits_and_other_commands_are_whole() -> None:
-    counts = command_kills.torture(2, random.randrange(1 << 30), tell=lambda text: None)  # other moments in every run
-    assert counts["trainings equal to the bit"] == counts["compose whole"] == counts["gc whole"] == 2
+    counts = command_kills.torture(1, random.randrange(1 << 30), tell=lambda text: None)  # other moments in every run
+    assert counts["trainings equal to the bit"] == counts["compose whole"] == counts["gc whole"] == 1
