@@ -19,16 +19,17 @@ demo: $(VENV)/installed
 	$(BIN)/attempt --registry .demo-registry demo
 
 # all tests, the fast ones first, in a process for each core; test-fast leaves out those that are marked slow
-PYTEST := $(BIN)/pytest -q -n logical --maxprocesses 8 --dist worksteal
+PYTEST := $(BIN)/pytest -q -n logical --maxprocesses 8 --dist loadfile
 test: $(VENV)/installed
 	$(PYTEST)
 
 test-fast: $(VENV)/installed
 	$(PYTEST) -m "not slow"
 
-# kills registry operations at random lines and moments; the last line holds the counts
+# kills registry operations and trainings at random lines and moments; the last line of each holds its counts
 torture: $(VENV)/installed
 	$(BIN)/python -m tests.torture.registry_kills
+	$(BIN)/python -m tests.torture.command_kills
 
 # damaged and hostile input of every kind; `make test` tries a few of each
 fuzz: $(VENV)/installed

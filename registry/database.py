@@ -204,7 +204,7 @@ class Database:
         """Tells by one cheap query whether migrations are missing; refuses a newer version's database."""
         try:
             query = "SELECT name FROM _sqlite_migrations WHERE migration_set = ?"
-            applied = {name for (name,) in connection.execute(query, (MIGRATION_SET,))}
+            applied = {str(name) for (name,) in connection.execute(query, (MIGRATION_SET,))}  # damaged: of any type
         except sqlite3.OperationalError as error:
             if "no such table" not in str(error):
                 raise

@@ -21,7 +21,15 @@ from attempt_cli.backbones.encoder_decoder import EncoderDecoderBackbone
 from attempt_cli.backbones.machine import cache_folder
 from attempt_cli.backbones.names import Place, find_backbone, install_hint
 from attempt_cli.backbones.rows import EncodedRow
-from attempt_cli.backbones.strangers import ADAPTER, check_config, check_weights, in_folder, in_repository
+from attempt_cli.backbones.strangers import (
+    ADAPTER,
+    check_config,
+    check_gguf,
+    check_tokenizer,
+    check_weights,
+    in_folder,
+    in_repository,
+)
 from attempt_cli.bars import bars_on_terminals_only
 from attempt_cli.checked_files import remove_stale_partials
 from attempt_cli.errors import AttemptError, first_line
@@ -64,6 +72,7 @@ def load_from(place: Place, device: torch.device, dtype: torch.dtype) -> FrozenB
         PreTrainedConfig,
         logging,
     )
+    from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
     settings: Any = logging
     settings.set_verbosity_error()  # no advice of the library between our own lines
@@ -74,6 +83,8 @@ def load_from(place: Place, device: torch.device, dtype: torch.dtype) -> FrozenB
     try:
         raw, _ = PreTrainedConfig.get_config_dict(location, local_files_only=silence is not None)
         check_config(raw, CONFIG_MAPPING)
+        for named in (raw, get_tokenizer_config(location, local_files_only=silence is not None)):
+            check_tokenizer(named)
         find = in_folder(Path(location)) if local else in_repository(location, cached_only=silence is not None)
         check_weights(find, raw)
         config = AutoConfig.from_pretrained(location, **reading)
@@ -102,17 +113,30 @@ def load_from(place: Place, device: torch.device, dtype: torch.dtype) -> FrozenB
         model.to(device)
         tokenizer = AutoTokenizer.from_pretrained(location, **reading)
         check_tokens(tokenizer, int(model.get_input_embeddings().weight.shape[0]))
-    except Exception as error:  # damaged files make the readers raise many types of errors
+    except BaseException as error:  # damaged files make the readers raise many types of errors
+        _raise_foreign(error)
         raise _loading_error(place, error, silence) from error
     kind = EncoderDecoderBackbone if config.is_encoder_decoder else DecoderOnlyBackbone
-    backbone = kind(model, tokenizer, name=place.name, source=place.source)
-    check_scores(backbone)
+    try:
+        backbone = kind(model, tokenizer, name=place.name, source=place.source)
+        check_scores(backbone)
+    except AttemptError:
+        raise
+    except BaseException as error:  # settings of another type than the library means; it looks at few of them
+        _raise_foreign(error)
+        raise _loading_error(place, error, silence) from error
     if find(ADAPTER) is not None:
         backbone.notes = (
             f"{place.name} is loaded without the adapter that lies beside its weights ({ADAPTER}). To use both as one "
             "model, merge the adapter first (`merge_and_unload` of PEFT) and save the result.",
         )
     return backbone
+
+
+def _raise_foreign(error: BaseException) -> None:
+    """Raises again what is not about a file: Ctrl-C and the like. A panic of the tokenizers' Rust code is about one."""
+    if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        raise error
 
 
 def check_tokens(tokenizer: Any, embeddings: int) -> None:
@@ -336,6 +360,7 @@ def _unpacked_gguf(file: Path) -> Path:
     remove_stale_partials(cache)
     partial = cache / f"{folder.name}.{os.getpid()}.partial"
     try:
+        check_gguf(file)
         model = AutoModelForCausalLM.from_pretrained(
             str(file.parent),
             gguf_file=file.name,
@@ -345,7 +370,8 @@ def _unpacked_gguf(file: Path) -> Path:
             **WITHOUT_ADAPTER,
         )
         tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name, trust_remote_code=False)
-    except Exception as error:  # a damaged file makes the reader raise many types of errors
+    except BaseException as error:  # a damaged file makes the reader raise many types of errors
+        _raise_foreign(error)
         raise AttemptError(
             f"the GGUF file {file} cannot be read: {first_line(error)}",
             "Download it again, or name a folder or a hub id.",
@@ -386,7 +412,7 @@ def _is_whole(folder: Path) -> bool:
         return False
 
 
-def _loading_error(place: Place, error: Exception, silence: str | None) -> AttemptError:
+def _loading_error(place: Place, error: BaseException, silence: str | None) -> AttemptError:
     reason = silence or first_line(error)
     if place.kind != "hub":
         return AttemptError(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import mmap
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from attempt_cli.errors import AttemptError
 
@@ -39,6 +40,23 @@ def check_config(config: Mapping[str, Any], known: Mapping[str, Any]) -> None:
         )
 
 
+def check_tokenizer(config: Mapping[str, Any]) -> None:
+    """Refuses a config whose tokenizer would be some other class of the library: it looks up any of its names.
+
+    Args:
+        config: the content of tokenizer_config.json, or of config.json, which may name a tokenizer, too.
+
+    Raises:
+        AttemptError: the library knows the class, and it is no tokenizer.
+    """
+    import transformers
+
+    name = config.get("tokenizer_class")
+    found = getattr(transformers, name, None) if isinstance(name, str) else None
+    if found is not None and not (isinstance(found, type) and issubclass(found, transformers.PreTrainedTokenizerBase)):
+        raise AttemptError(f"its tokenizer_class '{name}' is no tokenizer")
+
+
 def check_weights(find: Callable[[str], Path | None], config: Mapping[str, Any]) -> None:
     """Refuses weights that lie elsewhere, or a config that describes another model than the files hold.
 
@@ -49,7 +67,73 @@ def check_weights(find: Callable[[str], Path | None], config: Mapping[str, Any])
     Raises:
         AttemptError: says what is wrong.
     """
-    shapes = {name: shape for file in _weight_files(find) for name, shape in _shapes(file)}
+    _check_sizes(config, {name: shape for file in _weight_files(find) for name, shape in _shapes(file)})
+
+
+def check_gguf(file: Path) -> None:
+    """Refuses a GGUF file whose settings describe another model than it holds.
+
+    Raises:
+        AttemptError: says what is wrong; damaged files make the reader raise many types of errors, too.
+    """
+    from gguf import GGUFReader
+    from transformers import AutoConfig
+
+    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        _check_settings(data)
+    shapes = {tensor.name: [int(size) for size in tensor.shape] for tensor in GGUFReader(file).tensors}
+    config = AutoConfig.from_pretrained(str(file.parent), gguf_file=file.name, trust_remote_code=False)
+    _check_sizes(config.to_dict(), shapes)  # what the file does not say is the library's default, of large models
+
+
+# bytes of a setting's value in a GGUF file, by the number of its type; texts (8) and lists (9) say theirs
+_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
+_TEXT, _LIST = 8, 9
+
+
+def _check_settings(data: mmap.mmap) -> None:
+    """Refuses settings that are longer than their GGUF file.
+
+    The library's reader goes on behind the end of the file for as many values as a list claims to have.
+
+    Raises:
+        AttemptError: the file ends before they do, or has a type of value that is none.
+    """
+    order: Literal["little", "big"] = "little" if int.from_bytes(data[4:8], "little") & 0xFFFF else "big"
+    at = 16  # behind mark, version and number of tensors
+
+    def number(size: int) -> int:
+        nonlocal at
+        skip(size)
+        return int.from_bytes(data[at - size : at], order)
+
+    def skip(size: int) -> None:
+        nonlocal at
+        at += size
+        if at > len(data):
+            raise AttemptError("it ends in the middle of its settings")
+
+    def value(kind: int, depth: int = 0) -> None:
+        if kind == _TEXT:
+            skip(number(8))
+        elif kind == _LIST and depth < 4:
+            inner, count = number(4), number(8)
+            if inner in _BYTES:
+                skip(count * _BYTES[inner])
+            else:
+                for _ in range(count):
+                    value(inner, depth + 1)
+        elif kind in _BYTES:
+            skip(_BYTES[kind])
+        else:
+            raise AttemptError(f"a setting has the type {kind}, which is none")
+
+    for _ in range(number(8)):
+        skip(number(8))  # its name
+        value(number(4))
+
+
+def _check_sizes(config: Mapping[str, Any], shapes: Mapping[str, list[int]]) -> None:
     entries = sum(math.prod(shape) for shape in shapes.values())
     for part in (config, *(value for value in config.values() if isinstance(value, Mapping))):
         for names, most, what in ((LAYERS, len(shapes), "tensors"), (SIZES, entries, "numbers")):

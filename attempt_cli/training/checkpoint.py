@@ -6,13 +6,22 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, ClassVar
 
 import torch
+from pydantic import ConfigDict, Field, NonNegativeInt, TypeAdapter
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from attempt_cli.checked_files import DamagedFileError, read_checked, write_checked
 from attempt_cli.errors import AttemptError, first_line
+
+
+class Evaluated(TypedDict):
+    """An evaluation: the step it was made after, and its metrics, the one that chooses first."""
+
+    step: int
+    metrics: Annotated[dict[str, float], Field(min_length=1)]
 
 
 @dataclass
@@ -33,9 +42,11 @@ class TrainingState:
         compiled: whether its layers are compiled; None while that is open.
     """
 
-    step: int = 0
+    __pydantic_config__: ClassVar = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+
+    step: NonNegativeInt = 0
     losses: list[float] = field(default_factory=list)
-    history: list[dict[str, Any]] = field(default_factory=list)
+    history: list[Evaluated] = field(default_factory=list)
     best_step: int | None = None
     best_score: tuple[float, float] | None = None
     best: dict[str, Tensor] = field(default_factory=dict)
@@ -83,22 +94,43 @@ def load_checkpoint(path: Path, key: str, module: torch.nn.Module, optimizer: to
     try:
         tensors, metadata = read_checked(path)
         saved = json.loads(metadata["state"])
-        state = TrainingState(**saved, best=_part(tensors, "best."))
-        state.best_score = tuple(state.best_score) if state.best_score else None  # type: ignore[assignment]
+        state = TypeAdapter(TrainingState).validate_python({**saved, "best": _part(tensors, "best.")})
     except (DamagedFileError, ValueError, TypeError, RecursionError) as error:
         raise _damaged(path, error) from error
     if metadata.get("key") != key:
         raise AttemptError(f"the checkpoint {path} belongs to another training", "Run without --resume to start again.")
-    moments: dict[int, dict[str, Tensor]] = {}
     try:
-        for name, tensor in _part(tensors, "optimizer.").items():
-            index, moment = name.split(".", 1)
-            moments.setdefault(int(index), {})[moment] = tensor
+        moments = _moments(_part(tensors, "optimizer."), optimizer)
+        own = {name: tensor.shape for name, tensor in module.state_dict().items()}
+        if state.best and own != {name: tensor.shape for name, tensor in state.best.items()}:
+            raise ValueError("its best tensors have other shapes")
         module.load_state_dict(_part(tensors, "mixture."))
         optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
     except (RuntimeError, ValueError, TypeError) as error:  # a file of this key that another program wrote
         raise _damaged(path, error) from error
     return state
+
+
+def _moments(tensors: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Tensor]]:
+    """Sorts the optimiser's tensors by parameter.
+
+    Raises:
+        ValueError: they are not those of AdamW for these parameters; it would only notice in its next step.
+    """
+    moments: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        index, moment = name.split(".", 1)
+        moments.setdefault(int(index), {})[moment] = tensor
+    parameters = dict(enumerate(tensor for group in optimizer.param_groups for tensor in group["params"]))
+    for number, found in moments.items():
+        shape = parameters[number].shape if number in parameters else None
+        if {name: tensor.shape for name, tensor in found.items()} != {
+            "step": torch.Size(),
+            "exp_avg": shape,
+            "exp_avg_sq": shape,
+        }:
+            raise ValueError(f"the optimiser's tensors of parameter {number} do not fit")
+    return moments
 
 
 def _damaged(path: Path, error: Exception) -> AttemptError:

@@ -19,9 +19,10 @@ import click
 import pytest
 
 import attempt_cli
-from attempt_cli.cli import options
+from attempt_cli.cli import options, row_options
 from attempt_cli.cli.main import attempt
-from attempt_cli.experiments.grid import CellSpec, Plan
+from attempt_cli.experiments.cells import CellSpec
+from attempt_cli.experiments.plan import Plan
 from attempt_cli.experiments.run import GridOptions
 from attempt_cli.session import Session
 from attempt_cli.training.config import TrainingConfig
@@ -31,7 +32,11 @@ from attempt_registry import Registry
 
 ROOT = Path(attempt_cli.__file__ or "").parent
 TREES = {file: ast.parse(file.read_text("utf-8")) for file in sorted(ROOT.rglob("*.py"))}
-GROUPS = [each for each in vars(options).values() if dataclasses.is_dataclass(each) and isinstance(each, type)]
+GROUPS = [
+    each
+    for each in [*vars(options).values(), *vars(row_options).values()]
+    if dataclasses.is_dataclass(each) and isinstance(each, type)
+]
 
 
 def commands(group: click.Group, path: str = "") -> Iterator[tuple[str, click.Command]]:
