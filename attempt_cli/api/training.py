@@ -270,7 +270,7 @@ def _run(session: Session, request: Request, records: Sequence[Prompt | Attentio
     from attempt_cli.training.run import train
 
     processes = Processes.here()
-    backbone = session.load_backbone(records)
+    backbone = session.load_backbone(records, chat_template=bool(request.config.chat_template))
     return train(
         session.store,
         backbone,

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from attempt_cli.backbones import names
 from attempt_cli.backbones.base import FrozenBackbone
+from attempt_cli.backbones.chat import chat_frame, no_chat
 from attempt_cli.backbones.decoder_only import DecoderOnlyBackbone, windows_of
 from attempt_cli.backbones.encoder_decoder import EncoderDecoderBackbone
 from attempt_cli.backbones.machine import cache_folder
@@ -44,6 +45,28 @@ def load_backbone(name: str, *, device: str | None = None, dtype: str | None = N
     where = choose_device(device)
     kind = choose_dtype(dtype, where)
     return load_from(place, where, kind)
+
+
+def check_chat_template(name: str) -> None:
+    """Refuses a backbone without a chat template before its weights are loaded.
+
+    Raises:
+        AttemptError: it is an encoder-decoder, or see `chat.chat_frame`. What else is wrong, its loading tells.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    place = find_backbone(name)
+    location = str(_unpacked_gguf(Path(place.location))) if place.kind == "gguf" else place.location
+    silence = why_the_hub_is_silent(location, "config.json") if place.kind == "hub" else None
+    reading: dict[str, Any] = {"local_files_only": silence is not None, "trust_remote_code": False}
+    try:
+        config = AutoConfig.from_pretrained(location, **reading)
+        tokenizer = AutoTokenizer.from_pretrained(location, **reading)
+    except Exception:  # damaged files make the readers raise many types of errors
+        return
+    if config.is_encoder_decoder:
+        raise no_chat(place.name)
+    chat_frame(tokenizer, place.name)
 
 
 @bars_on_terminals_only()

@@ -13,6 +13,7 @@ from attempt_cli.cli.options import (
     CacheOptions,
     RowOptions,
     cache_options,
+    chat_template_option,
     names_or_all,
     rate_options,
     row_options_without,
@@ -58,6 +59,7 @@ COLUMNS = ["task", "method", "score", "against_prompt_tuning", "p", "seeds", "n"
     type=click.Choice(PLACEMENTS),
     help="Of prompts, before or after the input. [default: the sources' own, else the backbone's]",
 )
+@chat_template_option
 @cache_options
 @click.option("--batch-size", type=int, help="[default: 16]")
 @rate_options

@@ -284,6 +284,13 @@ rate_options = stacked(
     ),
 )
 
+chat_template_option = click.option(
+    "--chat-template/--no-chat-template",
+    default=None,
+    help="Input and prompt inside the user's turn of the tokenizer's chat template, or not. [default: as the prompts "
+    "that are used, else not]",
+)
+
 training_options = stacked(
     click.option("--steps", type=int, help="Optimiser steps. [default: 500]"),
     click.option("--epochs", type=float, help="Passes over the training rows, instead of --steps."),
@@ -294,6 +301,7 @@ training_options = stacked(
         help="The prompt before the input (the paper), or after it: then an input is read once, without gradient. "
         "[default: the sources' own, else after on decoder-only backbones, before on encoder-decoders]",
     ),
+    chat_template_option,
     click.option("--batch-size", help="Rows of a batch, per process; `auto`: as many as fit. [default: 16]"),
     click.option("--accumulate", type=int, help="Batches of an optimiser step. [default: 1]"),
     click.option("--learning-rate", type=float, help="Learning rate of prompts. [default: 0.03]"),

@@ -10,6 +10,7 @@ import click
 
 from attempt_cli.cli.options import (
     BackboneOptions,
+    chat_template_option,
     names_or_all,
     rate_options,
     refuse_options,
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
 @click.option("--init-from", help="Start of the targets. [default: the source that fits the training rows best]")
 @click.option("--preset", help="Settings by task and method: `paper` has the paper's.")
 @click.option("--prompt-length", type=int, help="m. [default: 20, or the sources' own]")
+@chat_template_option
 @click.option("--batch-size", type=int, help="[default: 16]")
 @rate_options
 @click.option("--max-length", type=int, help="Input tokens of a row. [default: the task's]")

@@ -283,6 +283,8 @@ class Runner:
             settings["placement"] = placements[0]
         elif settings.get("placement") is None and prompts:  # where the sources stand, for all methods alike
             settings["placement"] = prompts[0].placement
+        if settings.get("chat_template") is None and prompts:
+            settings["chat_template"] = prompts[0].chat_template is not None
         config = make_config(None, **settings)
         if count > 1 and config.epochs is None:
             config = config.model_copy(update={"steps": config.total_steps(0) * count})
@@ -332,22 +334,32 @@ class Runner:
         sources = self._sources(spec) if METHODS[spec.method].uses_sources else ()
         max_length = self.plan.settings.get("max_length")
         start = self._best_source(spec, rows, sources, max_length) if sources else None
-        key = content_key(
-            {
-                "task": task_fields(rows.task) | {"format": rows.task.format},
-                "test": test.sha256,
-                "backbone": [backbone.fingerprint, str(backbone.dtype)],
-                "start": start.sha256 if start else None,
-                "max_length": max_length,
-            }
-        )
+        if start is None:
+            loaded = bare(backbone, chat_template=self._in_chat(spec))
+        else:
+            loaded = load_prompt(self.registry, backbone, start)
+        identity = {
+            "task": task_fields(rows.task) | {"format": rows.task.format},
+            "test": test.sha256,
+            "backbone": [backbone.fingerprint, str(backbone.dtype)],
+            "start": start.sha256 if start else None,
+            "max_length": max_length,
+        }
+        if loaded.model.frame is not None:
+            identity["chat_template"] = loaded.model.frame.text
+        key = content_key(identity)
         if found := self._found(key, spec):
             return found
-        loaded = bare(backbone) if start is None else load_prompt(self.registry, backbone, start)
         config = make_config(None, **{name: value for name, value in self.plan.settings.items() if "max_" in name})
         result = self._scored(loaded.model, rows.task, test, config)
         cell = self._cell(spec, rows, result, key=key, prompt=loaded.name)
         return self._kept(cell, rows, test, result, config, loaded.inputs)
+
+    def _in_chat(self, spec: CellSpec) -> bool:
+        """Tells whether the bare backbone reads inside the chat template: as is asked for, else as the sources do."""
+        asked = self.plan.settings.get("chat_template")
+        sources = self.plan.sources.get((spec.backbone, spec.tasks[0]), ())
+        return bool(asked if asked is not None else sources and self.registry.prompt(sources[0]).chat_template)
 
     def _trained(self, spec: CellSpec, request: Request, tests: list[Rows], listener: Listener) -> tuple[Cell, ...]:
         """Trains a cell's model, or that of several tasks, and scores it on the test rows of each task."""
@@ -403,11 +415,10 @@ class Runner:
     ) -> Evaluation:
         """Scores a model on the test rows, which are read once for all models whose prompts stand after the input."""
         backbone, limit = model.backbone, config.max_length
-        if backbone.input_cache is not None and backbone.cache_bytes_per_token:
-            plain = PromptedModel(backbone)
+        if backbone.input_cache is not None and model.placement == "after":
             backbone.input_cache.pin(
-                f"{test.sha256} {limit}",
-                lambda: encode_examples(plain, task, test.examples, limit),
+                f"{test.sha256} {limit} {model.prompt_length} {model.around}",
+                lambda: encode_examples(model, task, test.examples, limit),
                 backbone.cache_bytes_per_token,
             )
         return evaluate(
