@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 from attempt_cli.errors import AttemptError, first_line
 
 PLACE = "{input}"  # stands for the input in a rendered template
+# Templates that name the day get the one that Llama 3.2's names where it cannot know it: a prompt belongs to one text.
+DATE = (
+    "{%- macro strftime_now(form) -%}{{ form | replace('%d', '26') | replace('%b', 'Jul') | replace('%B', 'July') "
+    "| replace('%m', '07') | replace('%Y', '2024') | replace('%y', '24') }}{%- endmacro -%}"
+)
 # The template and its tokens must be the same around all of these; they end and begin with unlike characters.
 PROBES = ("one two three", "Is it good?\n\n(It is: 5)", '"text" 2.0', "was it bad!")
 ANSWER = "yes"
@@ -39,8 +43,7 @@ class ChatFrame:
 def chat_frame(tokenizer: Any, name: str) -> ChatFrame:
     """Renders a tokenizer's chat template once.
 
-    Dates in it are a fixed one, because a prompt belongs to one text, and models that think are told not to: label
-    words stand at the answer's beginning.
+    Dates in it are a fixed one, and models that think are told not to: label words stand at the answer's beginning.
 
     Args:
         tokenizer: the tokenizer.
@@ -94,12 +97,13 @@ def no_chat(name: str) -> AttemptError:
 def _rendered(tokenizer: Any, content: str, answer: str | None = None) -> str:
     turns = [{"role": "user", "content": content}]
     turns += [{"role": "assistant", "content": answer}] if answer is not None else []
+    template = tokenizer.get_chat_template()
     rendered: str = tokenizer.apply_chat_template(
         turns,
         tokenize=False,
         add_generation_prompt=answer is None,
         enable_thinking=False,
-        strftime_now=datetime(2024, 7, 26).strftime,  # the day that templates with a date name themselves
+        chat_template=DATE + template if "strftime_now" in template else template,
     )
     return rendered
 
