@@ -19,24 +19,10 @@ from attempt_cli.placement import PLACEMENTS, Placement
 from attempt_cli.prompted import PromptedModel, score_many
 from tests.backbones.plain import plain_model
 from tests.backbones.test_scores import close
-from tests.models import save_llama
+from tests.models import TURNS, save_chat
 
 TEXTS = ["it was good. label:", "one", "the text is bad, and four five"]
 LABELS = ("yes", "no", "nothing", "entailment")
-TURNS = (
-    "{% if messages[0]['role'] != 'system' %}<s>system\nbe good<end>\n{% endif %}"
-    "{% for m in messages %}<s>{{ m['role'] }}\n{{ m['content'] | trim }}<end>\n{% endfor %}"
-    "{% if add_generation_prompt %}<s>assistant\n{% endif %}"
-)
-
-
-def save_chat(folder: Path, template: str = TURNS, **options: Any) -> Path:
-    """A tiny Llama whose tokenizer has a chat template."""
-    save_llama(folder, **options)
-    tokenizer = AutoTokenizer.from_pretrained(str(folder))
-    tokenizer.chat_template = template
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -21,8 +21,9 @@ from attempt_cli.placement import PLACEMENTS
 from attempt_cli.session import Session
 from attempt_cli.training.loop import TrainingStoppedError
 from attempt_registry import RegistryError
-from tests.backbones.test_chat import save_chat
-from tests.training.toy import toy_rows, write_csv
+from tests.models import save_chat
+from tests.training.commands import Attempt
+from tests.training.toy import READ, toy_rows, write_csv
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 QUICK: dict[str, Any] = {"steps": 3, "batch_size": 8, "learning_rate": 0.1, "prompt_length": 4, "eval_every": 0}
@@ -205,3 +206,25 @@ def test_backbones_without_a_template_are_refused_before_they_load(shared: Sessi
     with pytest.raises(AttemptError, match="has no chat template"):
         train_source(task, chat_template=True, session=session, **QUICK)
     assert not session._loaded
+
+
+def test_the_commands_say_it_once(folder: Path, llama: Path, tmp_path: Path) -> None:
+    write_csv(tmp_path / "train.csv", toy_rows(24))
+    write_csv(tmp_path / "test.csv", toy_rows(16, 1))
+    attempt, quick = Attempt(tmp_path, folder), "--steps 2 --batch-size 8 --prompt-length 4 --eval-every 0"
+    train = f"train-source --train-file train.csv {READ} {quick} --dtype float32"
+    attempt.succeed(f"{train} --chat-template --name one")
+    attempt.succeed(f"train-target --train-file train.csv {READ} {quick} --dtype float32 --sources one --name aim")
+    shown = attempt.succeed("--format json registry show one").json
+    assert shown["prompt"]["settings"]["chat_template"] == TEMPLATE
+    rows = "--test-file test.csv --dtype float32"
+    found = attempt.succeed(f"--format json eval --prompt one --prompt none --chat-template {rows}").json["evaluations"]
+    assert [one["model"] for one in found] == ["one@1", "no prompt, in the chat template"]
+    said = attempt.succeed("predict aim --dtype float32", input="it was good\n").json
+    assert set(said["probabilities"]) == {"no", "yes"}
+    refused = attempt(f"eval --prompt one --chat-template {rows}")
+    assert (refused.code, "used as it was trained" in refused.err) == (2, True)
+    refused = attempt(f"{train} --chat-template --name no --backbone {llama}")
+    assert refused.code == 1
+    assert "has no chat template" in refused.err
+    assert "Leave --chat-template out" in refused.err
