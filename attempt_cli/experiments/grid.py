@@ -283,8 +283,7 @@ class Runner:
             settings["placement"] = placements[0]
         elif settings.get("placement") is None and prompts:  # where the sources stand, for all methods alike
             settings["placement"] = prompts[0].placement
-        if settings.get("chat_template") is None and prompts:
-            settings["chat_template"] = prompts[0].chat_template is not None
+        settings["chat_template"] = self._in_chat(spec, prompts)
         config = make_config(None, **settings)
         if count > 1 and config.epochs is None:
             config = config.model_copy(update={"steps": config.total_steps(0) * count})
@@ -355,11 +354,13 @@ class Runner:
         cell = self._cell(spec, rows, result, key=key, prompt=loaded.name)
         return self._kept(cell, rows, test, result, config, loaded.inputs)
 
-    def _in_chat(self, spec: CellSpec) -> bool:
-        """Tells whether the bare backbone reads inside the chat template: as is asked for, else as the sources do."""
+    def _in_chat(self, spec: CellSpec, prompts: Sequence[Prompt] = ()) -> bool:
+        """Tells whether a cell reads inside the chat template: as is asked for, else as its prompts or the sources."""
         asked = self.plan.settings.get("chat_template")
-        sources = self.plan.sources.get((spec.backbone, spec.tasks[0]), ())
-        return bool(asked if asked is not None else sources and self.registry.prompt(sources[0]).chat_template)
+        if asked is None:
+            sources = self.plan.sources.get((spec.backbone, spec.tasks[0]), ())[:1]
+            asked = any(prompt.chat_template for prompt in (*prompts, *map(self.registry.prompt, sources)))
+        return bool(asked)
 
     def _trained(self, spec: CellSpec, request: Request, tests: list[Rows], listener: Listener) -> tuple[Cell, ...]:
         """Trains a cell's model, or that of several tasks, and scores it on the test rows of each task."""

@@ -166,8 +166,20 @@ class Request:
             ours = {self.prompt_name(rows.task) for rows in self.tasks}
             there = [ref for ref in self.onto.targets if ref.partition("@")[0] in ours]
             problems += [f"'{self.onto.ref}' has the target {ref} already" for ref in there]
+        parts = self._parts
+        if config.chat_template is not None:
+            problems += [
+                f"'{part.ref}' was trained {'inside' if part.chat_template else 'outside of'} a chat template, "
+                f"--{'' if config.chat_template else 'no-'}chat-template asks for the other"
+                for part in parts
+                if config.chat_template != (part.chat_template is not None)
+            ]
         _refuse(problems)
-        check_one_placement([*self.used, *([self.attention_from] if self.attention_from else [])])
+        check_one_placement(parts)
+
+    @property
+    def _parts(self) -> list[Prompt | Attention]:
+        return [*self.used, *([self.attention_from] if self.attention_from else [])]
 
     def _wrong_prompts(self) -> list[str]:
         """Lists prompts that the method cannot use or that differ in length."""
@@ -201,7 +213,7 @@ class Request:
         if positions is not None and config.prompt_length >= positions - 8 and not method.trains_weights:
             problems.append(f"--prompt-length {config.prompt_length} leaves no room in {positions} positions")
         _refuse(problems)
-        parts: list[Prompt | Attention] = [*self.used, *([given] if given else [])]
+        parts = self._parts
         frame = self._frame(backbone, parts)
         for rows in self.tasks:
             backbone.label_tokens(rows.task.label_words, frame)  # refuses words that the backbone cannot tell apart
@@ -223,21 +235,13 @@ class Request:
         """Returns the chat template of the training: as asked for, else that of its prompts.
 
         Raises:
-            AttemptError: its prompts were trained in another one, or in none, or the backbone has none.
+            AttemptError: its prompts were trained in another one, or the backbone has none.
         """
         from attempt_cli.artefacts import chat_frame_of
 
-        wanted = self.config.chat_template
         if parts:
-            frame = chat_frame_of(backbone, parts[0])
-            if wanted in (None, frame is not None):
-                return frame
-            raise AttemptError(
-                f"'{parts[0].ref}' was trained {'inside' if frame else 'outside of'} the chat template, "
-                f"--{'' if wanted else 'no-'}chat-template asks for the other",
-                f"Leave it out, or train source prompts with --{'' if wanted else 'no-'}chat-template.",
-            )
-        return backbone.chat_frame if wanted else None
+            return chat_frame_of(backbone, parts[0])
+        return backbone.chat_frame if self.config.chat_template else None
 
     def key(self, backbone: FrozenBackbone, processes: int = 1) -> str:
         """Names the training by all that its result depends on: a command finds its own checkpoint, and no other's."""
