@@ -13,12 +13,12 @@ from torch import Tensor
 
 from attempt_cli import __version__
 from attempt_cli.backbones.base import FrozenBackbone
+from attempt_cli.backbones.chat import ChatFrame
 from attempt_cli.backbones.load import describe
 from attempt_cli.backbones.names import listed_as, recorded_backbone
 from attempt_cli.changes import TARGET
 from attempt_cli.errors import AttemptError
 from attempt_cli.method import PromptAttention, PromptMixture
-from attempt_cli.placement import Placement
 from attempt_cli.prompted import PromptedModel
 from attempt_registry import Attention, Backbone, Composition, Prompt, Registry
 
@@ -59,16 +59,18 @@ class Loaded:
         return self.targets[task]
 
 
-def bare(backbone: FrozenBackbone) -> Loaded:
-    """Returns the backbone without a prompt."""
-    return Loaded(PromptedModel(backbone), "none", "no prompt")
+def bare(backbone: FrozenBackbone, *, chat_template: bool = False) -> Loaded:
+    """Returns the backbone without a prompt, and with `chat_template` inside its tokenizer's chat template."""
+    if not chat_template:
+        return Loaded(PromptedModel(backbone), "none", "no prompt")
+    return Loaded(PromptedModel(backbone, frame=backbone.chat_frame), "none", "no prompt, in the chat template")
 
 
 def load_prompt(registry: Registry, backbone: FrozenBackbone, prompt: Prompt) -> Loaded:
     """Loads a prompt, to stand before or after the input as it was trained."""
     mixture = PromptMixture(prompt_in_units(registry, backbone, prompt, 1.0)[None])
     return Loaded(
-        PromptedModel(backbone, mixture.to(backbone.device).requires_grad_(False), 1.0, _place(backbone, prompt)),
+        _prompted(backbone, mixture, 1.0, prompt),
         "prompt",
         prompt.ref,
         targets={prompt.task: 0},
@@ -123,9 +125,7 @@ def load_composition(registry: Registry, backbone: FrozenBackbone, composition: 
     if mixer is not None:
         inputs.append(f"attention:{mixer.ref}")
     return Loaded(
-        PromptedModel(
-            backbone, mixture.to(backbone.device).requires_grad_(False), scale, _place(backbone, composition)
-        ),
+        _prompted(backbone, mixture, scale, composition),
         "composition",
         composition.ref,
         sources=composition.sources,
@@ -150,9 +150,31 @@ def mixing_settings(mixture: PromptMixture, sources: Sequence[str], scale: float
     return settings
 
 
-def _place(backbone: FrozenBackbone, record: Prompt | Composition) -> Placement:
-    """Returns where a record's prompts stand; refuses a placement that the backbone does not support."""
-    return backbone.check_placement(record.placement)
+def _prompted(
+    backbone: FrozenBackbone, mixture: PromptMixture, scale: float, record: Prompt | Composition
+) -> PromptedModel:
+    """Places a record's prompts where they were trained; refuses a place that the backbone does not have."""
+    frozen = mixture.to(backbone.device).requires_grad_(False)
+    placement = backbone.check_placement(record.placement)
+    return PromptedModel(backbone, frozen, scale, placement, frame=chat_frame_of(backbone, record))
+
+
+def chat_frame_of(backbone: FrozenBackbone, record: Prompt | Attention | Composition) -> ChatFrame | None:
+    """Returns the chat template that a record was trained in; None for none.
+
+    Raises:
+        AttemptError: the backbone's tokenizer has another one, or none.
+    """
+    if record.chat_template is None:
+        return None
+    frame = backbone.chat_frame
+    if frame.text != record.chat_template:
+        raise AttemptError(
+            f"'{record.ref}' was trained in another chat template than that of {backbone.name}: "
+            f"{record.chat_template!r}, now {frame.text!r}",
+            "Use the tokenizer that it was trained with, or train it again.",
+        )
+    return frame
 
 
 def load_attention(registry: Registry, attention: Attention) -> PromptAttention:

@@ -138,12 +138,13 @@ def source_named(name: str, sources: Sequence[str], composition: str) -> str:
 def _check_fits(registry: Registry, composition: Composition, prompt: Prompt) -> None:
     """Refuses a prompt that cannot be mixed with the composition's prompts."""
     own = registry.prompt((*composition.targets, *composition.sources)[0])
-    ours = (composition.fingerprint, own.length, composition.placement)
-    theirs = (prompt.fingerprint, prompt.length, prompt.placement)
+    ours = (composition.fingerprint, own.length, composition.placement, composition.chat_template)
+    theirs = (prompt.fingerprint, prompt.length, prompt.placement, prompt.chat_template)
     if ours != theirs:
         texts = [
             f"{name}: {backbone} ({fingerprint}), {length} tokens, {placement} the input"
-            for name, backbone, (fingerprint, length, placement) in (
+            f"{', in a chat template' if template else ''}"
+            for name, backbone, (fingerprint, length, placement, template) in (
                 (prompt.ref, prompt.backbone, theirs),
                 (composition.ref, composition.backbone, ours),
             )

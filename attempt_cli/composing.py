@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from attempt_cli.changes import Changes, changed
 from attempt_cli.errors import ArgumentsError, AttemptError
 from attempt_cli.sources import check_lengths
+from attempt_registry.add import of_chat_template
 from attempt_registry.records import Composition, Prompt
 
 if TYPE_CHECKING:
@@ -73,7 +74,10 @@ def joined(
         attention=mixer.ref if mixer else None,
         targets=tuple(prompt.ref for prompt in targets),
         placement=first.placement,
-        settings={"embedding_scale": mixer.settings.get("embedding_scale", 1.0) if mixer else first.embedding_scale},
+        settings={
+            "embedding_scale": mixer.settings.get("embedding_scale", 1.0) if mixer else first.embedding_scale,
+            **of_chat_template(first),
+        },
         created="",
         note="",
         id=0,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from attempt_cli.backbones.attention import Past
 from attempt_cli.backbones.base import FrozenBackbone
+from attempt_cli.backbones.chat import ChatFrame
 from attempt_cli.backbones.rows import Batch, EncodedRow
 from attempt_cli.backbones.tuned import TunedWeights
 from attempt_cli.method import PromptModule, pool_input
@@ -27,6 +28,9 @@ class PromptedModel:
             of it, 1 if they are kept as raw embeddings (the paper).
         placement: of the prompt; the mixture of X is the same in both placements.
         tuned: trained weights in the backbone, instead of prompts.
+        frame: the chat template that input and prompt stand in; None for none. What of it is between the row's end and
+            the prompt's comes with the prompt: rows are [text ; tail] behind [head ; P], or [head ; text] before
+            [P ; tail].
     """
 
     backbone: FrozenBackbone
@@ -34,6 +38,7 @@ class PromptedModel:
     scale: float = 1.0
     placement: Placement = "before"
     tuned: TunedWeights | None = None
+    frame: ChatFrame | None = None
 
     @property
     def trained(self) -> PromptModule | TunedWeights:
@@ -54,8 +59,28 @@ class PromptedModel:
 
     @property
     def prompt_length(self) -> int:
-        """m; 0 for the bare model."""
-        return self.mixture.length if self.mixture is not None else 0
+        """The positions that enter with a prompt: m, and the chat template's part beside it; 0 for the bare model."""
+        return self.mixture.length + len(self._beside_prompt) if self.mixture is not None else 0
+
+    @property
+    def around(self) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+        """The chat template's tokens before and behind a row's text, those that come with the prompt left out."""
+        if self.frame is None:
+            return None
+        before, behind = self.frame.head, self.frame.tail
+        if self.mixture is None:
+            return before, behind
+        return ((), behind) if self.placement == "before" else (before, ())
+
+    @property
+    def _beside_prompt(self) -> tuple[int, ...]:
+        if self.frame is None or self.mixture is None:
+            return ()
+        return self.frame.head if self.placement == "before" else self.frame.tail
+
+    def label_tokens(self, words: Sequence[str]) -> list[list[int]]:
+        """Returns the tokens of label words; see `FrozenBackbone.label_tokens`."""
+        return self.backbone.label_tokens(words, self.frame)
 
     def one_for_all(self, tasks: Iterable[int]) -> bool:
         """Tells whether all rows of these tasks have the same prompt: one task, and a method that reads no input."""
@@ -81,7 +106,8 @@ class PromptedModel:
             task_ids: the task of each prompt; the rows' own tasks by default.
 
         Returns:
-            [b, m, d] and [b, t + 1]; None if there are none.
+            [b, m, d], with a chat template its part before or behind the prompt beside it, and [b, t + 1]; None if
+            there are none.
         """
         if self.mixture is None:
             return None, None
@@ -89,9 +115,24 @@ class PromptedModel:
             task_ids = batch.task_ids
         pooled = None
         if self.mixture.attention is not None:
-            pooled = pool_input(embeddings, batch.input_mask).float() / self.scale
+            pooled = pool_input(embeddings, self._text_mask(batch)).float() / self.scale
         prompts, weights = self.mixture(task_ids, pooled)
-        return prompts * self.scale, weights
+        prompts = prompts * self.scale
+        if self._beside_prompt:
+            ids = torch.tensor(self._beside_prompt, device=prompts.device)
+            beside = self.backbone.embed(ids).to(prompts.dtype).expand(len(prompts), -1, -1)
+            prompts = torch.cat([beside, prompts] if self.placement == "before" else [prompts, beside], dim=1)
+        return prompts, weights
+
+    def _text_mask(self, batch: Batch) -> Tensor:
+        """Returns what G reads of each row, [b, l]: its text, not the template, which is the same for all rows."""
+        mask = batch.input_mask
+        if self.around is None:
+            return mask
+        before, behind = map(len, self.around)
+        places = torch.arange(mask.shape[1], device=mask.device)
+        text = (places >= before) & (places < (batch.input_lengths - behind)[:, None])
+        return torch.where(text.any(dim=1, keepdim=True), text, mask)  # a row without text is read whole
 
     def log_likelihood(self, rows: Sequence[EncodedRow], task_ids: Tensor | None = None) -> Tensor:
         """Returns log p of each row's own target, [b], differentiable in the mixture."""
@@ -115,7 +156,8 @@ class PromptedModel:
         """Returns the model's continuation of every row, and the mixture's weights."""
         batch, embeddings = self._enter(rows, task_ids)
         prompts, weights = self._entering_prompts(rows, batch, embeddings, task_ids)
-        return self.backbone.generate(batch, embeddings, prompts, max_new_tokens, self.placement), weights
+        ends = () if self.frame is None else (self.frame.end_id,)
+        return self.backbone.generate(batch, embeddings, prompts, max_new_tokens, self.placement, ends), weights
 
     def _entering_prompts(
         self, rows: Sequence[EncodedRow], batch: Batch, embeddings: Tensor, task_ids: Tensor | None
@@ -149,11 +191,12 @@ class PromptedModel:
         return batch, embeddings
 
     def longest_input(self, max_length: int, target_tokens: int) -> int:
-        """Returns the number of input tokens that fit: the task's limit, or less if the model has fewer positions."""
+        """Returns how many tokens of a text fit: the task's limit, or less if the model has fewer positions."""
         bound = self.backbone.max_positions
         if bound is None:
             return max_length
-        return max(1, min(max_length, bound - self.prompt_length - target_tokens))
+        template = sum(map(len, self.around or ()))
+        return max(1, min(max_length, bound - self.prompt_length - template - target_tokens))
 
 
 @torch.no_grad()
@@ -167,7 +210,7 @@ def score_many(
     """Scores every row's label words under several prompts; prompts placed after inputs share one pass over these.
 
     Args:
-        models: models of one backbone.
+        models: models of one backbone that read the same rows (`PromptedModel.around`).
         rows: the rows.
         labels: each model's label words, as tokens.
         max_tokens: positions of suffixes computed at once, or fewer if that is faster; at least one suffix per row.

@@ -87,11 +87,17 @@ class Session:
         name = self.backbone or os.environ.get("ATTEMPT_BACKBONE")
         return with_recorded(self.store, name) if name else None
 
-    def load_backbone(self, records: Sequence[Prompt | Composition | Attention] = ()) -> FrozenBackbone:
+    def load_backbone(
+        self, records: Sequence[Prompt | Composition | Attention] = (), *, chat_template: bool = False
+    ) -> FrozenBackbone:
         """Loads the backbone that is chosen, else that of the records in use, else the paper's; once a session.
 
+        Args:
+            records: what it is loaded for.
+            chat_template: refuse a backbone without a chat template before its weights are loaded.
+
         Raises:
-            AttemptError: the backbone is unknown or cannot be loaded.
+            AttemptError: the backbone is unknown or cannot be loaded, or has no chat template.
         """
         from attempt_cli.backbones.names import DEFAULT_BACKBONE, recorded_backbone
 
@@ -101,13 +107,15 @@ class Session:
         name = name or DEFAULT_BACKBONE
         if name not in self._loaded:
             from attempt_cli.backbones.input_cache import InputCache
-            from attempt_cli.backbones.load import load_backbone
+            from attempt_cli.backbones.load import check_chat_template, load_backbone
             from attempt_cli.byte_sizes import parse_size, total_memory
 
             # of all memory, not of what is free now: which rows are kept should not depend on what else is running
             budget = parse_size(str(self.input_cache)) if self.input_cache is not None else total_memory() // 4
             if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
                 self.listener.note(f"loading {name} …")
+            if chat_template:
+                check_chat_template(name)
             self._loaded.clear()  # one at a time in memory
             backbone = load_backbone(name, device=self.device, dtype=self.dtype)
             for note in backbone.notes if os.environ.get("RANK", "0") == "0" else ():

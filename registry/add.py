@@ -240,8 +240,8 @@ class Adder(Finder):
             sources, targets: prompts; a name without a version means the newest now.
 
         Raises:
-            RegistryError: when a part is unknown, named twice, or differs from the rest in backbone, width or
-                placement.
+            RegistryError: when a part is unknown, named twice, or differs from the rest in backbone, width,
+                placement or chat template.
         """
         if not sources and not targets:
             raise RegistryError(f"the composition '{name}' would be empty", "Name sources or targets.")
@@ -269,7 +269,7 @@ class Adder(Finder):
                 "attention": mixer.ref if mixer else None,
                 "targets": json_text([prompt.ref for prompt in target_prompts], "the targets"),
                 "placement": parts[0].placement,
-                "settings": json_text(settings or {}, "the settings"),
+                "settings": json_text({**(settings or {}), **of_chat_template(parts[0])}, "the settings"),
                 "note": note,
             }
             return self._add(Composition, name, record)
@@ -343,10 +343,10 @@ def _check_placement(placement: str) -> None:
 
 
 def check_one_placement(parts: Sequence[Prompt | Attention]) -> None:
-    """Refuses to mix prompts that were trained in different places.
+    """Refuses to mix prompts that were trained in different places, or in different chat templates.
 
     Raises:
-        RegistryError: when placements differ; the message names every part with its own.
+        RegistryError: when placements or templates differ; the message names every part with its own.
     """
     if len({part.placement for part in parts}) > 1:
         found = ", ".join(f"{part.ref} {part.placement}" for part in dict.fromkeys(parts))
@@ -354,6 +354,19 @@ def check_one_placement(parts: Sequence[Prompt | Attention]) -> None:
             f"the prompts were trained in different places of the row: {found}",
             "Mix prompts of one placement (`attempt registry list` shows it), or train one in the other: --placement.",
         )
+    if len({part.chat_template for part in parts}) > 1:
+        sides = {part.ref: "outside" if part.chat_template is None else "inside" for part in parts}
+        found = ", ".join(f"{ref} {side}" for ref, side in sides.items())
+        raise RegistryError(
+            f"the prompts were trained inside and outside of a chat template, or in different ones: {found}",
+            "Mix prompts of one kind (`attempt registry show` tells it), or train one again, with --chat-template or "
+            "without.",
+        )
+
+
+def of_chat_template(part: Prompt | Attention | Composition) -> dict[str, str]:
+    """Returns what the settings of a composition say of its parts' chat template: nothing where there is none."""
+    return {} if part.chat_template is None else {"chat_template": part.chat_template}
 
 
 def checked_tags(tags: Sequence[str]) -> list[str]:

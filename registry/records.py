@@ -40,11 +40,17 @@ class _Named:
 
     name: str
     version: int
+    settings: dict[str, Any]
 
     @property
     def ref(self) -> str:
         """Returns the full name, e.g. "rte@2"."""
         return f"{self.name}@{self.version}"
+
+    @property
+    def chat_template(self) -> str | None:
+        """Returns the rendered chat template that it was trained in, "{input}" in its middle; None for none."""
+        return self.settings.get("chat_template") if isinstance(self.settings, dict) else None
 
 
 @dataclass(frozen=True)

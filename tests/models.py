@@ -47,6 +47,13 @@ LLAMA_SIZES = {
 # "entailed" share a prefix of several tokens
 WORDS = ("yes", "no", "good", "bad", "it", "is", "was", "the", "text", "label", "one", "two", "three", "four", "five")
 
+# a template with a system turn of its own, which leaves out spaces at a text's ends
+TURNS = (
+    "{% if messages[0]['role'] != 'system' %}<s>system\nbe good<end>\n{% endif %}"
+    "{% for m in messages %}<s>{{ m['role'] }}\n{{ m['content'] | trim }}<end>\n{% endfor %}"
+    "{% if add_generation_prompt %}<s>assistant\n{% endif %}"
+)
+
 
 def byte_level_tokenizer(*, start: str | None) -> PreTrainedTokenizerFast:
     """A byte-level BPE with the merges of WORDS, as Llama 3 and GPT-2 have; the space belongs to the word.
@@ -112,6 +119,15 @@ def save_llama(folder: Path, *, sentencepiece: bool = False, **config: Any) -> P
         "pad_token_id": tokenizer.pad_token_id,
     }
     return save(LlamaForCausalLM(LlamaConfig(**(settings | config))), tokenizer, folder)
+
+
+def save_chat(folder: Path, template: str = TURNS, **options: Any) -> Path:
+    """A Llama as `save_llama` makes it, whose tokenizer has a chat template."""
+    save_llama(folder, **options)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder))
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 def save_mistral(folder: Path, **config: Any) -> Path:

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import attempt_cli
-from tests.models import save_llama
+from tests.models import save_chat
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "python.md").read_text("utf-8")
@@ -43,7 +43,7 @@ def run_blocks(text: str, folder: Path) -> tuple[list[str], subprocess.Completed
         path.parent.mkdir(parents=True, exist_ok=True)
         rows = [{"premise": f"a is {i}", "hypothesis": f"{i} is a", "label": i % 3} for i in range(24)]
         pq.write_table(pa.Table.from_pylist(rows), path)
-    model = str(save_llama(folder / "model"))
+    model = str(save_chat(folder / "model"))
     short = [
         (line, re.sub(r"\bsteps=\d+", "steps=2", block).replace("smollm2-135m", model)) for line, block in blocks(text)
     ]

@@ -89,12 +89,15 @@ class Model(TrainedModel):
         return found
 
 
-def load(name: str, *, changes: Changes | None = None, session: Session | None = None) -> Model:
+def load(
+    name: str, *, changes: Changes | None = None, chat_template: bool = False, session: Session | None = None
+) -> Model:
     """Loads a prompt or a composition with its backbone.
 
     Args:
         name: of a composition or a prompt; of both, what was made last is meant. "none" is the bare backbone.
         changes: other sources or forced weights for a composition.
+        chat_template: of "none": read inside the tokenizer's chat template; a prompt is used as it was trained.
         session: says where the registry and the backbone are; the backbone is the prompts' own unless it names one.
 
     Returns:
@@ -102,6 +105,7 @@ def load(name: str, *, changes: Changes | None = None, session: Session | None =
 
     Raises:
         RegistryError: there is no such prompt or composition.
+        ArgumentsError: `chat_template` for a prompt or composition.
         AttemptError: the changes do not fit, or the backbone cannot be loaded or is another than the prompts'.
 
         model = attempt.load("support-chats-attempt")
@@ -109,7 +113,9 @@ def load(name: str, *, changes: Changes | None = None, session: Session | None =
     """
     session = Session.of(session)
     found = find_model(session, name).with_changes(changes)
-    model = Model(found.record, session, found.changes)
+    if chat_template and found.record is not None:
+        raise ArgumentsError(f"'{found.name}' is used as it was trained", "Leave chat_template out.")
+    model = Model(found.record, session, found.changes, chat_template)
     model.load()
     return model
 

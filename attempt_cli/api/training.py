@@ -266,7 +266,8 @@ def _train(
     from attempt_cli.training.run import train
 
     processes = Processes.here()
-    backbone = session.load_backbone([*used, *([request.attention_from] if request.attention_from else [])])
+    records = [*used, *([request.attention_from] if request.attention_from else [])]
+    backbone = session.load_backbone(records, chat_template=bool(request.config.chat_template))
     return train(
         session.store,
         backbone,

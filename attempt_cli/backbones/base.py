@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from attempt_cli.backbones.attention import Past
+from attempt_cli.backbones.chat import ChatFrame, chat_frame
 from attempt_cli.backbones.input_cache import InputCache
 from attempt_cli.backbones.layers import SwitchedLayers
 from attempt_cli.backbones.rows import Batch, EncodedRow
@@ -180,12 +181,24 @@ class FrozenBackbone(SwitchedLayers, ABC):
 
     # tokens
 
+    @cached_property
+    def chat_frame(self) -> ChatFrame:
+        """The tokenizer's chat template, rendered.
+
+        Raises:
+            AttemptError: it has none that could be used; see `chat.chat_frame`.
+        """
+        frame = chat_frame(self.tokenizer, self.name)
+        self._check_known([*frame.head, *frame.tail, frame.end_id], "the chat template")
+        return frame
+
     def encode(
         self,
         inputs: Sequence[str],
         targets: Sequence[Sequence[int]] | None,
         max_length: int,
         tails: Sequence[str] | None = None,
+        around: tuple[Sequence[int], Sequence[int]] | None = None,
     ) -> list[EncodedRow]:
         """Tokenises inputs and joins each with its target's tokens; long inputs lose their middle, targets nothing.
 
@@ -195,35 +208,43 @@ class FrozenBackbone(SwitchedLayers, ABC):
             max_length: the largest number of input tokens.
             tails: the end of each input that a cut leaves whole (the question behind a passage); of a tail that takes
                 more than three quarters of the limit, only the end stays.
+            around: a chat template's tokens before and behind each input, which then has no spaces at its ends and no
+                token of the tokenizer's own around it; no limit cuts them.
         """
+        special = around is None
+        if around is not None:
+            inputs = [text.strip() for text in inputs]
         if len(inputs) < KEPT_ROWS:
-            found = self._cut_tokens(inputs, max_length, tails)
+            found = self._cut_tokens(inputs, max_length, tails, special)
         else:
-            digest = hashlib.sha256(f"{self._tokenizer_digest} {max_length}".encode())
+            digest = hashlib.sha256(f"{self._tokenizer_digest} {max_length}{'' if special else ' plain'}".encode())
             for text in (*inputs, None, *(tails or ())):
                 digest.update(b"\0" if text is None else text.encode() + b"\1")
-            found = kept_tokens(digest.hexdigest()[:32], lambda: self._cut_tokens(inputs, max_length, tails))
+            found = kept_tokens(digest.hexdigest()[:32], lambda: self._cut_tokens(inputs, max_length, tails, special))
         if len(self.tokenizer) > self.vocabulary_size:
             for number, (ids, _) in enumerate(found):
                 self._check_known(ids, f"input {number + 1}")
+        head, tail = around or ((), ())
         # an empty input still needs one position from which the target is predicted
         return [
-            EncodedRow(ids or [self.end_id], list(targets[number]) if targets else [], cut)
+            EncodedRow([*head, *ids, *tail] or [self.end_id], list(targets[number]) if targets else [], cut)
             for number, (ids, cut) in enumerate(found)
         ]
 
     def _cut_tokens(
-        self, inputs: Sequence[str], max_length: int, tails: Sequence[str] | None
+        self, inputs: Sequence[str], max_length: int, tails: Sequence[str] | None, special: bool
     ) -> list[tuple[list[int], int]]:
         """Returns each input's tokens under the limit, and the number of tokens that did not fit."""
-        encoded: list[list[int]] = self._tokenised(list(inputs)) if inputs else []
+        encoded: list[list[int]] = self._tokenised(list(inputs), add_special_tokens=special) if inputs else []
         found = []
         for number, ids in enumerate(encoded):
             cut = max(0, len(ids) - max_length)
             if cut:
                 tail = min(CUE_TOKENS, max_length // 4)
                 if tails is not None:
-                    tail = min(max(tail, len(self._tokenised(tails[number]))), max_length * 3 // 4)
+                    tail = min(
+                        max(tail, len(self._tokenised(tails[number], add_special_tokens=special))), max_length * 3 // 4
+                    )
                 ids = ids[: max_length - tail] + ids[len(ids) - tail :]
             found.append((ids, cut))
         return found
@@ -272,21 +293,22 @@ class FrozenBackbone(SwitchedLayers, ABC):
         return hashlib.sha256(text.encode()).hexdigest()
 
     @abstractmethod
-    def target_tokens(self, text: str, *, end: bool) -> list[int]:
+    def target_tokens(self, text: str, *, end: bool, frame: ChatFrame | None = None) -> list[int]:
         """Returns the tokens of a target as the model would write it after the input.
 
         Args:
             text: the target.
             end: whether an end token closes it (free text); encoder-decoders always add one.
+            frame: the chat template whose assistant writes it; its turn has an end token of its own.
         """
 
-    def label_tokens(self, words: Sequence[str]) -> list[list[int]]:
+    def label_tokens(self, words: Sequence[str], frame: ChatFrame | None = None) -> list[list[int]]:
         """Returns the tokens of label words, with end tokens if one word's tokens begin another's.
 
         Raises:
             AttemptError: two words have the same tokens (a vocabulary without their letters): one would always win.
         """
-        plain = [self.target_tokens(word, end=False) for word in words]
+        plain = [self.target_tokens(word, end=False, frame=frame) for word in words]
         for i, word in enumerate(words):
             if not plain[i] or plain[i] in plain[:i]:
                 other = f" as '{words[plain.index(plain[i])]}'" if plain[i] else ": none"
@@ -296,7 +318,7 @@ class FrozenBackbone(SwitchedLayers, ABC):
                 )
             self._check_known(plain[i], f"the label word '{word}'")
         if any(a != b and b[: len(a)] == a for a in plain for b in plain):
-            return [self.target_tokens(word, end=True) for word in words]
+            return [self.target_tokens(word, end=True, frame=frame) for word in words]
         return plain
 
     def collate(self, rows: Sequence[EncodedRow]) -> Batch:
@@ -380,8 +402,12 @@ class FrozenBackbone(SwitchedLayers, ABC):
         prompts: Tensor | None,
         max_new_tokens: int,
         placement: Placement = "before",
+        ends: Sequence[int] = (),
     ) -> list[str]:
-        """Returns the model's own greedy continuation of [P ; X] or [X ; P], one text per row."""
+        """Returns the model's own greedy continuation of [P ; X] or [X ; P], one text per row.
+
+        It stops at the model's end token, or at one of `ends`.
+        """
 
     def _use_greedy_generation(self) -> None:
         """Makes generation greedy on every backbone.

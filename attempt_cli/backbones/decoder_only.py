@@ -13,6 +13,7 @@ from attempt_cli.backbones import attention
 from attempt_cli.backbones.attention import Past, additive_mask, causal_mask
 from attempt_cli.backbones.base import FrozenBackbone, with_prompts
 from attempt_cli.backbones.batches import by_length
+from attempt_cli.backbones.chat import ChatFrame
 from attempt_cli.backbones.input_cache import Group
 from attempt_cli.backbones.kernels import Shape, choose_kernel
 from attempt_cli.backbones.label_tree import LabelTree
@@ -63,12 +64,13 @@ class DecoderOnlyBackbone(FrozenBackbone):
         positions: int | None = getattr(self.model.config, "max_position_embeddings", None)
         return positions
 
-    def target_tokens(self, text: str, *, end: bool) -> list[int]:
+    def target_tokens(self, text: str, *, end: bool, frame: ChatFrame | None = None) -> list[int]:
         # the space belongs to the word in these vocabularies: " yes" is what follows "answer:". The tokens are taken
         # from behind a colon, because SentencePiece (Llama 2, Mistral) puts a space of its own before any first word
-        before, joined = self._plain_tokens(":"), self._plain_tokens(": " + text.strip())
-        ids = joined[len(before) :] if joined[: len(before)] == before else self._plain_tokens(" " + text.strip())
-        return [*ids, self.end_id] if end else ids
+        cue, lead, last = (":", " ", self.end_id) if frame is None else (frame.cue, frame.lead, frame.end_id)
+        before, joined = self._plain_tokens(cue), self._plain_tokens(cue + lead + text.strip())
+        ids = joined[len(before) :] if joined[: len(before)] == before else self._plain_tokens(lead + text.strip())
+        return [*ids, last] if end else ids
 
     def _plain_tokens(self, text: str) -> list[int]:
         ids: list[int] = self._tokenised(text, add_special_tokens=False)
@@ -322,6 +324,7 @@ class DecoderOnlyBackbone(FrozenBackbone):
         prompts: Tensor | None,
         max_new_tokens: int,
         placement: Placement = "before",
+        ends: Sequence[int] = (),
     ) -> list[str]:
         # the library's generation needs pads on the left: [pads ; P ; X] or [pads ; X ; P], nothing between the two
         shift = embeddings.shape[1] - batch.input_lengths  # pads of each row
@@ -340,7 +343,7 @@ class DecoderOnlyBackbone(FrozenBackbone):
             max_new_tokens=max_new_tokens,
             do_sample=False,
             pad_token_id=self.pad_id,
-            eos_token_id=self.end_id,
+            eos_token_id=[self.end_id, *ends],
         )
         texts: list[str] = self.tokenizer.batch_decode(written, skip_special_tokens=True)
         return [text.strip() for text in texts]

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from attempt_cli.backbones.attention import Past
 from attempt_cli.backbones.base import FrozenBackbone, with_prompts
+from attempt_cli.backbones.chat import ChatFrame, no_chat
 from attempt_cli.backbones.kernels import Shape, choose_kernel
 from attempt_cli.backbones.rows import Batch
 from attempt_cli.placement import Placement
@@ -23,7 +24,11 @@ class EncoderDecoderBackbone(FrozenBackbone):
     def max_positions(self) -> int | None:
         return None  # relative positions have no bound
 
-    def target_tokens(self, text: str, *, end: bool) -> list[int]:
+    @property
+    def chat_frame(self) -> ChatFrame:
+        raise no_chat(self.name)
+
+    def target_tokens(self, text: str, *, end: bool, frame: ChatFrame | None = None) -> list[int]:
         # T5's targets always end in </s>, whatever `end` says
         ids: list[int] = self._tokenised(text.strip(), add_special_tokens=False)
         return [*ids, self.end_id]
@@ -66,6 +71,7 @@ class EncoderDecoderBackbone(FrozenBackbone):
         prompts: Tensor | None,
         max_new_tokens: int,
         placement: Placement = "before",
+        ends: Sequence[int] = (),
     ) -> list[str]:
         from transformers.modeling_outputs import BaseModelOutput
 
@@ -75,6 +81,7 @@ class EncoderDecoderBackbone(FrozenBackbone):
             attention_mask=mask,
             max_new_tokens=max_new_tokens,
             do_sample=False,
+            eos_token_id=[self.end_id, *ends],
         )
         texts: list[str] = self.tokenizer.batch_decode(written, skip_special_tokens=True)
         return [text.strip() for text in texts]

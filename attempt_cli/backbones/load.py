@@ -16,6 +16,7 @@ from torch import Tensor
 
 from attempt_cli.backbones import names
 from attempt_cli.backbones.base import FrozenBackbone
+from attempt_cli.backbones.chat import chat_frame, no_chat
 from attempt_cli.backbones.decoder_only import DecoderOnlyBackbone, windows_of
 from attempt_cli.backbones.encoder_decoder import EncoderDecoderBackbone
 from attempt_cli.backbones.machine import cache_folder
@@ -60,6 +61,27 @@ def load_backbone(name: str, *, device: str | None = None, dtype: str | None = N
 WITHOUT_ADAPTER: dict[str, Any] = {"adapter_kwargs": {"subfolder": "no-adapter"}}
 
 
+def check_chat_template(name: str) -> None:
+    """Refuses a backbone without a chat template before its weights are loaded.
+
+    Raises:
+        AttemptError: it is an encoder-decoder, or see `chat.chat_frame`. What else is wrong, its loading tells.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    place = find_backbone(name)
+    location, _, reading = location_of(place)
+    try:
+        config = AutoConfig.from_pretrained(location, **reading)
+        tokenizer = AutoTokenizer.from_pretrained(location, **reading)
+    except BaseException as error:  # damaged files make the readers raise many types of errors
+        _raise_foreign(error)
+        return
+    if config.is_encoder_decoder:
+        raise no_chat(place.name)
+    chat_frame(tokenizer, place.name)
+
+
 @bars_on_terminals_only()
 def load_from(place: Place, device: torch.device, dtype: torch.dtype) -> FrozenBackbone:
     """Loads the weights of a place; see `load_backbone`."""
@@ -76,10 +98,8 @@ def load_from(place: Place, device: torch.device, dtype: torch.dtype) -> FrozenB
 
     settings: Any = logging
     settings.set_verbosity_error()  # no advice of the library between our own lines
-    location = str(_unpacked_gguf(Path(place.location))) if place.kind == "gguf" else place.location
+    location, silence, reading = location_of(place)
     local = place.kind != "hub"
-    silence = None if local else why_the_hub_is_silent(location, "config.json")
-    reading: dict[str, Any] = {"local_files_only": silence is not None, "trust_remote_code": False}
     try:
         raw, _ = PreTrainedConfig.get_config_dict(location, local_files_only=silence is not None)
         check_config(raw, CONFIG_MAPPING)
@@ -137,6 +157,13 @@ def _raise_foreign(error: BaseException) -> None:
     """Raises again what is not about a file: Ctrl-C and the like. A panic of the tokenizers' Rust code is about one."""
     if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
         raise error
+
+
+def location_of(place: Place) -> tuple[str, str | None, dict[str, Any]]:
+    """Returns what the library reads a place from, why the hub is silent where it is, and how it is to be read."""
+    location = str(_unpacked_gguf(Path(place.location))) if place.kind == "gguf" else place.location
+    silence = why_the_hub_is_silent(location, "config.json") if place.kind == "hub" else None
+    return location, silence, {"local_files_only": silence is not None, "trust_remote_code": False}
 
 
 def check_tokens(tokenizer: Any, embeddings: int) -> None:

@@ -38,6 +38,11 @@ COLUMNS = ("task", "model", "metric", "score", "interval", "n", "rows_per_second
 @click.option("--tasks", help="Tasks, comma separated.")
 @row_options
 @click.option("--prompt", "prompts", multiple=True, help="A prompt, or `none` for the bare model; may be repeated.")
+@click.option(
+    "--chat-template",
+    is_flag=True,
+    help="Of `--prompt none`: read inside the tokenizer's chat template. A prompt is used as it was trained.",
+)
 @click.option("--composition", "compositions", multiple=True, help="A composition; may be repeated.")
 @split_option("test", "train", "validation", "test", help="The rows to score, by the task's split rule.")
 @limit_option(None)
@@ -56,6 +61,7 @@ def command(
     rows: RowOptions,
     prompts: tuple[str, ...],
     compositions: tuple[str, ...],
+    chat_template: bool,
     confusion: bool,
     mixture: MixtureOptions,
     where: BackboneOptions,
@@ -81,7 +87,7 @@ def command(
     changes = mixture.changes()
     with RowProgress(settings.output) as progress:
         session = settings.session(where, input_cache=0, listener=progress)
-        models = _models(session, prompts, compositions)
+        models = _models(session, prompts, compositions, chat_template)
         chosen = _tasks(tasks, rows, models)
         results = evaluate(models, chosen, changes=changes, text_format=rows.text_format, session=session, **options)
     if options["output"] is not None:
@@ -111,12 +117,17 @@ def _write_confusion(settings: Settings, results: Sequence[EvaluationResult]) ->
             write_table([[str(row[name]) for name in ("right", *words)] for row in rows], ["", *words])
 
 
-def _models(session: Session, prompts: Sequence[str], compositions: Sequence[str]) -> list[TrainedModel]:
+def _models(session: Session, prompts: Sequence[str], compositions: Sequence[str], in_chat: bool) -> list[TrainedModel]:
     """Finds the models of `--prompt` and `--composition`; the prompt `none` is the bare model."""
     from attempt_cli.evaluation.models import TrainedModel
 
+    if in_chat and "none" not in prompts:
+        raise click.UsageError("--chat-template is of --prompt none: a prompt is used as it was trained")
     records = [None if name == "none" else session.store.prompt(name) for name in prompts]
-    return [TrainedModel(record, session) for record in (*records, *map(session.store.composition, compositions))]
+    return [
+        TrainedModel(record, session, chat_template=in_chat and record is None)
+        for record in (*records, *map(session.store.composition, compositions))
+    ]
 
 
 def _tasks(names: str | None, rows: RowOptions, models: Sequence[TrainedModel]) -> Sequence[str | Task]:

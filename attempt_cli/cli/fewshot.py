@@ -11,6 +11,7 @@ from attempt_cli.cli.options import (
     BackboneOptions,
     CacheOptions,
     cache_options,
+    chat_template_option,
     max_length_option,
     names_or_all,
     placement_option,
@@ -42,6 +43,7 @@ COLUMNS = ["task", "method", "score", "against_prompt_tuning", "p", "seeds", "n"
 @click.option("--steps", type=click.IntRange(min=1), default=100, show_default=True, help="Optimiser steps, for all.")
 @prompt_length_option
 @placement_option
+@chat_template_option
 @cache_options
 @click.option("--batch-size", type=int, help="[default: 16]")
 @rate_options

@@ -136,12 +136,20 @@ temperature_option = click.option(
 # how fast a comparison's methods learn, and how sharply G chooses
 rate_options = stacked(learning_rate_option, attention_rate_option, weight_rate_option, temperature_option)
 
+chat_template_option = click.option(
+    "--chat-template/--no-chat-template",
+    default=None,
+    help="Input and prompt inside the user's turn of the tokenizer's chat template, or not. [default: as the prompts "
+    "that are used, else not]",
+)
+
 # of the train commands: settings, what is kept, and where it is computed
 training_options = stacked(
     click.option("--steps", type=int, help="Optimiser steps. [default: 500]"),
     click.option("--epochs", type=float, help="Passes over the training rows, instead of --steps."),
     prompt_length_option,
     placement_option,
+    chat_template_option,
     click.option("--batch-size", help="Rows of a batch, per process; `auto`: as many as fit. [default: 16]"),
     click.option("--accumulate", type=int, help="Batches of an optimiser step. [default: 1]"),
     learning_rate_option,

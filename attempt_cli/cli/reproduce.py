@@ -10,6 +10,7 @@ import click
 
 from attempt_cli.cli.options import (
     BackboneOptions,
+    chat_template_option,
     eval_every_option,
     max_length_option,
     names_or_all,
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
 @click.option("--init-from", help="Start of the targets. [default: the source that fits the training rows best]")
 @click.option("--preset", help="Settings by task and method: `paper` has the paper's.")
 @prompt_length_option
+@chat_template_option
 @click.option("--batch-size", type=int, help="[default: 16]")
 @rate_options
 @max_length_option

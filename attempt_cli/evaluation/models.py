@@ -32,18 +32,20 @@ class TrainedModel:
         record: from the registry, with the changes applied; None is the bare backbone.
         session: says where the registry and the backbone are.
         changes: the changes to a composition; its name shows them.
+        chat_template: the bare backbone reads inside its tokenizer's chat template; a prompt does as it was trained.
     """
 
     record: Prompt | Composition | None
     session: Session = field(repr=False, compare=False)
     changes: Changes = field(default_factory=Changes)
+    chat_template: bool = False
     _kept: dict[str, Loaded] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def name(self) -> str:
         """The full name, e.g. "rte-attempt@1 drop sst2"; "no prompt" for the bare backbone."""
         if self.record is None:
-            return "no prompt"
+            return "no prompt, in the chat template" if self.chat_template else "no prompt"
         return f"{self.record.ref} {self.changes}" if self.changes else self.record.ref
 
     @property
@@ -119,7 +121,7 @@ class TrainedModel:
         from attempt_cli.artefacts import bare, load_composition, load_prompt
 
         if self.record is None:
-            return bare(backbone)
+            return bare(backbone, chat_template=self.chat_template)
         if isinstance(self.record, Prompt):
             return load_prompt(self.session.store, backbone, self.record)
         return replace(load_composition(self.session.store, backbone, self.record), name=self.name)

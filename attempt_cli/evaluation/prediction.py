@@ -78,16 +78,16 @@ def encode_examples(
     """Tokenises the examples and their targets."""
     backbone = model.backbone
     if task.is_classification:
-        words = backbone.label_tokens(task.label_words)
+        words = model.label_tokens(task.label_words)
         targets = [[] if example.label is None else words[example.label] for example in examples]
         room = max(map(len, words))
     else:
-        targets = [backbone.target_tokens(example.target, end=True) for example in examples]
+        targets = [backbone.target_tokens(example.target, end=True, frame=model.frame) for example in examples]
         room = max([MAX_NEW_TOKENS, *map(len, targets)])
     # room for any answer, even where the row's own is short or unknown: it must not change where an input is cut
     limit = model.longest_input(max_length or task.max_length, room)
     inputs, tails = [example.input for example in examples], [example.tail for example in examples]
-    return backbone.encode(inputs, targets, limit, tails)
+    return backbone.encode(inputs, targets, limit, tails, model.around)
 
 
 def predict(
@@ -133,7 +133,7 @@ def predict_many(
     With prompts after the input, an input is read once: N tasks cost one reading and N short suffixes.
 
     Args:
-        prompted: the prompts; `predict` is this function with one.
+        prompted: the prompts, all with the same rows (`PromptedModel.around`); `predict` is this function with one.
         examples: the rows.
         max_length, max_tokens, progress: see `Reading`.
 
@@ -141,6 +141,8 @@ def predict_many(
         The predictions of each prompt; the time is shared equally between them.
     """
     began = time.monotonic()
+    if len({one.model.around for one in prompted}) > 1:
+        raise ValueError("these models read the rows in different ways, inside and outside of a chat template")
     # all prompts see the same truncated input: the longest prompt leaves the least room
     longest = max(prompted, key=lambda one: one.model.prompt_length)
     encoded = encode_examples(longest.model, longest.task, examples, max_length)
@@ -170,7 +172,7 @@ def _batches(
 ) -> Iterator[tuple[list[int], list[list[RowPrediction]]]]:
     """Yields a batch's row indices and the predictions of every prompt for them."""
     backbone = prompted[0].model.backbone
-    labels = [backbone.label_tokens(one.task.label_words) if one.task.is_classification else [] for one in prompted]
+    labels = [one.model.label_tokens(one.task.label_words) if one.task.is_classification else [] for one in prompted]
     behind = max(sum(len(word) for word in words) if words else MAX_NEW_TOKENS for words in labels)
     lengths = [len(row.input_ids) for row in encoded]
     widest = max(lengths, default=0) + behind

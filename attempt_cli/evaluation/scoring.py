@@ -109,7 +109,10 @@ def score_jobs(
     from attempt_cli.evaluation.evaluate import evaluate_many
     from attempt_cli.evaluation.prediction import MAX_TOKENS, PromptedTask
 
-    groups = [list(group) for _, group in itertools.groupby(jobs, lambda job: (id(job.rows), job.max_length))]
+    def read(job: ScoringJob) -> tuple[object, ...]:
+        return id(job.rows), job.max_length, job.model.load(backbone).model.around
+
+    groups = [list(group) for _, group in itertools.groupby(jobs, read)]
     progress = counted(session, sum(len(group[0].rows.examples) for group in groups))
     for group in groups:
         prompted = []
@@ -169,6 +172,7 @@ def record_jobs(
                         "dtype": str(backbone.dtype),
                         "max_length": job.max_length,
                         "changes": str(model.changes) or None,
+                        **({"chat_template": True} if model.chat_template else {}),
                     },
                     inputs=model.load(backbone).inputs,
                 )

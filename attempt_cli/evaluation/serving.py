@@ -189,11 +189,11 @@ def predict_rows(
     numbered = list(zip(range(len(rows)) if numbers is None else numbers, rows, strict=True))
     rendered = [[_example(one.task, row, number, place) for number, row in numbered] for one in served]
     lengths = [max_length or one.max_length for one in served]
-    groups = _alike(rendered, lengths)
     models = [one.model for one in served]
     note_lone_targets(models, session.listener.note)
     backbone = session.load_backbone(records_of(models))
     loaded = [model.load(backbone) for model in models]
+    groups = _alike(rendered, [(length, one.model.around) for length, one in zip(lengths, loaded, strict=True)])
     found: list[list[Prediction]] = [[] for _ in served]
     truncated = 0
     progress = counted(session, len(rows) * len(groups))
@@ -258,9 +258,9 @@ def _example(task: Task, row: str | Mapping[str, Any], number: int, place: str) 
     return task.render_input(row, number, place=place)
 
 
-def _alike(rendered: Sequence[Sequence[Example]], lengths: Sequence[int | None]) -> list[list[int]]:
-    """Groups the tasks whose inputs are the same texts under the same limit."""
+def _alike(rendered: Sequence[Sequence[Example]], ways: Sequence[object]) -> list[list[int]]:
+    """Groups the tasks whose inputs are the same texts, read in the same way: under one limit, in one template."""
     groups: dict[tuple[Any, ...], list[int]] = {}
-    for number, (examples, length) in enumerate(zip(rendered, lengths, strict=True)):
-        groups.setdefault((length, *(example.input for example in examples)), []).append(number)
+    for number, (examples, way) in enumerate(zip(rendered, ways, strict=True)):
+        groups.setdefault((way, *(example.input for example in examples)), []).append(number)
     return list(groups.values())

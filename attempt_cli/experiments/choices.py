@@ -130,6 +130,14 @@ class Choices:
             )
         return tuple(self.registry.prompt(ref) for ref in common)
 
+    def in_chat(self, spec: CellSpec, prompts: Sequence[Prompt] = ()) -> bool:
+        """Tells whether a cell reads inside the chat template: as is asked for, else as its prompts or the sources."""
+        asked = self.plan.settings.get("chat_template")
+        if asked is None:
+            sources = self.plan.sources.get((spec.backbone, spec.tasks[0]), ())[:1]
+            asked = any(prompt.chat_template for prompt in (*prompts, *map(self.registry.prompt, sources)))
+        return bool(asked)
+
     def best_source(
         self, backbone: FrozenBackbone, rows: TaskRows, sources: Sequence[Prompt], max_length: int | None
     ) -> Prompt:
@@ -214,6 +222,7 @@ class Choices:
             settings["placement"] = placements[0]
         elif settings.get("placement") is None and prompts:  # where the sources stand, for all methods alike
             settings["placement"] = prompts[0].placement
+        settings["chat_template"] = self.in_chat(spec, prompts)
         config = make_config(None, **settings)
         if len(spec.tasks) > 1 and config.epochs is None:
             config = config.model_copy(update={"steps": config.total_steps(0) * len(spec.tasks)})

@@ -110,7 +110,8 @@ def compare_on_few_rows(
     rows = {f"{spec.task}/{spec.seed}": runner.choices.rows(spec)[0].train for spec in specs}
     for task in whole:
         runner.choices.test_rows(task)
-    runner.use_backbone(name, session.load_backbone(used))
+    in_chat = bool(settings.get("chat_template"))
+    runner.use_backbone(name, session.load_backbone(used, chat_template=in_chat))
     cells = [cell for spec in specs for cell in runner.run(spec, session.listener).cells]
     numbers = {key: [example.row for example in drawn.examples] for key, drawn in rows.items()}
     return FewShotResult(k, per_class, config.total_steps(k), cells, numbers)

@@ -76,18 +76,22 @@ class Runner:
         sources = self.choices.sources(spec) if METHODS[spec.method].uses_sources else ()
         max_length = settings.get("max_length")
         start = self.choices.best_source(backbone, rows, sources, max_length) if sources else None
-        key = content_key(
-            {
-                "task": task_fields(rows.task) | {"format": rows.task.format},
-                "test": self.choices.test_rows(rows.task).sha256,
-                "backbone": [backbone.fingerprint, str(backbone.dtype)],
-                "start": start.sha256 if start else None,
-                "max_length": max_length,
-            }
-        )
+        if start is None:
+            loaded = bare(backbone, chat_template=self.choices.in_chat(spec))
+        else:
+            loaded = load_prompt(self.registry, backbone, start)
+        identity = {
+            "task": task_fields(rows.task) | {"format": rows.task.format},
+            "test": self.choices.test_rows(rows.task).sha256,
+            "backbone": [backbone.fingerprint, str(backbone.dtype)],
+            "start": start.sha256 if start else None,
+            "max_length": max_length,
+        }
+        if loaded.model.frame is not None:
+            identity["chat_template"] = loaded.model.frame.text
+        key = content_key(identity)
         if key in self.finished:
             return self._for(spec, self.finished[key])
-        loaded = bare(backbone) if start is None else load_prompt(self.registry, backbone, start)
         config = make_config(None, **{name: value for name, value in settings.items() if "max_" in name})
         result = self._scored(loaded.model, rows.task, config)
         return self._recorded(spec, rows, config, key, result, loaded.name, loaded.inputs)
@@ -144,11 +148,10 @@ class Runner:
     def _scored(self, model: PromptedModel, task: Task, config: TrainingConfig, task_index: int = 0) -> Evaluation:
         """Scores a model on the test rows, which are read once for all models whose prompts stand after the input."""
         backbone, limit, test = model.backbone, config.max_length, self.choices.test_rows(task)
-        if backbone.input_cache is not None and backbone.cache_bytes_per_token:
-            plain = PromptedModel(backbone)
+        if backbone.input_cache is not None and model.placement == "after":
             backbone.input_cache.pin(
-                f"{test.sha256} {limit}",
-                lambda: encode_examples(plain, task, test.examples, limit),
+                f"{test.sha256} {limit} {model.prompt_length} {model.around}",
+                lambda: encode_examples(model, task, test.examples, limit),
                 backbone.cache_bytes_per_token,
             )
         return evaluate(

@@ -34,9 +34,9 @@ from attempt_registry import Registry
 def build_model(registry: Registry, backbone: FrozenBackbone, request: Request) -> PromptedModel:
     """Builds the model before the first step: initial prompts, frozen sources, G; or weights in the backbone."""
     config, given = request.config, request.attention_from
-    build = config.row.builder()
+    build, frame = config.row.builder(), backbone.chat_frame if config.chat_template else None
     if config.row.trains_weights:
-        return PromptedModel(backbone, tuned=build(backbone, config.seed))
+        return PromptedModel(backbone, tuned=build(backbone, config.seed), frame=frame)
     scale = backbone.embedding_rms if config.units == "rms" else 1.0
     if given is not None:  # G reads inputs and prompts in the units that it was trained in
         scale = float(given.settings.get("embedding_scale", scale))
@@ -57,7 +57,7 @@ def build_model(registry: Registry, backbone: FrozenBackbone, request: Request) 
     positions = max(offset_positions(backbone, rows.task, config) for rows in request.tasks)
     mixture = build(BuildInputs(config, torch.stack(initial), sources, generator, positions, attention))
     placement = backbone.check_placement(config.placement)
-    return PromptedModel(backbone, mixture.to(backbone.device), scale, placement)
+    return PromptedModel(backbone, mixture.to(backbone.device), scale, placement, frame=frame)
 
 
 def prompt_tuning(inputs: BuildInputs) -> PromptMixture:
@@ -159,8 +159,10 @@ def check_offsets(backbone: FrozenBackbone, request: Request) -> None:
 
 
 def offset_positions(backbone: FrozenBackbone, task: Task, config: TrainingConfig) -> int:
-    """Returns s of DePT: the most input tokens that a row can have."""
+    """Returns s of DePT: the most input tokens that a row can have, with the chat template's behind them."""
     longest = config.max_length or task.max_length
+    if config.chat_template:
+        longest += len(backbone.chat_frame.tail)
     return min(longest, backbone.max_positions) if backbone.max_positions is not None else longest
 
 

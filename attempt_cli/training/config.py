@@ -33,6 +33,7 @@ class TrainingConfig(BaseModel):
     method_settings: dict[str, int | float] | None = None  # numbers that this method alone has
     prompt_length: int = Field(20, ge=1, le=2000)  # m
     placement: Placement | None = None  # of the prompt, before or after the input; None: the backbone's default
+    chat_template: bool | None = None  # of the tokenizer, around input and prompt; None: as the prompts that are used
     steps: int | None = Field(None, ge=1)
     epochs: float | None = Field(None, gt=0)
     batch_size: int = Field(16, ge=1)  # rows of a micro-step, per process

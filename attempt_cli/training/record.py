@@ -55,6 +55,8 @@ class _Recorder:
             "total_steps": trained.total,
             "dtype": str(backbone.dtype).removeprefix("torch."),
         }
+        self.frame = {} if model.frame is None else {"chat_template": model.frame.text}
+        self.settings |= self.frame
         if request.keep != "targets":
             self.settings["keep"] = request.keep
         if len(request.tasks) > 1:
@@ -148,7 +150,7 @@ class _Recorder:
             return given.ref if given else None
         if not isinstance(mixture, PromptMixture) or mixture.attention is None:
             return None
-        settings: dict[str, Any] = {"embedding_scale": self.model.scale, "training": self.training}
+        settings: dict[str, Any] = {"embedding_scale": self.model.scale, "training": self.training, **self.frame}
         if "tasks" in self.settings:
             settings["tasks"] = self.settings["tasks"]
         return self.registry.add_attention(

@@ -21,6 +21,7 @@ from attempt_registry.references import check_name, check_seen
 
 if TYPE_CHECKING:
     from attempt_cli.backbones.base import FrozenBackbone
+    from attempt_cli.backbones.chat import ChatFrame
     from attempt_cli.prompted import PromptedModel
     from attempt_cli.training.loop import Trained
 
@@ -165,8 +166,20 @@ class Request:
             ours = {self.prompt_name(rows.task) for rows in self.tasks}
             there = [ref for ref in self.onto.targets if ref.partition("@")[0] in ours]
             problems += [f"'{self.onto.ref}' has the target {ref} already" for ref in there]
+        parts = self._parts
+        if config.chat_template is not None:
+            problems += [
+                f"'{part.ref}' was trained {'inside' if part.chat_template else 'outside of'} a chat template, "
+                f"--{'' if config.chat_template else 'no-'}chat-template asks for the other"
+                for part in parts
+                if config.chat_template != (part.chat_template is not None)
+            ]
         _refuse(problems)
-        check_one_placement([*self.used, *([self.attention_from] if self.attention_from else [])])
+        check_one_placement(parts)
+
+    @property
+    def _parts(self) -> list[Prompt | Attention]:
+        return [*self.used, *([self.attention_from] if self.attention_from else [])]
 
     def _wrong_prompts(self) -> list[str]:
         """Lists prompts that the method cannot use or that differ in length."""
@@ -184,7 +197,7 @@ class Request:
         ]
 
     def on(self, backbone: FrozenBackbone) -> Request:
-        """Returns the request with its placement settled: as asked for, else where its prompts stand, else the default.
+        """Returns the request with placement and chat template settled: as asked, else as its prompts, else default.
 
         Raises:
             AttemptError: what does not fit the backbone, every problem in one message.
@@ -200,11 +213,13 @@ class Request:
         if positions is not None and config.prompt_length >= positions - 8 and not method.trains_weights:
             problems.append(f"--prompt-length {config.prompt_length} leaves no room in {positions} positions")
         _refuse(problems)
+        parts = self._parts
+        frame = self._frame(backbone, parts)
         for rows in self.tasks:
-            backbone.label_tokens(rows.task.label_words)  # refuses words that the backbone cannot tell apart
+            backbone.label_tokens(rows.task.label_words, frame)  # refuses words that the backbone cannot tell apart
+        settled = replace(self, config=config.model_copy(update={"chat_template": True if frame else None}))
         if method.check:
-            imported(method.check)(backbone, self)
-        parts: list[Prompt | Attention] = [*self.used, *([given] if given else [])]
+            imported(method.check)(backbone, settled)
         wanted = config.placement or (parts[0].placement if parts else None)
         if wanted is None and len(method.placements) == 1:
             wanted = method.placements[0]
@@ -214,7 +229,19 @@ class Request:
                 f"'{parts[0].ref}' was trained {parts[0].placement} the input, --placement is {placement}",
                 f"Leave --placement out, or train source prompts with --placement {placement}.",
             )
-        return replace(self, config=config.model_copy(update={"placement": placement}))
+        return replace(settled, config=settled.config.model_copy(update={"placement": placement}))
+
+    def _frame(self, backbone: FrozenBackbone, parts: Sequence[Prompt | Attention]) -> ChatFrame | None:
+        """Returns the chat template of the training: as asked for, else that of its prompts.
+
+        Raises:
+            AttemptError: its prompts were trained in another one, or the backbone has none.
+        """
+        from attempt_cli.artefacts import chat_frame_of
+
+        if parts:
+            return chat_frame_of(backbone, parts[0])
+        return backbone.chat_frame if self.config.chat_template else None
 
     def key(self, backbone: FrozenBackbone, processes: int = 1) -> str:
         """Names the training by all that its result depends on: a command finds its own checkpoint, and no other's."""
@@ -230,7 +257,8 @@ class Request:
                 }
                 for rows in self.tasks
             ],
-            "config": self.config.model_dump(exclude={"compile"}),  # an unfinished training continues either way
+            # compiled or not, an unfinished training continues; the chat template counts by its text
+            "config": self.config.model_dump(exclude={"compile", "chat_template"}),
             "backbone": [backbone.fingerprint, str(backbone.dtype)],
             "sources": [prompt.sha256 for prompt in self.sources],
             "init_from": [start.sha256 if start else None for start in self.starts],
@@ -239,6 +267,8 @@ class Request:
             "sampling": [self.max_rows_per_task, self.sampling_temperature],
             "processes": processes,
         }
+        if self.config.chat_template:
+            identity["chat_template"] = backbone.chat_frame.text
         return content_key(identity)
 
 

@@ -14,6 +14,9 @@ from attempt_cli.backbones.base import FrozenBackbone
 from attempt_cli.backbones.load import load_backbone
 from attempt_cli.backbones.names import find_backbone
 from attempt_cli.backbones.rows import EncodedRow
+from attempt_cli.method import PromptMixture
+from attempt_cli.placement import PLACEMENTS, Placement
+from attempt_cli.prompted import PromptedModel
 
 pytestmark = [
     pytest.mark.real,
@@ -118,3 +121,45 @@ def test_generation_responds_to_the_prompt(smollm2: FrozenBackbone) -> None:
     assert prompted == smollm2.generate(whole, smollm2.embed(whole.input_ids), None, 6)
     noise = torch.randn(2, 20, smollm2.width, generator=torch.Generator().manual_seed(0))
     assert smollm2.generate(batch, embeddings, smollm2.embedding_rms * noise, 6) != bare
+
+
+def test_its_chat_template_comes_with_the_gguf_file(smollm2: FrozenBackbone) -> None:
+    frame, texts = smollm2.chat_frame, [*REVIEWS, 'She said: "1 + 1 = 2."\n\nIs it so?']
+    assert frame.text.startswith("<|im_start|>system\nYou are a helpful AI assistant named SmolLM")
+    assert frame.text.endswith("<|im_start|>user\n{input}<|im_end|>\n<|im_start|>assistant\n")
+    rows = smollm2.encode(texts, None, 64, None, (frame.head, frame.tail))
+    for row, text in zip(rows, texts, strict=True):
+        turn = [{"role": "user", "content": text}]
+        library = smollm2.tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=False)
+        assert row.input_ids == library
+        for word in ("positive", "not_equivalent"):
+            answered = [*turn, {"role": "assistant", "content": word}]
+            whole = smollm2.tokenizer.apply_chat_template(answered, return_dict=False)
+            own = smollm2.target_tokens(word, end=True, frame=frame)
+            assert whole[: len(row.input_ids) + len(own)] == row.input_ids + own  # no space before the word
+
+
+def test_it_answers_in_its_chat_template(smollm2: FrozenBackbone) -> None:
+    model = PromptedModel(smollm2, frame=smollm2.chat_frame)
+    rows = smollm2.encode(["What is the capital of France?"], None, 64, None, model.around)
+    assert "Paris" in model.generate(rows, 20)[0][0]
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_a_prompt_of_words_in_the_chat_template_is_those_words(smollm2: FrozenBackbone, placement: Placement) -> None:
+    """What is scored is what the library makes of a user's turn with the prompt's words before or after the text."""
+    text, words = "a gorgeous, witty, seductive movie", "Review of a film:" if placement == "before" else " Review or"
+    ids = smollm2.encode([words], None, 64, None, ((), ()))[0].input_ids
+    model = PromptedModel(smollm2, frame=smollm2.chat_frame)
+    labels = model.label_tokens(["positive", "negative"])
+    if placement == "before":
+        whole, rest = f"{words} {text}", smollm2.encode([f": {text}"], None, 64, None, ((), ()))[0].input_ids[1:]
+    else:
+        whole, rest = f"{text}{words}", smollm2.encode([text], None, 64, None, ((), ()))[0].input_ids
+        ids = smollm2.tokenizer(words)["input_ids"]
+    expected, _ = model.score_labels(smollm2.encode([whole], None, 64, None, model.around), labels)
+    prompt = PromptMixture(smollm2.embed(torch.tensor([ids])).float())
+    asked = PromptedModel(smollm2, prompt, 1.0, placement, frame=smollm2.chat_frame)
+    before, behind = asked.around or ((), ())
+    found, _ = asked.score_labels([EncodedRow([*before, *rest, *behind], [])], labels)
+    torch.testing.assert_close(found, expected, rtol=0.02, atol=0.05)
