@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from attempt_cli.api.experiments import fewshot, reproduce
     from attempt_cli.api.scoring import Model, compare, compose, evaluate, inspect, load, predict, rank_sources
+    from attempt_cli.api.sharing import Pulled, Pushed, pull, push
     from attempt_cli.api.training import train_attention, train_source, train_target
     from attempt_cli.changes import Changes
     from attempt_cli.data.catalogue import load_task
@@ -52,6 +53,8 @@ __all__ = [
     "Outcome",
     "Prediction",
     "Prompt",
+    "Pulled",
+    "Pushed",
     "Registry",
     "Report",
     "Run",
@@ -68,6 +71,8 @@ __all__ = [
     "load",
     "load_task",
     "predict",
+    "pull",
+    "push",
     "rank_sources",
     "reproduce",
     "task_from_files",
@@ -89,6 +94,8 @@ _MODULES = {
     "Outcome": "attempt_cli.training.request",
     "Prediction": "attempt_cli.evaluation.serving",
     "Prompt": "attempt_registry.records",
+    "Pulled": "attempt_cli.api.sharing",
+    "Pushed": "attempt_cli.api.sharing",
     "Registry": "attempt_registry.store",
     "Report": "attempt_cli.experiments.report",
     "Run": "attempt_registry.records",
@@ -105,6 +112,8 @@ _MODULES = {
     "load": "attempt_cli.api.scoring",
     "load_task": "attempt_cli.data.catalogue",
     "predict": "attempt_cli.api.scoring",
+    "pull": "attempt_cli.api.sharing",
+    "push": "attempt_cli.api.sharing",
     "rank_sources": "attempt_cli.api.scoring",
     "reproduce": "attempt_cli.api.experiments",
     "task_from_files": "attempt_cli.data.own_files",

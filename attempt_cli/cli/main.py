@@ -38,6 +38,8 @@ COMMANDS = {
     "fewshot": "fewshot",
     "reproduce": "reproduce",
     "predict": "predict",
+    "push": "push",
+    "pull": "pull",
     "registry": "registry",
     "tasks": "tasks",
     "backbone": "backbone",

@@ -35,6 +35,7 @@ HUB_METRICS = {
     "multirc_em": "exact_match",
 }
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]{0,59}")  # as the hub's list writes them
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,7 @@ class UploadHandler(Handler):
         if path == "/api/validate-yaml":
             return self._validate(json.loads(body)["content"])
         if found := re.fullmatch(r"/([^/]+/[^/]+)\.git/info/lfs/objects/batch", path):
-            return self._may_write(found[1]) and self._batch(json.loads(body))
+            return self._batch(json.loads(body)) if self._may_write(found[1]) else None
         if path == "/lfs/verify":
             asked = json.loads(body)
             whole = hashlib.sha256(self.server.objects.get(asked["oid"], b"")).hexdigest() == asked["oid"]
@@ -94,6 +94,8 @@ class UploadHandler(Handler):
             if self._may_write(name):
                 getattr(self, f"_{what}")(name, revision, body)
             return None
+        if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/branch/(.+)", path):
+            return self._branch(*found.groups()) if self._may_write(found[1]) else None
         return self._send(404, b"{}")
 
     @property
@@ -120,6 +122,7 @@ class UploadHandler(Handler):
             matter = yaml.safe_load(card.split("---\n")[1])
         except (yaml.YAMLError, IndexError) as error:
             matter, errors = {}, [{"message": str(error)}]
+        matter = matter or {}
         if "base_model" in matter and not re.fullmatch(r"[\w.-]+/[\w.-]+", matter["base_model"]):
             errors.append({"message": f'"base_model" with value "{matter["base_model"]}" is not valid.'})
         content = json.dumps({"errors": errors, "warnings": []}).encode()
@@ -134,6 +137,13 @@ class UploadHandler(Handler):
         else:
             return True
         return False
+
+    def _branch(self, name: str, branch: str) -> None:
+        branches = self.server.kept[name].branches
+        if branch in branches:
+            return self._error(409, f"Reference {branch} exists already")
+        branches[branch] = branches["main"]
+        return self._json({})
 
     def _preupload(self, name: str, revision: str, body: bytes) -> None:
         repository = self.server.kept[name]
