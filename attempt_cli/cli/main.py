@@ -38,6 +38,8 @@ COMMANDS = {
     "fewshot": "fewshot",
     "reproduce": "reproduce",
     "predict": "predict",
+    "export": "export",
+    "import": "import_",
     "registry": "registry",
     "tasks": "tasks",
     "backbone": "backbone",
