@@ -15,6 +15,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from attempt_cli.api.exchange import export, import_from
     from attempt_cli.api.experiments import fewshot, reproduce
     from attempt_cli.api.scoring import Model, compare, compose, evaluate, inspect, load, predict, rank_sources
     from attempt_cli.api.sharing import Pulled, Pushed, pull, push
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from attempt_cli.evaluation.ranking import SourceRanking
     from attempt_cli.evaluation.record import EvaluationResult
     from attempt_cli.evaluation.serving import Prediction
+    from attempt_cli.exchange.exporting import Exported
+    from attempt_cli.exchange.importing import Imported
     from attempt_cli.experiments.report import Report
     from attempt_cli.experiments.run import FewShotResult
     from attempt_cli.listener import Listener
@@ -46,7 +49,9 @@ __all__ = [
     "Changes",
     "Composition",
     "EvaluationResult",
+    "Exported",
     "FewShotResult",
+    "Imported",
     "Inspection",
     "Listener",
     "Model",
@@ -66,7 +71,9 @@ __all__ = [
     "compare",
     "compose",
     "evaluate",
+    "export",
     "fewshot",
+    "import_from",
     "inspect",
     "load",
     "load_task",
@@ -87,7 +94,9 @@ _MODULES = {
     "Changes": "attempt_cli.changes",
     "Composition": "attempt_registry.records",
     "EvaluationResult": "attempt_cli.evaluation.record",
+    "Exported": "attempt_cli.exchange.exporting",
     "FewShotResult": "attempt_cli.experiments.run",
+    "Imported": "attempt_cli.exchange.importing",
     "Inspection": "attempt_cli.evaluation.inspection",
     "Listener": "attempt_cli.listener",
     "Model": "attempt_cli.api.scoring",
@@ -107,7 +116,9 @@ _MODULES = {
     "compare": "attempt_cli.api.scoring",
     "compose": "attempt_cli.api.scoring",
     "evaluate": "attempt_cli.api.scoring",
+    "export": "attempt_cli.api.exchange",
     "fewshot": "attempt_cli.api.experiments",
+    "import_from": "attempt_cli.api.exchange",
     "inspect": "attempt_cli.api.scoring",
     "load": "attempt_cli.api.scoring",
     "load_task": "attempt_cli.data.catalogue",

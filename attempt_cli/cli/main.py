@@ -38,6 +38,8 @@ COMMANDS = {
     "fewshot": "fewshot",
     "reproduce": "reproduce",
     "predict": "predict",
+    "export": "export",
+    "import": "import_",
     "push": "push",
     "pull": "pull",
     "registry": "registry",

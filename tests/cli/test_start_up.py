@@ -205,6 +205,8 @@ DOCUMENTS = {
     "inspect": "inspect mine --split train --tokens 1 --dtype float32",
     "rank-sources": "rank-sources shop-reviews --sources one --limit 4 --dtype float32",
     "fewshot": f"fewshot -k 4 --train-file train.csv --test-file test.csv {READ} --seeds 1 --steps 1 --dtype float32",
+    "export": "export one one-npy --to npy",
+    "import": "import one-npy --name again",
     "registry list": "registry list",
     "registry show": "registry show one",
     "registry search": "registry search aim",

@@ -1,0 +1,174 @@
+"""`attempt.json`, beside an export: task, placement, backbone and settings, which other formats have no place for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any
+
+from attempt_cli.errors import AttemptError
+from attempt_cli.exchange.folders import PROVENANCE
+
+if TYPE_CHECKING:
+    from attempt_cli.exchange.content import Array, Content
+    from attempt_registry import Backbone, Prompt
+
+VERSION = 1
+LARGEST = 4 << 20  # bytes of a description; a task with hundreds of labels has a few thousand
+
+
+def write(folder: Path, format: str, prompts: Sequence[Prompt], backbone: Backbone) -> None:
+    """Writes the file beside what a format wrote.
+
+    Args:
+        folder: holds the format's files; their hashes are recorded.
+        format: the format's name.
+        prompts: what was exported, in the format's order.
+        backbone: theirs.
+    """
+    from attempt_cli import __version__
+
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    said = {
+        "version": VERSION,
+        "made_by": f"attempt {__version__}",
+        "format": format,
+        "backbone": asdict(backbone),
+        # all fields of the records: what a format has no place for is at least said here
+        "prompts": [prompt_fields(prompt) for prompt in prompts],
+        "files": {file.relative_to(folder).as_posix(): file_hash(file) for file in files},
+    }
+    (folder / PROVENANCE).write_text(json.dumps(said, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+def prompt_fields(prompt: Prompt) -> dict[str, Any]:
+    """Returns the fields of a record that mean something outside its registry."""
+    fields = {"ref": prompt.ref, **asdict(prompt)}
+    del fields["id"]
+    return fields | {"settings": portable_settings(prompt.settings)}
+
+
+def portable_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns settings whose task names its rows' files without their folders, which are nobody else's business."""
+    task = settings.get("task")
+    if not isinstance(task, dict) or not isinstance(task.get("files"), dict):
+        return dict(settings)
+    files = {split: PurePath(str(file).replace("\\", "/")).name for split, file in task["files"].items()}
+    return {**settings, "task": {**task, "files": files}}
+
+
+def read(folder: Path, format: str) -> dict[str, Any] | None:
+    """Reads the file beside an export; None where there is none.
+
+    Raises:
+        AttemptError: it is damaged, or describes other files than those beside it.
+    """
+    path = folder / PROVENANCE
+    if not path.is_file():
+        return None
+    hint = f"Copy the folder again, or import it without {PROVENANCE}."
+    try:
+        if path.stat().st_size > LARGEST:
+            raise ValueError(f"it has more than {LARGEST} bytes")
+        said = json.loads(path.read_text("utf-8"))
+        if said["version"] != VERSION:
+            raise AttemptError(f"{path} is of another version ({str(said['version'])[:20]})", "Update attempt.")
+        if said["format"] != format:
+            raise ValueError(f"it describes the format {str(said['format'])[:40]!r}")
+        for name, sha256 in said["files"].items():
+            file = folder / PurePath(name).name
+            if not file.is_file() or file_hash(file) != sha256:
+                raise ValueError(f"{name[:60]!r} is another file now")
+        for part, kind in (("backbone", dict), ("prompts", list)):
+            if not isinstance(said[part], kind):
+                raise ValueError(f"'{part}' is no {kind.__name__}")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise AttemptError(f"{path} does not describe what lies beside it ({error})"[:400], hint) from None
+    found: dict[str, Any] = said
+    return found
+
+
+def content(said: Mapping[str, Any], tensors: Sequence[Array], folder: Path) -> Content:
+    """Makes drafts of prompts that are read as they enter the model, from what the file beside them says.
+
+    Args:
+        said: what `read` returned.
+        tensors: [length, width] each, in the file's order.
+        folder: theirs, for messages.
+
+    Raises:
+        AttemptError: a field has the wrong type, or describes no task.
+    """
+    from attempt_cli.exchange.content import Content, PromptDraft
+
+    origin = str(folder / PROVENANCE)
+    if len(said["prompts"]) != len(tensors):
+        raise AttemptError(f"{origin} describes another number of prompts", "Copy the folder again.")
+    drafts, refs = [], []
+    for tensor, fields in zip(tensors, said["prompts"], strict=True):
+        of = checked_fields(fields, origin)
+        settings = {name: of["settings"][name] for name in ("task", "format", "training") if name in of["settings"]}
+        kept = {
+            name: of[name] for name in ("name", "task", "kind", "task_version", "placement", "numbers", "seed", "note")
+        }
+        drafts.append(PromptDraft(tensor, settings=settings, tags=tuple(of["tags"]), **kept))
+        refs.append(f"{of['name']}@{fields.get('version')}")
+    name, fingerprint = (said["backbone"].get(field) for field in ("name", "fingerprint"))
+    if not isinstance(name, str) or not isinstance(fingerprint, str):
+        raise AttemptError(f"{origin} names no backbone", "Copy the folder again.")
+    return Content(tuple(drafts), {"exported_from": refs}, name, fingerprint)
+
+
+TYPES: dict[str, tuple[type, ...]] = {
+    "name": (str,),
+    "kind": (str,),
+    "method": (str,),
+    "task": (str,),
+    "task_version": (int, type(None)),
+    "embedding_scale": (float, int),
+    "placement": (str,),
+    "settings": (dict,),
+    "numbers": (dict,),
+    "seed": (int, type(None)),
+    "note": (str,),
+    "tags": (list,),
+    "parents": (list,),
+}
+
+
+def checked_fields(fields: Any, origin: str) -> dict[str, Any]:
+    """Returns a prompt's fields from outside, checked; its task's files have no folders.
+
+    Raises:
+        AttemptError: a field is missing, has the wrong type, or describes no task.
+    """
+    from attempt_cli.data.fields import task_from_fields
+
+    problem = next((name for name, kinds in TYPES.items() if type(_get(fields, name)) not in kinds), None)
+    lists = () if problem else (*fields["tags"], *fields["parents"])
+    if problem or not all(isinstance(item, str) for item in lists):
+        raise AttemptError(f"{origin} does not describe a prompt: look at '{problem or 'tags'}'", "Copy it again.")
+    checked = {name: fields[name] for name in TYPES}
+    for name in ("task_version", "seed"):
+        if checked[name] is not None and abs(checked[name]) >= 2**63:
+            raise AttemptError(f"{origin} does not describe a prompt: '{name}' is too large", "Copy it again.")
+    checked["settings"] = portable_settings(checked["settings"])
+    if isinstance(checked["settings"].get("task"), dict):
+        task_from_fields(checked["settings"]["task"], f"{origin}, in its task,", Path.cwd())
+    return checked
+
+
+def _get(fields: Any, name: str) -> Any:
+    return fields.get(name, ...) if isinstance(fields, dict) else ...
+
+
+def file_hash(file: Path) -> str:
+    """Returns the SHA-256 of a file, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with file.open("rb") as opened:
+        while piece := opened.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
