@@ -31,8 +31,8 @@ def command(
 ) -> None:
     """Add a prompt or a composition from the Hugging Face hub to the registry.
 
-    What `attempt push` wrote is restored with its task, settings and lineage; a prompt-tuning adapter that PEFT wrote is
-    taken as it is. Only such files are fetched, never pickles or code. The commit is recorded.
+    What `attempt push` wrote is restored with its task, settings and lineage; a prompt-tuning adapter that PEFT wrote
+    is taken as it is. Only such files are fetched, never pickles or code. The commit is recorded.
 
     \b
       attempt pull me/reviews-prompt

@@ -33,9 +33,9 @@ def command(
 ) -> None:
     """Push a prompt or a composition to the Hugging Face hub.
 
-    The repository gets everything that `attempt pull` needs to restore the record, an adapter that PEFT loads where the
-    prompt can be one, a model card, and the results of `attempt eval`. It is private unless --public is given. The commit
-    is recorded here. A token comes from `hf auth login` or HF_TOKEN.
+    The repository gets everything that `attempt pull` needs to restore the record, an adapter that PEFT loads where
+    the prompt can be one, a model card, and the results of `attempt eval`. It is private unless --public is given. The
+    commit is recorded here. A token comes from `hf auth login` or HF_TOKEN.
 
     \b
       attempt push reviews me/reviews-prompt --dry-run

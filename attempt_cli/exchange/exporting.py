@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from attempt_cli.errors import ArgumentsError, AttemptError
@@ -67,7 +67,13 @@ class Exported:
 
 
 def export_records(
-    session: Session, records: Sequence[Prompt | Composition], path: Path, to: str, *, force: bool = False
+    session: Session,
+    records: Sequence[Prompt | Composition],
+    path: Path,
+    to: str,
+    *,
+    force: bool = False,
+    for_others: bool = False,
 ) -> Exported:
     """Writes records in a format.
 
@@ -77,6 +83,7 @@ def export_records(
         path: a folder that does not exist or is empty; of some formats a file.
         to: a name in `formats.TARGETS`.
         force: replace an earlier export.
+        for_others: name no folder of this machine, where the backbone is in one.
 
     Raises:
         AttemptError: the format cannot express a record (with the way out), or something is at `path`.
@@ -84,6 +91,8 @@ def export_records(
     row = find_target(to)
     check_free(path, force=force, file=row.file)
     selection = _selection(session, records, row)
+    if for_others:
+        selection = replace(selection, backbone=replace(selection.backbone, source=public_source(selection.backbone)))
     if row.file:
         imported(row.write)(selection, path)
         files = [path]
@@ -97,6 +106,13 @@ def export_records(
     names = tuple(record.ref for record in records)
     relative = tuple(str(file.relative_to(path)) if not row.file else file.name for file in files)
     return Exported(to, str(path), names, relative, sum(file.stat().st_size for file in files))
+
+
+def public_source(backbone: Backbone) -> str:
+    """Returns a backbone's hub id, else the name of its file or folder without the folders above."""
+    place = PurePath(backbone.source.replace("\\", "/"))
+    on_the_hub = len(place.parts) == 2 and not place.is_absolute() and place.suffix != ".gguf"
+    return backbone.source if on_the_hub else place.name
 
 
 def _selection(session: Session, records: Sequence[Prompt | Composition], row: Format) -> Selection:

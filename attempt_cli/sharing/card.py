@@ -126,7 +126,10 @@ def _head(subject: Subject) -> str:
         "seed": ", ".join(dict.fromkeys(map(_seed, subject.prompts))),
         "licence": plain(subject.license or NOT_STATED),
     }
-    lines = [f"# {plain(record.name)}", f"{what} The model itself is unchanged; the prompt works with these weights only."]
+    lines = [
+        f"# {plain(record.name)}",
+        f"{what} The model itself is unchanged; the prompt works with these weights only.",
+    ]
     lines.append(table(("", ""), rows.items()))
     if record.note:
         lines.append(f"Note: {plain(record.note)}")
@@ -189,7 +192,9 @@ def _data(subject: Subject) -> str:
         parts.append(f"The input is:\n\n{block(task.input)}")
         if task.labels is not None:
             parts.append(f"Label words: {', '.join(code(word) for word in task.label_words)}.")
-        parts.append(f"Rows: {_rows(task)}. Licence of the rows: {plain(subject.data_licence or task.licence or NOT_STATED)}.")
+        parts.append(
+            f"Rows: {_rows(task)}. Licence of the rows: {plain(subject.data_licence or task.licence or NOT_STATED)}."
+        )
     if not subject.known_tasks:
         parts.append(f"Licence of the rows: {plain(subject.data_licence or NOT_STATED)}.")
     return "\n\n".join(parts)
@@ -234,4 +239,3 @@ def _lineage(subject: Subject) -> str:
         parents = record.parents
     made = f"Made from {', '.join(map(code, parents))}." if parents else "Made from no other prompt."
     return f"## Lineage\n\n{made} The full record comes with `attempt pull {subject.repository}`."
-

@@ -25,7 +25,7 @@ def visible(text: str, *, lines: bool = False) -> str:
 
 
 def plain(text: str) -> str:
-    """Returns a text for the middle of a line of Markdown, in which nothing is markup: no link, no emphasis, no HTML."""
+    """Returns a text for the middle of a line of Markdown, in which nothing is a link, emphasis or HTML."""
     return _ACTIVE.sub(r"\\\1", " ".join(visible(text).split()))
 
 

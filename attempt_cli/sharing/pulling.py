@@ -1,4 +1,4 @@
-"""Pulls a prompt or a composition from the hub: fetches only files that are known to be data, then adds all or nothing."""
+"""Pulls a prompt or a composition from the hub: fetches only files known to be data, then adds all or nothing."""
 
 from __future__ import annotations
 
@@ -73,9 +73,7 @@ def pull_place(session: Session, place: Place, options: Options) -> Pulled:
         repository.download(place, state.commit, wanted, folder)
         origin = {"repository": place.repository, "commit": state.commit}
         found = import_path(session, folder / BUNDLE if BUNDLE in wanted else folder, options, origin)
-    return Pulled(
-        place.repository, state.commit, found.format, found.prompts, found.attentions, found.compositions
-    )
+    return Pulled(place.repository, state.commit, found.format, found.prompts, found.attentions, found.compositions)
 
 
 def wanted_files(place: Place, sizes: Mapping[str, int]) -> dict[str, int]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attempt_cli.errors import ArgumentsError, AttemptError
-from attempt_cli.exchange.exporting import export_records
+from attempt_cli.exchange.exporting import export_records, public_source
 from attempt_cli.exchange.folders import PROVENANCE
 from attempt_cli.sharing import repository
 from attempt_cli.sharing.card import HUB_ID, LICENSE, Subject, model_card
@@ -107,9 +107,7 @@ def push_record(
         if not dry_run:
             state = _ready(place, publication.public)
             commit, private = _commit(session, record, place, publication, folder, state, set(files)), state.private
-    pushed = Pushed(
-        record.ref, place.repository, place.url, commit, private, ADAPTER[0] in files, files, card
-    )
+    pushed = Pushed(record.ref, place.repository, place.url, commit, private, ADAPTER[0] in files, files, card)
     if commit is not None:
         kept = {"repository": place.repository, "commit": commit, "private": private}
         record_push(session, record, kept, time.perf_counter() - start)
@@ -129,12 +127,12 @@ def made_folder(
         folder = Path(temporary) / "repository"
         peft = True
         try:
-            export_records(session, [record], folder, "peft")
+            export_records(session, [record], folder, "peft", for_others=True)
         except AttemptError as error:
             session.listener.note(f"It is no adapter of PEFT: {error.message}.")
             folder.mkdir(exist_ok=True)
             peft = False
-        export_records(session, [record], folder / BUNDLE, "bundle")
+        export_records(session, [record], folder / BUNDLE, "bundle", for_others=True)
         subject = describe(session.store, record, place, publication, peft)
         (folder / CARD).write_text(model_card(subject), "utf-8")
         results = results_yaml(subject.evaluations, subject.known_tasks)
@@ -174,8 +172,8 @@ def base_model(backbone: Backbone) -> tuple[str | None, str | None]:
     from attempt_cli.backbones.names import aliases
 
     alias = aliases().get(backbone.name)
-    base = str(alias["hub"]) if alias else backbone.source
-    if not HUB_ID.fullmatch(base) or base.endswith(".gguf"):
+    base = str(alias["hub"]) if alias else public_source(backbone)
+    if not HUB_ID.fullmatch(base):
         return None, None
     if backbone.source != base:  # its weights are from a file or folder: what is in the cache says nothing of them
         return base, None

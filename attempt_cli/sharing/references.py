@@ -13,9 +13,7 @@ if TYPE_CHECKING:
     from attempt_registry import Run
 
 
-def record_push(
-    session: Session, record: Prompt | Composition, reference: Mapping[str, Any], seconds: float
-) -> None:
+def record_push(session: Session, record: Prompt | Composition, reference: Mapping[str, Any], seconds: float) -> None:
     """Records a push as a run that used the record.
 
     Args:

@@ -254,7 +254,7 @@ def _short(error: BaseException) -> str:
 
 
 def unknown_repository(place: Place) -> AttemptError:
-    """Returns the error for a repository that does not exist, or that the user may not see: the hub tells them alike."""
+    """Returns the error for a repository that does not exist, or that is hidden: the hub tells them alike."""
     return AttemptError(
         f"the hub has no model repository '{place.repository}' that you may read",
         f"Check the name. If it is private: {LOG_IN[0].lower()}{LOG_IN[1:]}",

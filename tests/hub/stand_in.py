@@ -1,7 +1,7 @@
 """A stand-in for the hub on 127.0.0.1 that takes uploads: repositories with commits, branches, owners and tokens.
 
-It answers what huggingface_hub asks when it creates a repository, commits files (small ones in the commit, others by the
-LFS protocol before it), lists and downloads them, with the statuses and error codes of the real one.
+It answers what huggingface_hub asks when it creates a repository, commits files (small ones in the commit, others by
+the LFS protocol before it), lists and downloads them, with the statuses and error codes of the real one.
 """
 
 from __future__ import annotations
@@ -63,10 +63,10 @@ class Repository:
 class UploadHandler(Handler):
     server: UploadHub
 
-    def do_POST(self) -> None:
+    def do_POST(self) -> None:  # noqa: N802
         self._take()
 
-    def do_PUT(self) -> None:
+    def do_PUT(self) -> None:  # noqa: N802
         self._take()
 
     def _take(self) -> None:
@@ -107,12 +107,14 @@ class UploadHandler(Handler):
             return self._error(401, "Invalid username or password.")
         name = f"{asked['organization'] or self._user}/{asked['name']}"
         if name.split("/")[0] != self._user:
-            return self._error(403, f"You don't have the rights to create a model under the namespace \"{name}\"")
+            return self._error(403, f'You don\'t have the rights to create a model under the namespace "{name}"')
         if name in self.server.kept:
             text = {"error": "You already created this model repo", "url": f"{self.server.endpoint}/{name}"}
             return self._send(409, json.dumps(text).encode(), {"Content-Type": "application/json"})
         made = self.server.kept[name] = Repository(private=asked.get("visibility") == "private")
-        made.commit({".gitattributes": b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n"}, message="initial commit")
+        made.commit(
+            {".gitattributes": b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n"}, message="initial commit"
+        )
         return self._json({"url": f"{self.server.endpoint}/{name}", "name": name})
 
     def _validate(self, card: str) -> None:
@@ -190,7 +192,9 @@ class UploadHandler(Handler):
             elif line["key"] == "deletedFile":
                 del files[value["path"]]
         oid = repository.commit(files, revision, header["summary"])
-        return self._json({"success": True, "commitOid": oid, "commitUrl": f"{self.server.endpoint}/{name}/commit/{oid}"})
+        return self._json(
+            {"success": True, "commitOid": oid, "commitUrl": f"{self.server.endpoint}/{name}/commit/{oid}"}
+        )
 
     # --- reading
 

@@ -118,7 +118,8 @@ def test_foreign_text_stays_text(subject: Subject, add: Add) -> None:
             opened = ""
         elif not opened:
             outside.append(line)
-    assert not opened and fences
+    assert not opened
+    assert fences
     assert not any("<script" in line.replace("\\<", "") for line in outside)
     assert not any("](https" in line for line in outside if "docs/peft" not in line)
     assert sum(line.startswith("# ") for line in outside) == 1

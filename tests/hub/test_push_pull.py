@@ -63,8 +63,17 @@ def rte(add: Add) -> Prompt:
     parent = add("sst2", tags=("paper",))
     tensor = np.random.default_rng(0).normal(size=(2, 3)).astype(np.float32)
     return add(
-        "rte", tensor, kind="target", method="spot", settings=settings, numbers={"validation": {"accuracy": 0.6}},
-        seed=7, note="a note", tags=("best",), parents=(parent.ref,), embedding_scale=0.13557793111536814,
+        "rte",
+        tensor,
+        kind="target",
+        method="spot",
+        settings=settings,
+        numbers={"validation": {"accuracy": 0.6}},
+        seed=7,
+        note="a note",
+        tags=("best",),
+        parents=(parent.ref,),
+        embedding_scale=0.13557793111536814,
     )
 
 
@@ -156,11 +165,24 @@ def test_what_peft_cannot_express_is_pushed_as_a_bundle(
 def test_an_evaluation_is_on_the_card_and_in_the_hub_s_file(
     hub: UploadHub, session: attempt.Session, rte: Prompt
 ) -> None:
-    numbers = {"task": "rte", "model": rte.ref, "kind": "prompt", "metrics": {"accuracy": 0.61},
-               "interval": [0.52, 0.69], "per_row": {"scores": {"accuracy": [1, 0]}}}
+    numbers = {
+        "task": "rte",
+        "model": rte.ref,
+        "kind": "prompt",
+        "metrics": {"accuracy": 0.61},
+        "interval": [0.52, 0.69],
+        "per_row": {"scores": {"accuracy": [1, 0]}},
+    }
     session.store.add_run(
-        command="attempt eval", settings={"split": "test"}, rows={"test": {"n": 138}}, seed=None, budget={},
-        numbers=numbers, versions={}, duration=1.0, inputs=[f"prompt:{rte.ref}"],
+        command="attempt eval",
+        settings={"split": "test"},
+        rows={"test": {"n": 138}},
+        seed=None,
+        budget={},
+        numbers=numbers,
+        versions={},
+        duration=1.0,
+        inputs=[f"prompt:{rte.ref}"],
     )
     attempt.push("rte", "me/rte", session=session)
     files = hub.kept["me/rte"].files
@@ -251,9 +273,7 @@ def test_what_there_is_not(hub: UploadHub, other: attempt.Session) -> None:
         {BUNDLE: b"PK\x05\x06" + b"\0" * 18},
     ],
 )
-def test_hostile_repositories_add_nothing(
-    hub: UploadHub, other: attempt.Session, files: dict[str, bytes]
-) -> None:
+def test_hostile_repositories_add_nothing(hub: UploadHub, other: attempt.Session, files: dict[str, bytes]) -> None:
     hub.kept["me/bad"] = Repository()
     hub.kept["me/bad"].commit(files)
     with pytest.raises(AttemptError):
