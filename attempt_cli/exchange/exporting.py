@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from attempt_cli.checked_files import replacing
 from attempt_cli.errors import ArgumentsError, AttemptError
 from attempt_cli.exchange.folders import check_free, replacing_folder
 from attempt_cli.exchange.formats import FORMATS, Format, find_target, imported
@@ -85,7 +86,8 @@ def export_records(
     check_free(path, force=force, file=row.file)
     selection = _selection(session, records, row)
     if row.file:
-        imported(row.write)(selection, path)
+        with replacing(path) as partial:
+            imported(row.write)(selection, partial)
         files = [path]
     else:
         from attempt_cli.exchange import provenance
