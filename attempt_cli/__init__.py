@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from attempt_cli.api.exchange import export, import_from
     from attempt_cli.api.experiments import fewshot, reproduce
-    from attempt_cli.api.scoring import Model, compare, compose, evaluate, inspect, load, predict, rank_sources
+    from attempt_cli.api.scoring import Model, compare, compose, evaluate, flatten, inspect, load, predict, rank_sources
     from attempt_cli.api.sharing import Pulled, Pushed, pull, push
     from attempt_cli.api.training import train_attention, train_source, train_target
     from attempt_cli.changes import Changes
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from attempt_cli.data.own_files import task_from_files
     from attempt_cli.data.task import Task
     from attempt_cli.evaluation.comparison import RunComparison
+    from attempt_cli.evaluation.flattening import Flattened
     from attempt_cli.evaluation.inspection import Inspection
     from attempt_cli.evaluation.ranking import SourceRanking
     from attempt_cli.evaluation.record import EvaluationResult
@@ -51,6 +52,7 @@ __all__ = [
     "EvaluationResult",
     "Exported",
     "FewShotResult",
+    "Flattened",
     "Imported",
     "Inspection",
     "Listener",
@@ -73,6 +75,7 @@ __all__ = [
     "evaluate",
     "export",
     "fewshot",
+    "flatten",
     "import_from",
     "inspect",
     "load",
@@ -96,6 +99,7 @@ _MODULES = {
     "EvaluationResult": "attempt_cli.evaluation.record",
     "Exported": "attempt_cli.exchange.exporting",
     "FewShotResult": "attempt_cli.experiments.run",
+    "Flattened": "attempt_cli.evaluation.flattening",
     "Imported": "attempt_cli.exchange.importing",
     "Inspection": "attempt_cli.evaluation.inspection",
     "Listener": "attempt_cli.listener",
@@ -118,6 +122,7 @@ _MODULES = {
     "evaluate": "attempt_cli.api.scoring",
     "export": "attempt_cli.api.exchange",
     "fewshot": "attempt_cli.api.experiments",
+    "flatten": "attempt_cli.api.scoring",
     "import_from": "attempt_cli.api.exchange",
     "inspect": "attempt_cli.api.scoring",
     "load": "attempt_cli.api.scoring",

@@ -42,7 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "session": {"method", "changes", "data", "backbones", "prompted", "artefacts"},
     "evaluation": {"method", "changes", "sources", "data", "backbones", "prompted", "artefacts", "session"},
 }
-MAY_IMPORT["exchange"] = MAY_IMPORT["evaluation"] | {"evaluation"}
+MAY_IMPORT["exchange"] = MAY_IMPORT["evaluation"] | {"evaluation", "composing"}
 MAY_IMPORT["sharing"] = MAY_IMPORT["exchange"] | {"exchange"}
 MAY_IMPORT["training"] = MAY_IMPORT["evaluation"] | {"evaluation"}
 MAY_IMPORT["experiments"] = MAY_IMPORT["training"] | {"training", "plots"}

@@ -54,6 +54,8 @@ def import_from(
     task: str | Sequence[str] = (),
     name: str | None = None,
     kind: str | None = None,
+    sources: str | Sequence[str] = (),
+    prefix: str = "",
     note: str = "",
     tags: Sequence[str] = (),
     session: Session | None = None,
@@ -61,11 +63,13 @@ def import_from(
     """Adds prompts that another tool or registry wrote; what they are is recognised, and no code in them is run.
 
     Args:
-        path: a file or folder.
+        path: a file or folder, or an address "hf://OWNER/REPO@REVISION/FOLDER" of the hub.
         task: what they were trained for, one task a prompt, where the files do not say.
         name: the prompt's name in the registry; of several the part before their tasks. None takes the files' own, else
             the task's.
         kind: "source" or "target"; None takes what the files say, else "source".
+        sources: of a saved run of the ATTEMPT authors' code, the source prompts here that it mixed, in its order.
+        prefix: put before all names of a bundle.
         note, tags: for the record.
         session: says where the registry is; its backbone, where it names one, is the prompts'.
 
@@ -78,5 +82,11 @@ def import_from(
 
         attempt.import_from("adapter", task="rte", session=attempt.Session(backbone="t5-base"))
     """
-    options = Options(tuple(listed(task)), name, kind, note, tuple(listed(tags)))
-    return import_path(session or Session(), Path(path), options, {"path": Path(path).name})
+    options = Options(tuple(listed(task)), name, kind, tuple(listed(sources)), prefix, note, tuple(listed(tags)))
+    if str(path).startswith("hf://"):
+        from attempt_cli.exchange.hub_files import downloaded
+
+        place, origin = downloaded(str(path))
+    else:
+        place, origin = Path(path), {"path": Path(path).name}
+    return import_path(session or Session(), place, options, origin)

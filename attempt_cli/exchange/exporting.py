@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
+from attempt_cli.checked_files import replacing
 from attempt_cli.errors import ArgumentsError, AttemptError
 from attempt_cli.exchange.folders import check_free, replacing_folder
 from attempt_cli.exchange.formats import FORMATS, Format, find_target, imported
@@ -94,7 +95,8 @@ def export_records(
     if for_others:
         selection = replace(selection, backbone=replace(selection.backbone, source=public_source(selection.backbone)))
     if row.file:
-        imported(row.write)(selection, path)
+        with replacing(path) as partial:
+            imported(row.write)(selection, partial)
         files = [path]
     else:
         from attempt_cli.exchange import provenance

@@ -68,6 +68,23 @@ FORMATS: dict[str, Format] = {
         recognises="attempt_cli.exchange.npy:recognises",
         read="attempt_cli.exchange.npy:read",
     ),
+    "bundle": Format(
+        "a bundle",
+        "one file for another registry, with attention, composition, ancestors and runs",
+        write="attempt_cli.exchange.bundle:write",
+        recognises="attempt_cli.exchange.bundle:recognises",
+        read="attempt_cli.exchange.bundle:read",
+        file=True,
+        plain=False,
+        several=True,
+        options=("name", "prefix"),
+    ),
+    "authors": Format(
+        "the ATTEMPT authors' .pt files",
+        recognises="attempt_cli.exchange.authors:recognises",
+        read="attempt_cli.exchange.authors:read",
+        options=("task", "name", "kind", "sources", "note", "tags"),
+    ),
 }
 TARGETS = tuple(name for name, format in FORMATS.items() if format.write)
 

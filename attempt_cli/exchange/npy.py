@@ -40,5 +40,5 @@ def read(path: Path, options: Options) -> Content:
     tensor = read_tensor(files[0])
     said = provenance.read(files[0].parent, "npy")
     if said is None or files[0].name not in said["files"]:
-        return Content((PromptDraft(tensor),), {"file": files[0].name})
+        return Content((PromptDraft(tensor),), origin={"file": files[0].name})
     return provenance.content(said, (tensor,), files[0].parent)

@@ -61,5 +61,5 @@ def read(path: Path, options: Options) -> Content:
     origin = {"peft_type": adapter.kind, "base_model": adapter.backbone, "base_model_revision": adapter.revision}
     said = provenance.read(folder, "peft")
     if said is None:
-        return Content(tuple(map(PromptDraft, adapter.prompts)), origin, adapter.backbone)
+        return Content(tuple(map(PromptDraft, adapter.prompts)), origin=origin, backbone=adapter.backbone)
     return provenance.content(said, adapter.prompts, folder)

@@ -56,8 +56,12 @@ def portable_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     task = settings.get("task")
     if not isinstance(task, dict) or not isinstance(task.get("files"), dict):
         return dict(settings)
-    files = {split: PurePath(str(file).replace("\\", "/")).name for split, file in task["files"].items()}
-    return {**settings, "task": {**task, "files": files}}
+    files, said = {}, str(task.get("description", ""))
+    for split, file in task["files"].items():
+        files[split] = PurePath(str(file).replace("\\", "/")).name
+        said = said.replace(str(file), files[split])
+    described = {"description": said} if "description" in task else {}
+    return {**settings, "task": {**task, **described, "files": files}}
 
 
 def read(folder: Path, format: str) -> dict[str, Any] | None:
@@ -119,50 +123,87 @@ def content(said: Mapping[str, Any], tensors: Sequence[Array], folder: Path) -> 
     name, fingerprint = (said["backbone"].get(field) for field in ("name", "fingerprint"))
     if not isinstance(name, str) or not isinstance(fingerprint, str):
         raise AttemptError(f"{origin} names no backbone", "Copy the folder again.")
-    return Content(tuple(drafts), {"exported_from": refs}, name, fingerprint)
+    return Content(tuple(drafts), origin={"exported_from": refs}, backbone=name, fingerprint=fingerprint)
 
 
-TYPES: dict[str, tuple[type, ...]] = {
-    "name": (str,),
-    "kind": (str,),
-    "method": (str,),
-    "task": (str,),
-    "task_version": (int, type(None)),
-    "embedding_scale": (float, int),
-    "placement": (str,),
-    "settings": (dict,),
-    "numbers": (dict,),
-    "seed": (int, type(None)),
-    "note": (str,),
-    "tags": (list,),
-    "parents": (list,),
+# The fields of records, and their types in JSON. A record's new field is said here; one that older files lack has a
+# default in `PromptDraft` and stands in `LATER`.
+TYPES: dict[str, dict[str, tuple[type, ...]]] = {
+    "prompt": {
+        "name": (str,),
+        "kind": (str,),
+        "method": (str,),
+        "task": (str,),
+        "task_version": (int, type(None)),
+        "embedding_scale": (float, int),
+        "placement": (str,),
+        "sha256": (str,),
+        "settings": (dict,),
+        "numbers": (dict,),
+        "seed": (int, type(None)),
+        "note": (str,),
+        "tags": (list,),
+        "parents": (list,),
+    },
+    "attention": {
+        "name": (str,),
+        "rank": (int,),
+        "level": (str,),
+        "temperature": (float, int),
+        "placement": (str,),
+        "sha256": (str,),
+        "settings": (dict,),
+        "seed": (int, type(None)),
+        "note": (str,),
+        "parents": (list,),
+    },
+    "composition": {
+        "name": (str,),
+        "sources": (list,),
+        "attention": (str, type(None)),
+        "targets": (list,),
+        "settings": (dict,),
+        "note": (str,),
+    },
+    "run": {
+        "command": (str,),
+        "settings": (dict,),
+        "rows": (dict,),
+        "seed": (int, type(None)),
+        "budget": (dict,),
+        "numbers": (dict,),
+        "versions": (dict,),
+        "duration": (float, int),
+        "created": (str,),
+        "artefacts": (list,),
+        "inputs": (list,),
+    },
 }
+LATER: set[str] = set()
 
 
-def checked_fields(fields: Any, origin: str) -> dict[str, Any]:
-    """Returns a prompt's fields from outside, checked; its task's files have no folders.
+def checked_fields(fields: Any, origin: str, kind: str = "prompt") -> dict[str, Any]:
+    """Returns a record's fields from outside, checked; its task's files have no folders.
 
     Raises:
         AttemptError: a field is missing, has the wrong type, or describes no task.
     """
     from attempt_cli.data.fields import task_from_fields
 
-    problem = next((name for name, kinds in TYPES.items() if type(_get(fields, name)) not in kinds), None)
-    lists = () if problem else (*fields["tags"], *fields["parents"])
-    if problem or not all(isinstance(item, str) for item in lists):
-        raise AttemptError(f"{origin} does not describe a prompt: look at '{problem or 'tags'}'", "Copy it again.")
-    checked = {name: fields[name] for name in TYPES}
-    for name in ("task_version", "seed"):
-        if checked[name] is not None and abs(checked[name]) >= 2**63:
-            raise AttemptError(f"{origin} does not describe a prompt: '{name}' is too large", "Copy it again.")
-    checked["settings"] = portable_settings(checked["settings"])
-    if isinstance(checked["settings"].get("task"), dict):
-        task_from_fields(checked["settings"]["task"], f"{origin}, in its task,", Path.cwd())
+    if not isinstance(fields, dict):
+        raise AttemptError(f"{origin} does not describe a {kind}", "Copy it again.")
+    types = {name: of for name, of in TYPES[kind].items() if name in fields or name not in LATER}
+    for name, of in types.items():
+        value = fields.get(name, ...)
+        wrong = type(value) not in of or (type(value) is int and abs(value) >= 2**63)
+        if wrong or (type(value) is list and not all(isinstance(item, str) for item in value)):
+            raise AttemptError(f"{origin} does not describe a {kind}: look at its '{name}'", "Copy it again.")
+    checked = {name: fields[name] for name in types}
+    if "settings" in checked:
+        checked["settings"] = portable_settings(checked["settings"])
+        if isinstance(checked["settings"].get("task"), dict):
+            task_from_fields(checked["settings"]["task"], f"{origin}, in its task,", Path.cwd())
     return checked
-
-
-def _get(fields: Any, name: str) -> Any:
-    return fields.get(name, ...) if isinstance(fields, dict) else ...
 
 
 def file_hash(file: Path) -> str:
