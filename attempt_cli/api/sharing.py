@@ -59,6 +59,7 @@ def pull(
     *,
     task: str | Sequence[str] = (),
     name: str | None = None,
+    prefix: str = "",
     note: str = "",
     tags: Sequence[str] = (),
     session: Session | None = None,
@@ -69,7 +70,8 @@ def pull(
         repository: "owner/name" or "owner/name@revision"; a branch, a tag or a commit.
         task: what it was trained for, where the repository does not say (an adapter that PEFT wrote).
         name: its name in the registry; None takes its own.
-        note, tags: for the record.
+        prefix: goes before the names of all that `push` wrote, ancestors included.
+        note, tags: for the record of an adapter that PEFT wrote.
         session: says where the registry is; its backbone, where it names one, is the prompts'.
 
     Returns:
@@ -77,9 +79,9 @@ def pull(
 
     Raises:
         AttemptError: there is no such repository or revision, it holds no prompt, its files are damaged, or they belong
-            to a backbone that is not recorded here. Nothing was added then.
+            to a backbone that is not recorded here; or its names are taken by other records. Nothing was added then.
 
         attempt.pull("me/reviews-prompt").name
     """
-    options = Options(tuple(listed(task)), name, None, note, tuple(listed(tags)))
+    options = Options(task=tuple(listed(task)), name=name, prefix=prefix, note=note, tags=tuple(listed(tags)))
     return pull_place(session or Session(), parse_place(repository), options)

@@ -15,15 +15,17 @@ if TYPE_CHECKING:
 @click.command("pull")
 @click.argument("repository", metavar="OWNER/REPO[@REVISION]")
 @click.option("--name", help="Its name in the registry.  [default: its own]")
+@click.option("--prefix", default="", help="Goes before the names of all that push wrote, ancestors included.")
 @click.option("--task", help="What it was trained for, where the repository does not say.")
 @click.option("--backbone", help="Whose prompt it is.  [default: what the repository says]")
-@click.option("--note", default="", help="A remark to keep with it.")
-@click.option("--tag", "tags", multiple=True, help="A tag; may be repeated.")
+@click.option("--note", default="", help="A remark to keep with an adapter of PEFT.")
+@click.option("--tag", "tags", multiple=True, help="A tag for an adapter of PEFT; may be repeated.")
 @click.pass_obj
 def command(
     settings: Settings,
     repository: str,
     name: str | None,
+    prefix: str,
     task: str | None,
     backbone: str | None,
     note: str,
@@ -44,6 +46,7 @@ def command(
     pulled = pull(
         repository,
         name=name,
+        prefix=prefix,
         task=split_names(task) if task is not None else (),
         note=note,
         tags=tags,

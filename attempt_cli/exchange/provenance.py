@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path, PurePath
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from attempt_registry import Backbone, Prompt
 
 VERSION = 1
+# the folders of an absolute path, on any system; no part of an address such as https://…
+_FOLDERS = re.compile(r"(?<![\w:/\\.~-])(?:~|[A-Za-z]:)?[/\\](?:[^\s'\"=,:/\\]+[/\\])*(?=[^\s/\\])")
 LARGEST = 4 << 20  # bytes of a description; a task with hundreds of labels has a few thousand
 
 
@@ -62,6 +65,15 @@ def portable_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
         said = said.replace(str(file), files[split])
     described = {"description": said} if "description" in task else {}
     return {**settings, "task": {**task, **described, "files": files}}
+
+
+def portable_texts(value: Any) -> Any:
+    """Returns what a run says of its command and rows with file names where absolute paths stood."""
+    if isinstance(value, Mapping):
+        return {name: portable_texts(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [portable_texts(item) for item in value]
+    return _FOLDERS.sub("", value) if isinstance(value, str) else value
 
 
 def read(folder: Path, format: str) -> dict[str, Any] | None:

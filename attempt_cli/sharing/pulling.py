@@ -71,8 +71,11 @@ def pull_place(session: Session, place: Place, options: Options) -> Pulled:
     with tempfile.TemporaryDirectory(prefix="attempt-pull-") as temporary:
         folder = Path(temporary)
         repository.download(place, state.commit, wanted, folder)
-        origin = {"repository": place.repository, "commit": state.commit}
+        origin = {"repository": place.repository, "repository_type": "model", "revision": state.commit}
         found = import_path(session, folder / BUNDLE if BUNDLE in wanted else folder, options, origin)
+    records = (*found.prompts, *found.attentions, *found.compositions)
+    if not any((record.settings.get("imported") or {}).get("revision") == state.commit for record in records):
+        session.listener.note("All of it was here already.")
     return Pulled(place.repository, state.commit, found.format, found.prompts, found.attentions, found.compositions)
 
 

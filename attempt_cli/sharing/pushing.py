@@ -109,7 +109,7 @@ def push_record(
             commit, private = _commit(session, record, place, publication, folder, state, set(files)), state.private
     pushed = Pushed(record.ref, place.repository, place.url, commit, private, ADAPTER[0] in files, files, card)
     if commit is not None:
-        kept = {"repository": place.repository, "commit": commit, "private": private}
+        kept = {"repository": place.repository, "revision": commit, "private": private}
         record_push(session, record, kept, time.perf_counter() - start)
     return pushed
 

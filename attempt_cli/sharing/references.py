@@ -19,7 +19,7 @@ def record_push(session: Session, record: Prompt | Composition, reference: Mappi
     Args:
         session: says where the registry is.
         record: what was pushed.
-        reference: `repository`, `commit` and what else is worth keeping.
+        reference: `repository`, `revision` (the commit) and what else is worth keeping.
         seconds: how long it took.
     """
     from importlib.metadata import version
@@ -54,8 +54,8 @@ def hub_references(settings: Mapping[str, Any], used_by: Iterable[Run]) -> list[
     found = [settings.get("imported"), *(run.numbers.get("hub") for run in used_by)]
     return list(
         dict.fromkeys(
-            f"{one['repository']}@{one['commit']}"
+            f"{one['repository']}@{one['revision']}"
             for one in found
-            if isinstance(one, Mapping) and "repository" in one and "commit" in one
+            if isinstance(one, Mapping) and "repository" in one and "revision" in one
         )
     )

@@ -113,7 +113,7 @@ def test_there_and_back(hub: UploadHub, session: attempt.Session, other: attempt
     (prompt,) = (one for one in pulled.prompts if one.name == "rte")
     assert everything(other.store, prompt) == everything(session.store, rte)
     imported = prompt.settings["imported"]
-    assert (imported["repository"], imported["commit"]) == ("me/rte", pushed.commit)
+    assert (imported["repository"], imported["revision"]) == ("me/rte", pushed.commit)
 
 
 def test_the_commit_is_pinned_in_the_record(hub: UploadHub, session: attempt.Session, rte: Prompt) -> None:
