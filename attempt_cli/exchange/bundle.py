@@ -16,7 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 from attempt_cli.errors import AttemptError
 from attempt_cli.exchange.content import AttentionDraft, CompositionDraft, Content, PromptDraft
-from attempt_cli.exchange.provenance import checked_fields, portable_settings, portable_texts, prompt_fields
+from attempt_cli.exchange.provenance import (
+    checked_fields,
+    portable_settings,
+    portable_texts,
+    prompt_fields,
+    recorded_backbone,
+)
 from attempt_registry.objects import decode, safetensors_entries, to_safetensors
 from attempt_registry.references import check_name, parse
 
@@ -200,6 +206,7 @@ class _Reading:
             backbone=backbone,
             fingerprint=fingerprint,
             bundle=True,
+            recorded=recorded_backbone(self.manifest["backbone"], str(self.path)),
         )
 
     def _drafts(self, kind: str, make: Any) -> list[Any]:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import numpy as np
 
+    from attempt_registry import Backbone
+
     Array = np.ndarray[Any, Any]
 
 
@@ -97,6 +99,7 @@ class Content:
         bundle: it comes from another registry, with all names: equal records that are here already are used, and other
             records of these names are in the way.
         notes: what the user should know.
+        recorded: the backbone as another registry recorded it, for one that does not know it yet.
     """
 
     prompts: tuple[PromptDraft, ...]
@@ -108,3 +111,4 @@ class Content:
     fingerprint: str | None = None
     bundle: bool = False
     notes: tuple[str, ...] = ()
+    recorded: Backbone | None = None

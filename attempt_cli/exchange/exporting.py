@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attempt_cli.checked_files import replacing
@@ -93,6 +93,8 @@ def export_records(
     check_free(path, force=force, file=row.file)
     selection = _selection(session, records, row)
     if for_others:
+        from attempt_cli.exchange.provenance import public_source
+
         selection = replace(selection, backbone=replace(selection.backbone, source=public_source(selection.backbone)))
     if row.file:
         with replacing(path) as partial:
@@ -108,13 +110,6 @@ def export_records(
     names = tuple(record.ref for record in records)
     relative = tuple(str(file.relative_to(path)) if not row.file else file.name for file in files)
     return Exported(to, str(path), names, relative, sum(file.stat().st_size for file in files))
-
-
-def public_source(backbone: Backbone) -> str:
-    """Returns a backbone's hub id, else the name of its file or folder without the folders above."""
-    place = PurePath(backbone.source.replace("\\", "/"))
-    on_the_hub = len(place.parts) == 2 and not place.is_absolute() and place.suffix != ".gguf"
-    return backbone.source if on_the_hub else place.name
 
 
 def _selection(session: Session, records: Sequence[Prompt | Composition], row: Format) -> Selection:

@@ -63,7 +63,9 @@ class Imported:
     compositions: tuple[Composition, ...] = ()
 
 
-def import_path(session: Session, path: Path, options: Options, origin: dict[str, Any]) -> Imported:
+def import_path(
+    session: Session, path: Path, options: Options, origin: dict[str, Any], *, unseen: bool = False
+) -> Imported:
     """Recognises what lies at a path and adds it to the registry.
 
     Args:
@@ -71,6 +73,8 @@ def import_path(session: Session, path: Path, options: Options, origin: dict[str
         path: a file or folder.
         options: what the user says.
         origin: where it comes from, for the record.
+        unseen: where a bundle's backbone is not recorded here, believe what the bundle says of it. Whatever loads the
+            prompts compares its fingerprint with that of the real one.
 
     Raises:
         AttemptError: nothing known is there, it is damaged or does not fit its backbone; then nothing is added.
@@ -88,7 +92,9 @@ def import_path(session: Session, path: Path, options: Options, origin: dict[str
     if idle := [option for option in options.given() if option not in row.options]:
         raise ArgumentsError(f"--{' and --'.join(idle)} say nothing of {row.title}", "Leave them out.")
     content: Content = imported(row.read)(path, options)
-    backbone = find_backbone(session, content)
+    backbone = content.recorded if unseen and session.backbone is None else None
+    if backbone is None or any(one.fingerprint == backbone.fingerprint for one in session.store.backbones()):
+        backbone = find_backbone(session, content)
     for shape in [list(draft.tensor.shape) for draft in content.prompts]:
         if len(shape) != 2 or shape[1] != backbone.width:
             raise AttemptError(
@@ -207,6 +213,8 @@ def add_content(
     adding = _Adding(registry, content, backbone, origin)
     made: dict[str, list[Any]] = {"prompt": [], "attention": [], "composition": []}
     with registry.transaction():
+        if not backbone.created:
+            registry.remember_backbone(backbone)
         for kind, draft in _parents_first(content):
             made[kind].append(getattr(adding, kind)(draft))
         if adding.taken:

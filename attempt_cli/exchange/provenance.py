@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -216,6 +216,37 @@ def checked_fields(fields: Any, origin: str, kind: str = "prompt") -> dict[str, 
         if isinstance(checked["settings"].get("task"), dict):
             task_from_fields(checked["settings"]["task"], f"{origin}, in its task,", Path.cwd())
     return checked
+
+
+def recorded_backbone(fields: Mapping[str, Any], origin: str) -> Backbone:
+    """Returns a backbone as another registry recorded it; what uses it compares the fingerprint of the real one.
+
+    Raises:
+        AttemptError: a field has the wrong type, or names a folder of this machine.
+    """
+    from attempt_registry import Backbone
+    from attempt_registry.references import check_seen
+
+    kinds = {"name": str, "fingerprint": str, "architecture": str, "source": str}
+    numbers = {"width": int, "parameters": int, "embedding_rms": float}
+    given = {name: fields.get(name) for name in (*kinds, *numbers)}
+    wrong = next((name for name, kind in (kinds | numbers).items() if type(given[name]) is not kind), None)
+    wrong = wrong or next((name for name in numbers if not 0 < given[name] < 2**63), None)
+    if wrong is None and given["architecture"] not in ("decoder-only", "encoder-decoder"):
+        wrong = "architecture"
+    if wrong is not None:
+        raise AttemptError(f"{origin} does not describe a backbone: look at its '{wrong}'", "Copy it again.")
+    for name in ("name", "source"):
+        check_seen(given[name], "the name of a backbone")
+    backbone = Backbone(**given)
+    return replace(backbone, source=public_source(backbone))
+
+
+def public_source(backbone: Backbone) -> str:
+    """Returns a backbone's hub id, else the name of its file or folder without the folders above."""
+    place = PurePath(backbone.source.replace("\\", "/"))
+    on_the_hub = len(place.parts) == 2 and not place.is_absolute() and ".." not in place.parts
+    return backbone.source if on_the_hub and place.suffix != ".gguf" else place.name
 
 
 def file_hash(file: Path) -> str:

@@ -72,7 +72,7 @@ def pull_place(session: Session, place: Place, options: Options) -> Pulled:
         folder = Path(temporary)
         repository.download(place, state.commit, wanted, folder)
         origin = {"repository": place.repository, "repository_type": "model", "revision": state.commit}
-        found = import_path(session, folder / BUNDLE if BUNDLE in wanted else folder, options, origin)
+        found = import_path(session, folder / BUNDLE if BUNDLE in wanted else folder, options, origin, unseen=True)
     records = (*found.prompts, *found.attentions, *found.compositions)
     if not any((record.settings.get("imported") or {}).get("revision") == state.commit for record in records):
         session.listener.note("All of it was here already.")

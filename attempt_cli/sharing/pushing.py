@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attempt_cli.errors import ArgumentsError, AttemptError
-from attempt_cli.exchange.exporting import export_records, public_source
+from attempt_cli.exchange.exporting import export_records
 from attempt_cli.exchange.folders import PROVENANCE
+from attempt_cli.exchange.provenance import portable_settings, public_source
 from attempt_cli.sharing import repository
 from attempt_cli.sharing.card import HUB_ID, LICENSE, Subject, model_card
 from attempt_cli.sharing.files import ADAPTER, BUNDLE, CARD, FROM_THE_HUB, OURS
@@ -185,7 +186,7 @@ def _task(prompt: Prompt) -> Task | None:
     from attempt_cli.evaluation.models import trained_task
 
     try:
-        return trained_task(prompt.settings, prompt.task)
+        return trained_task(portable_settings(prompt.settings), prompt.task)
     except AttemptError:  # of a prompt from elsewhere
         return None
 

@@ -132,9 +132,23 @@ def test_no_folder_of_this_machine_leaves_it(
     hub: UploadHub, session: attempt.Session, add: Add, tmp_path: Path
 ) -> None:
     task = task_fields(load_task("shop-reviews"))
-    task["files"] = {"train": str(tmp_path / "private" / "rows.csv")}
+    file = str(tmp_path / "private" / "rows.csv")
+    task |= {"files": {"train": file}, "description": f"Rows of {file}"}
     add("mine", settings={"task": task, "format": "words"})
+    session.store.add_run(
+        command=f"attempt train-source mine --train-file={file}",
+        settings={},
+        rows={"train": {"origin": f"{file}: all 3 rows", "n": 3}},
+        seed=0,
+        budget={},
+        numbers={},
+        versions={},
+        duration=1.0,
+        artefacts=["prompt:mine"],
+    )
     attempt.push("mine", "me/mine", session=session)
+    assert b"--train-file=rows.csv" in hub.kept["me/mine"].files[BUNDLE]
+    assert b"rows.csv: all 3 rows" in hub.kept["me/mine"].files[BUNDLE]
     for name, content in hub.kept["me/mine"].files.items():
         for secret in (str(tmp_path), "/home/me/secret"):
             assert secret.encode() not in content, name
