@@ -28,7 +28,7 @@ def export(
     Args:
         names: of a prompt or composition; of some formats several, of one backbone.
         path: a folder that does not exist or is empty; of some formats a file.
-        to: the format: "peft" or "npy".
+        to: the format: "peft", "npy" or "bundle".
         force: replace an earlier export.
         session: says where the registry is.
 

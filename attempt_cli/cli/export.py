@@ -23,12 +23,14 @@ if TYPE_CHECKING:
 def command(settings: Settings, /, name: str, path: Path, to: str, force: bool) -> None:
     """Write a prompt or composition NAME at PATH, in the format of another tool.
 
-    PATH is a new folder. Beside the format's own files stands attempt.json: task, placement, backbone and settings,
-    which `attempt import` reads again. What a format cannot express is refused, with the way out.
+    PATH is a new folder; of a bundle, a new file, which may hold several records (NAME,NAME). Beside the format's own
+    files stands attempt.json: task, placement, backbone and settings, which `attempt import` reads again. What a format
+    cannot express is refused, with the way out.
 
     \b
       attempt export reviews reviews-adapter --to peft
       attempt export reviews@1 reviews-matrix --to npy
+      attempt export rte-attempt,cb-attempt both.attempt --to bundle
     """
     from attempt_cli.api.exchange import export
 

@@ -49,6 +49,7 @@ def command(
     \b
       attempt import reviews-adapter --backbone smollm2-135m --task reviews
       attempt import prompt.npy --backbone t5-base --task rte --name rte-google
+      attempt import both.attempt --prefix their-
       attempt import hf://someone/reviews-adapter --backbone t5-base --task reviews
     """
     from attempt_cli.api.exchange import import_from

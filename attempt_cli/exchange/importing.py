@@ -120,16 +120,17 @@ def find_backbone(session: Session, content: Content) -> Backbone:
 
     registry = session.store
     known = registry.backbones()[::-1]
-    wanted = session.backbone
-    if wanted is None and content.fingerprint is not None:
+    # a name in the environment was not meant for a stranger's adapter: it counts where a fingerprint can contradict it
+    chosen = session.backbone or (session.backbone_name if content.fingerprint or not content.backbone else None)
+    if session.backbone is None and content.fingerprint is not None:
         found = next((one for one in known if one.fingerprint == content.fingerprint), None)
     else:
-        name = wanted or content.backbone or session.backbone_name
+        name = session.backbone or content.backbone or chosen
         if name is None:
             raise AttemptError("nothing says which backbone the prompts are for", "Name it with --backbone.")
         alias = next((alias for alias, entry in aliases().items() if entry["hub"] == name), name)
         found = next((one for one in known if {name, alias} & {one.name, one.fingerprint, one.source}), None)
-    if found is None and wanted is not None:
+    if found is None and chosen is not None:
         from attempt_cli.artefacts import remember_backbone
 
         loaded = session.load_backbone()

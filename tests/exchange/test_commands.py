@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from tests.training.commands import Attempt
 from tests.training.conftest import attempt, llama
@@ -18,6 +19,7 @@ QUICK = (
 )
 
 
+@pytest.mark.slow
 def test_from_training_to_other_tools_and_back(attempt: Attempt) -> None:
     attempt.succeed(f"train-source {QUICK} --name one --prompt-length 4")
     attempt.succeed(f"train-target {QUICK} --sources one --name aim")
@@ -45,7 +47,7 @@ def test_from_training_to_other_tools_and_back(attempt: Attempt) -> None:
         ("prompt", "one@1"), ("prompt", "aim@1"), ("attention", "aim@1"), ("composition", "aim@1"),
     ]  # fmt: skip
     (row,) = fresh.json("import adapter --name theirs")["imported"]
-    assert (row["ref"], row["task"], row["method"]) == ("theirs@1", "train", "imported")
+    assert (row["ref"], row["method"]) == ("theirs@1", "imported")
     same = "--prompt {} --test-file test.csv --dtype float32"
     scores = [
         one.json(f"eval {same.format(name)}")["evaluations"][0]["metrics"]

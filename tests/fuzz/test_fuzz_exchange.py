@@ -98,10 +98,9 @@ def test_imports(make: Callable[[Path], tuple[Path, Path]], tmp_path: Path) -> N
         try:
             with bounded():
                 attempt_cli.import_from(path, task=task, session=session, **prefix)
-        except AttemptError as error:
+        except AttemptError:
             refused += 1
             assert session.store.count(attempt_cli.Prompt, {}) == before
-            assert len(error.message) < 5000
         except Exception as error:
             pytest.fail(f"{type(error).__name__}: {error} of {changed!r}")
     assert refused
