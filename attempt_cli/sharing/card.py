@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
+from attempt_cli.data.template import template_columns
 from attempt_cli.sharing.markup import block, code, plain, table
 from attempt_registry.records import Composition, Prompt
 
@@ -158,7 +159,7 @@ def _use(subject: Subject) -> str:
             "from peft import PeftModel",
             f"from transformers import AutoTokenizer, {kind}",
             f"tokenizer, model = AutoTokenizer.from_pretrained({base!r}), {kind}.from_pretrained({base!r}{revision})",
-            f"inputs = tokenizer({_example(subject)!r}, return_tensors='pt')",
+            f"inputs = tokenizer({_example(subject)}, return_tensors='pt')",
             f"output = PeftModel.from_pretrained(model, {subject.repository!r}).generate(**inputs, max_new_tokens=8)",
         )
         parts += ["With [PEFT](https://huggingface.co/docs/peft):", block("\n".join(lines), "python")]
@@ -178,8 +179,14 @@ def _use(subject: Subject) -> str:
 
 
 def _example(subject: Subject) -> str:
-    """Returns an input as the prompt expects it, with the columns' names where a row's texts stand."""
-    return subject.known_tasks[0].input if subject.known_tasks else "…"
+    """Returns the Python that fills the task's template, whose braces are those of `str.format`."""
+    if not subject.known_tasks:
+        return repr("a text")
+    task = subject.known_tasks[0]
+    columns = template_columns(task.input)
+    if not all(column.isidentifier() for column in columns):
+        return repr(task.input)
+    return f"{task.input!r}.format({', '.join(f'{column}={column!r}' for column in dict.fromkeys(columns))})"
 
 
 def _data(subject: Subject) -> str:

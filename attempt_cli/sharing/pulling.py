@@ -71,12 +71,19 @@ def pull_place(session: Session, place: Place, options: Options) -> Pulled:
     with tempfile.TemporaryDirectory(prefix="attempt-pull-") as temporary:
         folder = Path(temporary)
         repository.download(place, state.commit, wanted, folder)
+        before = _count(session)
         origin = {"repository": place.repository, "repository_type": "model", "revision": state.commit}
         found = import_path(session, folder / BUNDLE if BUNDLE in wanted else folder, options, origin, unseen=True)
-    records = (*found.prompts, *found.attentions, *found.compositions)
-    if not any((record.settings.get("imported") or {}).get("revision") == state.commit for record in records):
+    if _count(session) == before:
         session.listener.note("All of it was here already.")
     return Pulled(place.repository, state.commit, found.format, found.prompts, found.attentions, found.compositions)
+
+
+def _count(session: Session) -> int:
+    """Counts the records that a pull may add."""
+    from attempt_registry.records import Attention, Composition, Prompt
+
+    return sum(session.store.count(record, {}) for record in (Prompt, Attention, Composition))
 
 
 def wanted_files(place: Place, sizes: Mapping[str, int]) -> dict[str, int]:

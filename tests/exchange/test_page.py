@@ -13,7 +13,9 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
+from tests.backbones.hub_stand_in import running
 from tests.exchange.test_authors import save_run
+from tests.hub.stand_in import OWNER_TOKEN, UploadHub
 from tests.models import save_llama
 
 PAGE = (Path(__file__).parents[2] / "docs" / "use-elsewhere.md").read_text("utf-8")
@@ -39,14 +41,29 @@ def test_the_page_runs(tmp_path: Path) -> None:
     )
     found = re.findall(r"^```(console|python)\n(.*?)^```", PAGE, flags=re.S | re.M)
     script = "".join(text if kind == "console" else f"python - <<'END'\n{text}END\n" for kind, text in found)
-    assert len(found) == 9
+    assert len(found) == 10
     script = re.sub(r"--steps \d+", "--steps 2", script).replace("smollm2-135m", str(model))
     script = script.replace("HuggingFaceTB/SmolLM2-135M-Instruct", str(model))
-    environment = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "ATTEMPT_REGISTRY": "own"}
-    done = subprocess.run(
-        ["bash", "-ec", script], cwd=tmp_path, env=os.environ | environment, capture_output=True, text=True, timeout=500
-    )
+    environment = {
+        "HF_TOKEN": OWNER_TOKEN,
+        "HF_HOME": str(tmp_path / "hub-home"),
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1",
+        "NO_PROXY": "127.0.0.1",
+    }
+    environment |= {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "ATTEMPT_REGISTRY": "own"}
+    with running(UploadHub()) as hub:
+        environment["HF_ENDPOINT"] = hub.endpoint
+        done = subprocess.run(
+            ["bash", "-ec", script],
+            cwd=tmp_path,
+            env=os.environ | environment,
+            capture_output=True,
+            text=True,
+            timeout=500,
+        )
     assert done.returncode == 0, done.stderr
     assert "their-support-chats-attempt@1" in done.stdout
     assert f"(20, {backbone.width})" in done.stdout
+    assert "adapter_model.safetensors" in hub.kept["me/shop-reviews"].files
     assert re.search(r"^chats-plain@1 +support-chats +\S+ +\d", done.stdout, flags=re.M)

@@ -93,6 +93,7 @@ def test_the_lines_for_peft_are_python(subject: Subject) -> None:
     lines = text.split("```python\n")[1].split("\n```")[0]
     compile(lines, "card", "exec")
     assert len(lines.splitlines()) == 5
+    assert ".format(sentence1='sentence1', sentence2='sentence2')" in lines
     assert "peft" not in model_card(replace(subject, peft=False)).lower()
 
 

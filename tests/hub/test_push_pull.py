@@ -102,7 +102,9 @@ def test_a_dry_run_sends_nothing_and_needs_no_token(
     assert hub.requests == []
 
 
-def test_there_and_back(hub: UploadHub, session: attempt.Session, other: attempt.Session, rte: Prompt) -> None:
+def test_there_and_back(
+    hub: UploadHub, session: attempt.Session, other: attempt.Session, rte: Prompt, notes: Notes
+) -> None:
     pushed = attempt.push("rte", "me/rte", session=session)
     repository = hub.kept["me/rte"]
     assert repository.private
@@ -112,6 +114,9 @@ def test_there_and_back(hub: UploadHub, session: attempt.Session, other: attempt
     assert pulled.commit == pushed.commit
     (prompt,) = (one for one in pulled.prompts if one.name == "rte")
     assert everything(other.store, prompt) == everything(session.store, rte)
+    again = attempt.pull("me/rte", session=session)  # where it came from
+    assert again.name == rte.ref
+    assert notes.notes[-1] == "All of it was here already."
     imported = prompt.settings["imported"]
     assert (imported["repository"], imported["revision"]) == ("me/rte", pushed.commit)
 
@@ -152,16 +157,6 @@ def test_no_folder_of_this_machine_leaves_it(
     for name, content in hub.kept["me/mine"].files.items():
         for secret in (str(tmp_path), "/home/me/secret"):
             assert secret.encode() not in content, name
-
-
-def test_the_adapter_is_peft_s(hub: UploadHub, session: attempt.Session, rte: Prompt, tmp_path: Path) -> None:
-    from peft import PeftConfig
-
-    attempt.push("rte", "me/rte", session=session)
-    for name in ADAPTER:
-        (tmp_path / name).write_bytes(hub.kept["me/rte"].files[name])
-    config = PeftConfig.from_pretrained(str(tmp_path))
-    assert (config.peft_type, config.num_virtual_tokens) == ("PROMPT_TUNING", 2)
 
 
 def test_what_peft_cannot_express_is_pushed_as_a_bundle(

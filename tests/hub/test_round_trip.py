@@ -101,7 +101,10 @@ def test_there_and_back(attempt: Attempt, hub: UploadHub, llama: Path) -> None:
         predict = f"predict {name} test.csv --dtype float32"
         assert fresh.succeed(predict).lines == attempt.succeed(predict).lines
 
-    settings = {name: value for name, value in there.items() if name != "prepare"} | {"HF_HUB_DISABLE_XET": "1"}
+    settings = {name: value for name, value in there.items() if name != "prepare"} | {
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_OFFLINE": "0",
+    }
     loaded = subprocess.run(
         [sys.executable, "-c", WITH_PEFT, str(llama), "me/one"],
         env=os.environ | settings,
