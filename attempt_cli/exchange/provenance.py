@@ -229,7 +229,7 @@ def recorded_backbone(fields: Mapping[str, Any], origin: str) -> Backbone:
 
     kinds = {"name": str, "fingerprint": str, "architecture": str, "source": str}
     numbers = {"width": int, "parameters": int, "embedding_rms": float}
-    given = {name: fields.get(name) for name in (*kinds, *numbers)}
+    given: dict[str, Any] = {name: fields.get(name) for name in (*kinds, *numbers)}
     wrong = next((name for name, kind in (kinds | numbers).items() if type(given[name]) is not kind), None)
     wrong = wrong or next((name for name in numbers if not 0 < given[name] < 2**63), None)
     if wrong is None and given["architecture"] not in ("decoder-only", "encoder-decoder"):

@@ -231,7 +231,8 @@ def _results(subject: Subject) -> str:
 def _training(subject: Subject) -> str:
     parts = ["## Settings"]
     for prompt in subject.prompts:
-        kept = {name: prompt.settings[name] for name in ("training", "total_steps", "dtype") if name in prompt.settings}
+        names = ("training", "total_steps", "dtype")
+        kept: dict[str, Any] = {name: prompt.settings[name] for name in names if name in prompt.settings}
         kept["numbers"] = prompt.numbers
         parts.append(f"{code(prompt.ref)}:\n\n{block(json.dumps(kept, indent=2, ensure_ascii=False), 'json')}")
     return "\n\n".join(parts)

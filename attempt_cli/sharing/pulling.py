@@ -83,7 +83,8 @@ def _count(session: Session) -> int:
     """Counts the records that a pull may add."""
     from attempt_registry.records import Attention, Composition, Prompt
 
-    return sum(session.store.count(record, {}) for record in (Prompt, Attention, Composition))
+    store = session.store
+    return store.count(Prompt, {}) + store.count(Attention, {}) + store.count(Composition, {})
 
 
 def wanted_files(place: Place, sizes: Mapping[str, int]) -> dict[str, int]:
