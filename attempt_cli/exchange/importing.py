@@ -228,11 +228,12 @@ def _parents_first(content: Content) -> list[tuple[str, Any]]:
     """
     drafts: dict[str, tuple[str, Any]] = {}
     needs: dict[str, list[str]] = {}
-    for kind, of in (
+    kinds: tuple[tuple[str, Sequence[PromptDraft | AttentionDraft | CompositionDraft]], ...] = (
         ("prompt", content.prompts),
         ("attention", content.attentions),
         ("composition", content.compositions),
-    ):
+    )
+    for kind, of in kinds:
         for number, draft in enumerate(of):
             key = f"{kind}:{draft.key or number}"
             if isinstance(draft, CompositionDraft):
