@@ -85,9 +85,10 @@ def import_path(session: Session, path: Path, options: Options, origin: dict[str
             f"Known are: {known}. `attempt registry add` takes a matrix from a .safetensors file.",
         )
     row = FORMATS[name]
-    if idle := [option for option in options.given() if option not in row.options]:
-        raise ArgumentsError(f"--{' and --'.join(idle)} say nothing of {row.title}", "Leave them out.")
-    content: Content = imported(row.read)(path, options)
+    if idle := ["tag" if option == "tags" else option for option in options.given() if option not in row.options]:
+        says = "says" if len(idle) == 1 else "say"
+        raise ArgumentsError(f"--{' and --'.join(idle)} {says} nothing of {row.title}", "Leave it out.")
+    content: Content = named(imported(row.read)(path, options), options, path)
     backbone = find_backbone(session, content)
     for shape in [list(draft.tensor.shape) for draft in content.prompts]:
         if len(shape) != 2 or shape[1] != backbone.width:
@@ -96,7 +97,7 @@ def import_path(session: Session, path: Path, options: Options, origin: dict[str
                 "Name the backbone that it was trained for with --backbone.",
             )
     where = {"format": name, **origin, **content.origin}
-    added = add_content(session.store, named(content, options, path), backbone, name, where)
+    added = add_content(session.store, content, backbone, name, where)
     for note in content.notes:
         session.listener.note(note)
     return added
@@ -328,7 +329,7 @@ class _Adding:
         targets = tuple(self._ref("prompt", key) for key in draft.targets)
         attention = None if draft.attention is None else self._ref("attention", draft.attention)
         settings = dict(draft.settings)
-        if "weights" in settings:
+        if isinstance(settings.get("weights"), dict):
             settings["weights"] = {self.refs.get(f"prompt:{key}", key): a for key, a in settings["weights"].items()}
 
         def add() -> Composition:

@@ -78,6 +78,7 @@ def read(folder: Path, format: str) -> dict[str, Any] | None:
         if path.stat().st_size > LARGEST:
             raise ValueError(f"it has more than {LARGEST} bytes")
         said = json.loads(path.read_text("utf-8"))
+        json.dumps(said, ensure_ascii=False).encode()  # halves of characters cannot be kept
         if said["version"] != VERSION:
             raise AttemptError(f"{path} is of another version ({str(said['version'])[:20]})", "Update attempt.")
         if said["format"] != format:
