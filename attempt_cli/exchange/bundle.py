@@ -149,7 +149,6 @@ def read(path: Path, options: Options) -> Content:
         main = [parse(ref).name for ref in manifest["main"]]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise AttemptError(f"{path} is no whole bundle ({error})"[:400], hint) from None
-    # a class of the lowest level may have damaged what the header says, so that this comes last
     entries = safetensors_entries(data, path)
     tensors: dict[str, dict[str, Array]] = {}
     for full, entry in entries.items():
@@ -261,4 +260,4 @@ class _Reading:
 
 def _digest(manifest: Any) -> str:
     text = json.dumps(manifest, sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+    return hashlib.sha256(text.encode()).hexdigest()  # halves of characters have no encoding, and are refused by it

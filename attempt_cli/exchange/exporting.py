@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from attempt_cli.checked_files import replacing
 from attempt_cli.errors import ArgumentsError, AttemptError
 from attempt_cli.exchange.folders import check_free, replacing_folder
-from attempt_cli.exchange.formats import FORMATS, Format, find_target, imported
+from attempt_cli.exchange.formats import FORMATS, TARGETS, Format, find_target, imported
 from attempt_registry.records import Composition, Prompt
 
 if TYPE_CHECKING:
@@ -127,7 +127,10 @@ def _selection(session: Session, records: Sequence[Prompt | Composition], row: F
             )
         if record.placement not in row.placements:
             raise AttemptError(
-                f"'{record.ref}' stands {record.placement} the input, which {row.title} cannot express", row.elsewhere
+                f"'{record.ref}' stands {record.placement} the input, which {row.title} cannot express",
+                f"Train one with --placement {row.placements[0]}, or export it --to "
+                + " or ".join(name for name in TARGETS if record.placement in FORMATS[name].placements)
+                + ".",
             )
     backbone = registry.backbone(records[0].fingerprint)
     if not row.plain:

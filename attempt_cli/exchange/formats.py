@@ -33,7 +33,6 @@ class Format:
         plain: whether it holds plain prompts [m, d] alone; others hold compositions, too.
         several: whether an export may hold more than one prompt.
         placements: where a prompt may stand.
-        elsewhere: what to do with a prompt of another placement.
         options: fields of `importing.Options` that its reader reads.
     """
 
@@ -46,7 +45,6 @@ class Format:
     plain: bool = True
     several: bool = False
     placements: tuple[str, ...] = PLACEMENTS
-    elsewhere: str = ""
     options: tuple[str, ...] = ("task", "name", "kind", "note", "tags")
 
 
@@ -59,7 +57,6 @@ FORMATS: dict[str, Format] = {
         recognises="attempt_cli.exchange.peft:recognises",
         read="attempt_cli.exchange.peft:read",
         placements=("before",),
-        elsewhere="Train one with --placement before.",
     ),
     "npy": Format(
         "NumPy",

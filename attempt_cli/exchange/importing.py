@@ -89,9 +89,10 @@ def import_path(
             f"Known are: {known}. `attempt registry add` takes a matrix from a .safetensors file.",
         )
     row = FORMATS[name]
-    if idle := [option for option in options.given() if option not in row.options]:
-        raise ArgumentsError(f"--{' and --'.join(idle)} say nothing of {row.title}", "Leave them out.")
-    content: Content = imported(row.read)(path, options)
+    if idle := ["tag" if option == "tags" else option for option in options.given() if option not in row.options]:
+        says = "says" if len(idle) == 1 else "say"
+        raise ArgumentsError(f"--{' and --'.join(idle)} {says} nothing of {row.title}", "Leave it out.")
+    content: Content = named(imported(row.read)(path, options), options, path)
     backbone = content.recorded if unseen and session.backbone is None else None
     if backbone is None or any(one.fingerprint == backbone.fingerprint for one in session.store.backbones()):
         backbone = find_backbone(session, content)
@@ -102,7 +103,7 @@ def import_path(
                 "Name the backbone that it was trained for with --backbone.",
             )
     where = {"format": name, **origin, **content.origin}
-    added = add_content(session.store, named(content, options, path), backbone, name, where)
+    added = add_content(session.store, content, backbone, name, where)
     for note in content.notes:
         session.listener.note(note)
     return added
@@ -236,11 +237,12 @@ def _parents_first(content: Content) -> list[tuple[str, Any]]:
     """
     drafts: dict[str, tuple[str, Any]] = {}
     needs: dict[str, list[str]] = {}
-    for kind, of in (
+    kinds: tuple[tuple[str, Sequence[PromptDraft | AttentionDraft | CompositionDraft]], ...] = (
         ("prompt", content.prompts),
         ("attention", content.attentions),
         ("composition", content.compositions),
-    ):
+    )
+    for kind, of in kinds:
         for number, draft in enumerate(of):
             key = f"{kind}:{draft.key or number}"
             if isinstance(draft, CompositionDraft):
@@ -335,7 +337,7 @@ class _Adding:
         targets = tuple(self._ref("prompt", key) for key in draft.targets)
         attention = None if draft.attention is None else self._ref("attention", draft.attention)
         settings = dict(draft.settings)
-        if "weights" in settings:
+        if isinstance(settings.get("weights"), dict):
             settings["weights"] = {self.refs.get(f"prompt:{key}", key): a for key, a in settings["weights"].items()}
 
         def add() -> Composition:

@@ -25,7 +25,9 @@ def write(selection: Selection, folder: Path) -> None:
 
 def recognises(path: Path) -> bool:
     """Tells whether a path is a .npy file, or a folder with some."""
-    return any(path.glob("*.npy")) if path.is_dir() else path.suffix.casefold() == ".npy"
+    if path.is_dir():
+        return any(path.glob("*.npy"))
+    return path.is_file() and path.suffix.casefold() == ".npy"
 
 
 def read(path: Path, options: Options) -> Content:

@@ -90,13 +90,14 @@ def read(folder: Path, format: str) -> dict[str, Any] | None:
         if path.stat().st_size > LARGEST:
             raise ValueError(f"it has more than {LARGEST} bytes")
         said = json.loads(path.read_text("utf-8"))
+        json.dumps(said, ensure_ascii=False).encode()  # halves of characters cannot be kept
         if said["version"] != VERSION:
             raise AttemptError(f"{path} is of another version ({str(said['version'])[:20]})", "Update attempt.")
         if said["format"] != format:
             raise ValueError(f"it describes the format {str(said['format'])[:40]!r}")
         for name, sha256 in said["files"].items():
-            file = folder / PurePath(name).name
-            if not file.is_file() or file_hash(file) != sha256:
+            file = folder / name
+            if PurePath(name).name != name or not file.is_file() or file_hash(file) != sha256:
                 raise ValueError(f"{name[:60]!r} is another file now")
         for part, kind in (("backbone", dict), ("prompts", list)):
             if not isinstance(said[part], kind):

@@ -131,7 +131,7 @@ def test_several_records_and_removed_ancestors(sessions: Callable[..., Session],
     bundled(session, tmp_path / "x.attempt", ["one", "two"])
     with pytest.raises(AttemptError, match="holds 2 records"):
         attempt_cli.import_from(tmp_path / "x.attempt", name="other", session=fresh)
-    with pytest.raises(ArgumentsError, match="--task say nothing of a bundle"):
+    with pytest.raises(ArgumentsError, match="--task says nothing of a bundle"):
         attempt_cli.import_from(tmp_path / "x.attempt", task="moods", session=fresh)
     attempt_cli.import_from(tmp_path / "x.attempt", session=fresh)
     one = fresh.store.prompt("one")

@@ -66,7 +66,7 @@ def test_wrong_use_is_told(attempt: Attempt) -> None:
         ("import x.npy --task t --backbone nobody", 1, "no backbone named 'nobody'"),
         (f"import x.npy --backbone {attempt.backbone}", 2, "Name its task with --task"),
         (f"import x.npy --task a,b --backbone {attempt.backbone}", 2, "--task names 2"),
-        ("import x.npy --task a --prefix y", 2, "--prefix say nothing of NumPy"),
+        ("import x.npy --task a --prefix y", 2, "--prefix says nothing of NumPy"),
         ("compose x --flatten y --sources z", 2, "--sources says nothing with --flatten"),
         ("compose x --from y --rows test.csv", 2, "--rows says nothing without --flatten"),
         ("compose x --flatten y", 1, "no composition named 'y'"),

