@@ -173,7 +173,7 @@ def _use(subject: Subject) -> str:
     words = "labels with probabilities" if task and task.is_classification else "answers"
     parts += [
         f"With `attempt`, which gives {words}:",
-        block(f"pip install attempt-cli\nattempt pull {subject.repository}\n{predict}", "console"),
+        block(f"attempt pull {subject.repository}\n{predict}", "console"),
     ]
     return "\n\n".join(parts)
 

@@ -203,6 +203,10 @@ def hub_errors(place: Place) -> Iterator[None]:
         yield
     except AttemptError:
         raise
+    except OSError as error:
+        if error.errno is not None and not isinstance(error, ConnectionError):  # of this machine: a full disk
+            raise
+        raise _told(place, error) from error
     except Exception as error:  # of huggingface_hub, httpx or the offline switch, depending on the library's version
         raise _told(place, error) from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from safetensors.numpy import save
 
 import attempt_cli as attempt
 from attempt_cli.data.catalogue import load_task
@@ -255,7 +257,54 @@ def test_a_licence_that_the_hub_does_not_know(session: attempt.Session, rte: Pro
         attempt.push("rte", "me/rte", license=license, dry_run=True, session=session)
 
 
-# --- pulling from strangers
+# --- pulling
+
+
+def test_names_that_are_taken(
+    hub: UploadHub, session: attempt.Session, other: attempt.Session, rte: Prompt, add: Add
+) -> None:
+    attempt.push("rte", "me/rte", session=session)
+    fields = {name: getattr(rte, name) for name in ("kind", "method", "fingerprint", "task", "task_version")}
+    other.store.add_prompt(
+        np.zeros((2, 3)), name="rte", backbone="tiny", embedding_scale=1.0, settings={}, numbers={}, seed=0, **fields
+    )
+    with pytest.raises(AttemptError, match="other records have these names here: prompt rte") as failure:
+        attempt.pull("me/rte", session=other)
+    assert "--prefix" in (failure.value.hint or "")
+    assert [prompt.ref for prompt in other.store.prompts()] == ["rte@1"]
+    assert attempt.pull("me/rte", name="theirs", session=other).name == "theirs@1"
+    assert attempt.pull("me/rte", prefix="my-", session=other).name == "my-rte@1"
+    assert other.store.prompt("my-rte").parents == ("my-sst2@1",)
+
+
+def test_a_registry_that_does_not_know_the_backbone(
+    hub: UploadHub, session: attempt.Session, rte: Prompt, tmp_path: Path
+) -> None:
+    attempt.push("rte", "me/rte", session=session)
+    fresh = Registry.open(tmp_path / "fresh")
+    assert attempt.pull("me/rte", session=attempt.Session(fresh)).name == "rte@1"
+    (known,) = fresh.backbones()
+    ours = session.store.backbone("tiny")
+    assert known == replace(ours, source="tiny", created=known.created)
+    assert fresh.verify() == []
+
+
+def test_an_adapter_that_peft_wrote(hub: UploadHub, other: attempt.Session) -> None:
+    config = {"peft_type": "PROMPT_TUNING", "task_type": "CAUSAL_LM", "num_virtual_tokens": 2}
+    config["base_model_name_or_path"] = "tiny"
+    tensor = np.arange(6, dtype=np.float32).reshape(2, 3)
+    hub.kept["me/peft"] = Repository()
+    commit = hub.kept["me/peft"].commit(
+        {ADAPTER[0]: json.dumps(config).encode(), ADAPTER[1]: save({"prompt_embeddings": tensor}), "train.py": b"evil"}
+    )
+    with pytest.raises(AttemptError, match="nothing says what"):
+        attempt.pull("me/peft", session=other)
+    pulled = attempt.pull("me/peft", task="rte", note="theirs", session=other)
+    (prompt,) = pulled.prompts
+    assert (pulled.format, prompt.ref, prompt.note) == ("peft", "rte@1", "theirs")
+    assert (other.store.prompt_tensor(prompt) == tensor).all()
+    assert prompt.settings["imported"]["revision"] == commit
+    assert not any("train.py" in request for request in hub.requests)
 
 
 def test_what_there_is_not(hub: UploadHub, other: attempt.Session) -> None:
