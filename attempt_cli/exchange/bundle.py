@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from attempt_cli.errors import AttemptError
 from attempt_cli.exchange.content import AttentionDraft, CompositionDraft, Content, PromptDraft
-from attempt_cli.exchange.provenance import checked_fields, portable_settings, prompt_fields
+from attempt_cli.exchange.provenance import checked_fields, portable_rows, portable_settings, prompt_fields
 from attempt_registry.objects import decode, safetensors_entries, to_safetensors
 from attempt_registry.references import check_name, parse
 
@@ -103,7 +103,7 @@ def _fields(record: Attention | Composition) -> dict[str, Any]:
 def _run_fields(run: Run) -> dict[str, Any]:
     fields = asdict(run)
     del fields["id"]
-    return fields | {"settings": portable_settings(run.settings)}
+    return fields | {"settings": portable_settings(run.settings), "rows": portable_rows(run.rows)}
 
 
 def recognises(path: Path) -> bool:
