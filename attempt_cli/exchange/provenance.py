@@ -193,6 +193,8 @@ TYPES: dict[str, dict[str, tuple[type, ...]]] = {
     },
 }
 LATER: set[str] = set()
+# what a record has besides: it follows from the others, or is of the registry that it left
+BESIDE = {"ref", "version", "backbone", "fingerprint", "placement", "length", "width", "dtype", "created", "sha256"}
 
 
 def checked_fields(fields: Any, origin: str, kind: str = "prompt") -> dict[str, Any]:
@@ -205,6 +207,12 @@ def checked_fields(fields: Any, origin: str, kind: str = "prompt") -> dict[str, 
 
     if not isinstance(fields, dict):
         raise AttemptError(f"{origin} does not describe a {kind}", "Copy it again.")
+    says = [name for name, value in fields.items() if value not in (None, "", [], {})]
+    if unknown := [name for name in says if name not in TYPES[kind] and name not in BESIDE]:
+        # it may change what the record means: a prompt that is placed otherwise, for instance
+        raise AttemptError(
+            f"{origin} says '{unknown[0][:60]}' of a {kind}, which this version does not know", "Update attempt."
+        )
     types = {name: of for name, of in TYPES[kind].items() if name in fields or name not in LATER}
     for name, of in types.items():
         value = fields.get(name, ...)
@@ -216,6 +224,7 @@ def checked_fields(fields: Any, origin: str, kind: str = "prompt") -> dict[str, 
         checked["settings"] = portable_settings(checked["settings"])
         if isinstance(checked["settings"].get("task"), dict):
             task_from_fields(checked["settings"]["task"], f"{origin}, in its task,", Path.cwd())
+            checked["settings"]["task"] = _with_rows_here(checked["settings"]["task"])
     return checked
 
 
@@ -248,6 +257,17 @@ def public_source(backbone: Backbone) -> str:
     place = PurePath(backbone.source.replace("\\", "/"))
     on_the_hub = len(place.parts) == 2 and not place.is_absolute() and ".." not in place.parts
     return backbone.source if on_the_hub and place.suffix != ".gguf" else place.name
+
+
+def _with_rows_here(task: dict[str, Any]) -> dict[str, Any]:
+    """Returns the task of that name that comes with the package, where it is the same: its rows' files are here."""
+    from attempt_cli.data.catalogue import load_task, task_names
+    from attempt_cli.data.fields import task_fields
+
+    if task["name"] not in task_names():
+        return task
+    own = task_fields(load_task(task["name"]))
+    return own if portable_settings({"task": own})["task"] == task else task
 
 
 def file_hash(file: Path) -> str:

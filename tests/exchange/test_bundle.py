@@ -54,6 +54,7 @@ def test_a_round_trip_gives_equal_records_and_predictions(sessions: Callable[...
     assert fresh.store.lineage("mix").parents == session.store.lineage("mix").parents == ("a@1", "b@1")
     (run,) = fresh.store.lineage("mix").made_by
     assert (run.command, run.artefacts) == ("made in a test", ("prompt:mix@1", "attention:mix@1"))
+    assert run.rows == {"train": {"origin": "x.csv: all 3 rows", "n": 3}}
     assert fresh.store.verify() == []
     first, second = (attempt_cli.load("mix", session=each).predict(ROWS) for each in (session, fresh))
     assert first == second
@@ -183,6 +184,7 @@ BAD = {
     "scale": (set_("prompts", "embedding_scale", -1.0), "is not a positive number"),
     "type": (set_("prompts", "settings", []), "look at its 'settings'"),
     "huge": (set_("prompts", "seed", 10**400), "look at its 'seed'"),
+    "a later version": (set_("prompts", "somewhere", "new"), "which this version does not know"),
     "task": (set_("prompts", "settings", {"task": {"name": "x"}}), "does not describe a task"),
     "fingerprint": (set_("prompts", "fingerprint", "f" * 16), "is of another backbone"),
     "own parent": (set_("prompts", "parents", ["a@1"]), "their own ancestors"),

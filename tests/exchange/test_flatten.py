@@ -19,6 +19,8 @@ from attempt_registry import Composition
 from tests.exchange.conftest import add_prompt
 from tests.training.toy import toy_rows, write_csv
 
+ORIGIN = {"origin": "/home/someone/rows/x.csv: all 3 rows", "n": 3}
+
 
 def mixture(session: Session, *, placement: str = "before", level: str = "instance", **task: Any) -> Composition:
     """Adds a random composition `mix` of two sources and a target, as a training does."""
@@ -46,7 +48,7 @@ def mixture(session: Session, *, placement: str = "before", level: str = "instan
         **known,
     )
     session.store.add_run(
-        command="made in a test", settings={}, rows={}, seed=0, budget={"steps": 1}, numbers={}, versions={},
+        command="made in a test", settings={}, rows={"train": ORIGIN}, seed=0, budget={"steps": 1}, numbers={}, versions={},
         duration=1.0, artefacts=["prompt:mix@1", "attention:mix@1"], inputs=["prompt:a@1", "prompt:b@1"],
     )  # fmt: skip
     return session.store.add_composition(

@@ -32,6 +32,19 @@ def test_a_round_trip_through_npy(sessions: Callable[..., Session], tmp_path: Pa
         np.testing.assert_array_equal(fresh.store.prompt_tensor(added), entering)
 
 
+def test_a_task_of_the_package_finds_its_rows(sessions: Callable[..., Session], tmp_path: Path) -> None:
+    from attempt_cli.data.fields import task_fields
+
+    session, fresh = sessions(), sessions(registry="fresh")
+    task = task_fields(attempt_cli.load_task("shop-reviews"))
+    prompt = add_prompt(session, "mine", task="shop-reviews", settings={"task": task, "format": "words"})
+    attempt_cli.export("mine", tmp_path / "mine", to="npy", session=session)
+    said = json.loads((tmp_path / "mine" / "attempt.json").read_text())
+    assert said["prompts"][0]["settings"]["task"]["files"] == {"train": "train.jsonl", "test": "test.jsonl"}
+    (added,) = attempt_cli.import_from(tmp_path / "mine", session=fresh).prompts
+    assert added.settings["task"] == prompt.settings["task"]
+
+
 def test_google_s_files_are_raw(sessions: Callable[..., Session], tmp_path: Path) -> None:
     session = sessions("t5")
     raw = np.random.default_rng(0).standard_normal((100, 24)).astype("<f4") * 40

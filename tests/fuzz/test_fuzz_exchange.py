@@ -82,10 +82,11 @@ def authors(folder: Path) -> tuple[Path, Path]:
 
 # what a well-formed description may hold in place of what it should
 JUNK: list[Any] = [
-    None, True, -1, 0, 1.5, 10**30, float("inf"), float("nan"), "", "x", "../x", "a@1", "a@0", "attention:g@1",
-    "\ud800", "\x1b[31m", [], [1], ["a@1"], [[[]]], {}, {"a@1": "x"}, {"task": {}}, {"weights": [1]}, {"weights": {"a@1": -1, "target": 1}},
-    {"embedding_scale": "1"}, {"init_from": ["x"]}, {"embedding_scale": 1, "with_target": 3},
-]  # fmt: skip
+    *(None, True, -1, 0, 1.5, 10**30, float("inf"), float("nan")),
+    *("", "x", "../x", "a@1", "a@0", "attention:g@1", "\ud800", "\x1b[31m"),
+    *([], [1], ["a@1"], [[[]]], {}, {"a@1": "x"}, {"task": {}}, {"weights": [1]}, {"init_from": ["x"]}),
+    *({"weights": {"a@1": -1, "target": 1}}, {"embedding_scale": "1"}, {"embedding_scale": 1, "with_target": 3}),
+]
 
 
 def replaced(value: Any, draw: random.Random) -> Any:
