@@ -15,8 +15,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from attempt_cli.api.exchange import export, import_from
     from attempt_cli.api.experiments import fewshot, reproduce
-    from attempt_cli.api.scoring import Model, compare, compose, evaluate, inspect, load, predict, rank_sources
+    from attempt_cli.api.scoring import Model, compare, compose, evaluate, flatten, inspect, load, predict, rank_sources
+    from attempt_cli.api.sharing import Pulled, Pushed, pull, push
     from attempt_cli.api.training import train_attention, train_source, train_target
     from attempt_cli.changes import Changes
     from attempt_cli.data.catalogue import load_task
@@ -24,10 +26,13 @@ if TYPE_CHECKING:
     from attempt_cli.data.task import Task
     from attempt_cli.errors import StoppedError
     from attempt_cli.evaluation.comparison import RunComparison
+    from attempt_cli.evaluation.flattening import Flattened
     from attempt_cli.evaluation.inspection import Inspection
     from attempt_cli.evaluation.ranking import SourceRanking
     from attempt_cli.evaluation.record import EvaluationResult
     from attempt_cli.evaluation.serving import Prediction
+    from attempt_cli.exchange.exporting import Exported
+    from attempt_cli.exchange.importing import Imported
     from attempt_cli.experiments.report import Report
     from attempt_cli.experiments.run import FewShotResult
     from attempt_cli.listener import Listener
@@ -46,13 +51,18 @@ __all__ = [
     "Changes",
     "Composition",
     "EvaluationResult",
+    "Exported",
     "FewShotResult",
+    "Flattened",
+    "Imported",
     "Inspection",
     "Listener",
     "Model",
     "Outcome",
     "Prediction",
     "Prompt",
+    "Pulled",
+    "Pushed",
     "Registry",
     "Report",
     "Run",
@@ -65,11 +75,16 @@ __all__ = [
     "compare",
     "compose",
     "evaluate",
+    "export",
     "fewshot",
+    "flatten",
+    "import_from",
     "inspect",
     "load",
     "load_task",
     "predict",
+    "pull",
+    "push",
     "rank_sources",
     "reproduce",
     "task_from_files",
@@ -84,13 +99,18 @@ _MODULES = {
     "Changes": "attempt_cli.changes",
     "Composition": "attempt_registry.records",
     "EvaluationResult": "attempt_cli.evaluation.record",
+    "Exported": "attempt_cli.exchange.exporting",
     "FewShotResult": "attempt_cli.experiments.run",
+    "Flattened": "attempt_cli.evaluation.flattening",
+    "Imported": "attempt_cli.exchange.importing",
     "Inspection": "attempt_cli.evaluation.inspection",
     "Listener": "attempt_cli.listener",
     "Model": "attempt_cli.api.scoring",
     "Outcome": "attempt_cli.training.request",
     "Prediction": "attempt_cli.evaluation.serving",
     "Prompt": "attempt_registry.records",
+    "Pulled": "attempt_cli.api.sharing",
+    "Pushed": "attempt_cli.api.sharing",
     "Registry": "attempt_registry.store",
     "Report": "attempt_cli.experiments.report",
     "Run": "attempt_registry.records",
@@ -103,11 +123,16 @@ _MODULES = {
     "compare": "attempt_cli.api.scoring",
     "compose": "attempt_cli.api.scoring",
     "evaluate": "attempt_cli.api.scoring",
+    "export": "attempt_cli.api.exchange",
     "fewshot": "attempt_cli.api.experiments",
+    "flatten": "attempt_cli.api.scoring",
+    "import_from": "attempt_cli.api.exchange",
     "inspect": "attempt_cli.api.scoring",
     "load": "attempt_cli.api.scoring",
     "load_task": "attempt_cli.data.catalogue",
     "predict": "attempt_cli.api.scoring",
+    "pull": "attempt_cli.api.sharing",
+    "push": "attempt_cli.api.sharing",
     "rank_sources": "attempt_cli.api.scoring",
     "reproduce": "attempt_cli.api.experiments",
     "task_from_files": "attempt_cli.data.own_files",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from attempt_registry.adapters import PLAIN, adapter_config, is_adapter, read_adapter
 from attempt_registry.database import file_failure
 from attempt_registry.errors import RegistryError, did_you_mean
 from attempt_registry.objects import decode, safetensors_entries
@@ -12,11 +13,13 @@ from attempt_registry.objects import decode, safetensors_entries
 if TYPE_CHECKING:
     import numpy as np
 
+    Array = np.ndarray[Any, Any]
+
 PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
 _ZIP, _PICKLE, _NPY = b"PK\x03\x04", b"\x80", b"\x93NUMPY"
 
 
-def read_tensor(path: Path, tensor: str | None = None) -> np.ndarray[Any, Any]:
+def read_tensor(path: Path, tensor: str | None = None) -> Array:
     """Reads one tensor of a file; a safetensors file's 16-bit and 64-bit floats become float32.
 
     Args:
@@ -32,9 +35,8 @@ def read_tensor(path: Path, tensor: str | None = None) -> np.ndarray[Any, Any]:
         raise file_failure(error, path) from error
     if data.startswith(_NPY):
         array = _read_npy(data, path, tensor)
-        if path.with_name("adapter_config.json").exists():  # an adapter's table, saved by numpy
-            return array[: _adapter(path, {"prompt_embeddings": {"shape": array.shape}}, None)]
-        return array
+        # beside an adapter's config it is the adapter's table, saved by numpy
+        return _plain_adapter(path, {"prompt_embeddings": array}) if is_adapter(path.parent) else array
     # torch writes zip archives of pickles; an older pickle starts with its protocol mark
     if path.suffix.casefold() in PICKLES or data.startswith(_ZIP) or (data[:1] == _PICKLE and data[1:2] <= b"\x05"):
         raise _pickle(path)
@@ -42,9 +44,8 @@ def read_tensor(path: Path, tensor: str | None = None) -> np.ndarray[Any, Any]:
         raise RegistryError(f"{path} is not a complete .npy file", "Write it again with numpy.save(path, array).")
     entries = safetensors_entries(data, path)
     name = _choose(entries, path, tensor)
-    length = _adapter(path, entries, name)
-    # an adapter for sequence-to-sequence models has a second half, for the decoder, that is never trained
-    return decode(entries[name], name)[:length]
+    prompt = _adapter_prompt(path, entries, name)
+    return decode(entries[name], name) if prompt is None else prompt
 
 
 def _choose(entries: dict[str, dict[str, Any]], path: Path, tensor: str | None) -> str:
@@ -61,7 +62,7 @@ def _choose(entries: dict[str, dict[str, Any]], path: Path, tensor: str | None) 
     return tensor
 
 
-def _read_npy(data: bytes, path: Path, tensor: str | None) -> np.ndarray[Any, Any]:
+def _read_npy(data: bytes, path: Path, tensor: str | None) -> Array:
     import io
 
     import numpy as np
@@ -69,7 +70,7 @@ def _read_npy(data: bytes, path: Path, tensor: str | None) -> np.ndarray[Any, An
     if tensor is not None:
         raise RegistryError(f"{path} holds one unnamed array", "Leave --tensor out.")
     try:
-        array: np.ndarray[Any, Any] = np.load(io.BytesIO(data), allow_pickle=False)
+        array: Array = np.load(io.BytesIO(data), allow_pickle=False)
     except Exception as error:  # numpy parses the header as Python: many types of errors
         if "pickle" in str(error).casefold() or "Object arrays" in str(error):
             raise _pickle(path) from error
@@ -80,44 +81,37 @@ def _read_npy(data: bytes, path: Path, tensor: str | None) -> np.ndarray[Any, An
     return array
 
 
-def _adapter(path: Path, entries: dict[str, dict[str, Any]], tensor: str | None) -> int | None:
-    """Returns how many rows of a PEFT adapter's tensor are its prompt; None for a file that is no adapter's.
-
-    All of PEFT's prompt methods call their tensor `prompt_embeddings`: `adapter_config.json` alone tells them apart.
+def _adapter_prompt(path: Path, entries: dict[str, dict[str, Any]], tensor: str | None) -> Array | None:
+    """Returns the prompt of a PEFT adapter; None for a file that is no adapter's.
 
     Raises:
         RegistryError: the adapter is no plain prompt, or it cannot be told whether it is one.
     """
-    config_file = path.with_name("adapter_config.json")
     named = [name for name in entries if "prompt_embeddings" in name]
     if not named or (tensor is not None and tensor not in named):
         return None
-    if not config_file.exists():
+    if not is_adapter(path.parent):
         raise RegistryError(
             f"{path} is a PEFT adapter without its adapter_config.json: what kind it is cannot be told",
             "Put adapter_config.json beside it, or save the prompt's rows alone, under another tensor name.",
         )
-    import json
+    return _plain_adapter(path)
 
-    try:
-        config = json.loads(config_file.read_text("utf-8"))
-        kind, length = config["peft_type"], config["num_virtual_tokens"]
-        rows = entries[named[0]]["shape"][0]
-    except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
-        raise RegistryError(
-            f"{config_file} cannot be read ({error!r})"[:500], "Copy the adapter's folder again."
-        ) from error
-    if kind != "PROMPT_TUNING" or any("prefix_task" in name for name in entries):
+
+def _plain_adapter(path: Path, tensors: dict[str, Array] | None = None) -> Array:
+    """Returns the prompt of an adapter's file, or of its tensors if they are read already.
+
+    Raises:
+        RegistryError: the adapter is no plain prompt.
+    """
+    folder = path.parent
+    kind = adapter_config(folder)["peft_type"]
+    if kind != PLAIN:
         raise RegistryError(
             f"{path} holds a {str(kind)[:40]!r} adapter, which is no plain prompt",
-            "Only adapters of PROMPT_TUNING are taken: others have more than one prompt in that tensor, or none.",
+            f"`attempt import {folder}` takes what can be taken of it, or says what else to do.",
         )
-    if type(length) is not int or length < 1 or rows not in (length, 2 * length):
-        raise RegistryError(
-            f"{path} holds {rows} rows, but its adapter_config.json says num_virtual_tokens {str(length)[:20]}",
-            "Copy the adapter's folder again.",
-        )
-    return length
+    return read_adapter(folder, path.name, tensors).prompts[0]
 
 
 def _pickle(path: Path) -> RegistryError:

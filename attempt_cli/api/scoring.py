@@ -17,6 +17,7 @@ from attempt_cli.changes import Changes
 from attempt_cli.composing import changed_copy, checked_parts, joined
 from attempt_cli.errors import ArgumentsError, AttemptError
 from attempt_cli.evaluation.comparison import RunComparison, compare_runs, paired_evaluations
+from attempt_cli.evaluation.flattening import LIMIT, Flattened, flatten_composition, on_file
 from attempt_cli.evaluation.inspection import (
     Inspection,
     attended_tasks,
@@ -51,6 +52,7 @@ Rows = Row | Sequence[Row]
 __all__ = [
     "Changes",
     "EvaluationResult",
+    "Flattened",
     "Inspection",
     "Model",
     "Prediction",
@@ -59,6 +61,7 @@ __all__ = [
     "compare",
     "compose",
     "evaluate",
+    "flatten",
     "inspect",
     "load",
     "predict",
@@ -440,6 +443,55 @@ def compose(
         settings=draft.settings,
         note=note,
     )
+
+
+def flatten(
+    name: str,
+    composition: str,
+    *,
+    task: str | Path | Task | Sequence[str | Path | Task] = (),
+    rows: Path | str | None = None,
+    limit: int | None = LIMIT,
+    seed: int = 0,
+    note: str = "",
+    max_tokens: int | None = None,
+    session: Session | None = None,
+) -> list[Flattened]:
+    """Turns a composition into one plain prompt: that of the mean attention over rows, the same for every input.
+
+    A plain prompt can be exported everywhere. Training rows give the mean, validation rows score the composition and
+    the prompt; of a file a tenth is held out for the scores. The rows of both are recorded, and the composition is the
+    prompt's parent.
+
+    Args:
+        name: the prompt's name; with several tasks each prompt is NAME.TASK.
+        composition: a composition that mixes sources.
+        task: one or several tasks; without any, those of the composition's targets.
+        rows: a file of rows, instead of the task's own.
+        limit: a random sample of at most this many rows gives the mean.
+        seed: the seed of the sample.
+        note: a remark to keep with it.
+        max_tokens: the token budget of a batch; None takes 8192.
+        session: says where the registry, the rows and the backbone are.
+
+    Returns:
+        A prompt for each task, with the scores before and after.
+
+    Raises:
+        RegistryError: there is no such composition.
+        ArgumentsError: it mixes sources for any task and none is named, or one file is for several tasks.
+        AttemptError: it mixes nothing, or rows are missing.
+
+        attempt.flatten("rte-plain", "rte-attempt")[0].comparison.test.difference
+    """
+    session = session or Session()
+    record = session.store.composition(composition)
+    tasks = [as_task(each) for each in listed(task)] or list(own_tasks([TrainedModel(record, session)]))
+    if rows is not None:
+        if len(tasks) > 1:
+            raise ArgumentsError("one file of rows is for one task", "Name it with --tasks.")
+        tasks = [on_file(tasks[0], rows)]
+    return flatten_composition(session, record, name, tasks, limit=limit, seed=seed, note=note, max_tokens=max_tokens)
 
 
 def _rows(given: Rows) -> Sequence[Row]:

@@ -152,6 +152,8 @@ def show(settings: Settings, name: str, what: str | None) -> None:
 
 def _everything(settings: Settings, registry: Registry, record: Prompt | Attention | Composition) -> dict[str, Any]:
     """Collects a record's fields and what the registry knows of its relatives, long fields last."""
+    from attempt_cli.sharing.references import hub_references
+
     lineage = registry.lineage(record.ref, kind=kind_of(record))
     row = _row(record)
     del row["id"]
@@ -164,6 +166,7 @@ def _everything(settings: Settings, registry: Registry, record: Prompt | Attenti
     row["removed_ancestors"] = lineage.removed
     row["children"] = lineage.children
     row["compositions"] = [composition.ref for composition in lineage.compositions]
+    row["hub"] = hub_references(record.settings, lineage.used_by)
     row["made_by_runs"] = _run_summaries(settings, lineage.made_by)
     row["used_by_runs"] = _run_summaries(settings, lineage.used_by)
     return row | long

@@ -133,6 +133,9 @@ class Task(_Fields):
     description: Annotated[str, AfterValidator(lambda text: " ".join(text.split()))] = Field(
         default="", description="A sentence for people, with the paper that the task comes from."
     )
+    licence: Annotated[str, AfterValidator(lambda text: " ".join(text.split()))] | None = Field(
+        default=None, description="The licence of the rows, as whoever gives them states it."
+    )
     hub: HubDataset | None = Field(default=None, description="Where the rows are on the hub; None for files.")
     files: dict[Split, Annotated[Path | str, BeforeValidator(_in_folder)]] = Field(
         default_factory=dict, description="train | validation | test -> a file, or its address, for rows of one's own."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -194,6 +194,9 @@ class RecordedEvaluation:
         split: the split that was scored.
         rows: what the run kept of its rows; see `rows_record`.
         per_row: the rows' results.
+        metrics: every metric's value, the score first; empty in old runs.
+        interval: the 95 % interval of the score, where one was computed.
+        created: the time of the run (UTC, ISO 8601).
     """
 
     run: int
@@ -204,6 +207,9 @@ class RecordedEvaluation:
     split: str
     rows: Mapping[str, Any]
     per_row: PerRow
+    metrics: Mapping[str, float]
+    interval: tuple[float, float] | None
+    created: str
 
 
 def read_evaluation(run: Run) -> RecordedEvaluation | None:
@@ -220,6 +226,9 @@ def read_evaluation(run: Run) -> RecordedEvaluation | None:
         split=split,
         rows=run.rows[split],
         per_row=PerRow(**run.numbers["per_row"]),
+        metrics=run.numbers.get("metrics", {}),
+        interval=tuple(run.numbers["interval"]) if run.numbers.get("interval") else None,
+        created=run.created,
     )
 
 
@@ -251,10 +260,16 @@ def newest_evaluations(registry: Registry, kind: str, model: str) -> dict[str, R
     Returns:
         The task's name -> the evaluation; empty where the model was never evaluated.
     """
-    uses = None if kind == "none" else f"{kind}:{model}"
     found: dict[str, RecordedEvaluation] = {}
+    for evaluation in evaluations(registry, kind, model):
+        found.setdefault(evaluation.task, evaluation)
+    return found
+
+
+def evaluations(registry: Registry, kind: str, model: str) -> Iterator[RecordedEvaluation]:
+    """Yields a model's evaluations, the newest first; arguments as in `newest_evaluations`."""
+    uses = None if kind == "none" else f"{kind}:{model}"
     for run in registry.runs(uses=uses, reverse=True):
         evaluation = read_evaluation(run)
         if evaluation is not None and (evaluation.kind, evaluation.model) == (kind, model):
-            found.setdefault(evaluation.task, evaluation)
-    return found
+            yield evaluation

@@ -6,9 +6,10 @@ import hashlib
 import json
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import TypeVar
 
 COMMIT = "c0ffee" + "0" * 34
 
@@ -21,9 +22,10 @@ class Hub(ThreadingHTTPServer):
     """
 
     daemon_threads = True
+    handler: type[Handler]
 
     def __init__(self, repositories: dict[str, Path]) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__(("127.0.0.1", 0), self.handler)
         self.repositories = repositories
         self.requests: list[str] = []
         self.down = False  # then every answer is 503
@@ -33,10 +35,17 @@ class Hub(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_address[1]}"
 
 
-@contextmanager
-def serve(repositories: dict[str, Path]) -> Iterator[Hub]:
+def serve(repositories: dict[str, Path]) -> AbstractContextManager[Hub]:
     """A hub in a thread of its own."""
-    hub = Hub(repositories)
+    return running(Hub(repositories))
+
+
+AnyHub = TypeVar("AnyHub", bound=Hub)
+
+
+@contextmanager
+def running(hub: AnyHub) -> Iterator[AnyHub]:
+    """Lets a hub answer in a thread of its own."""
     thread = threading.Thread(target=hub.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
     try:
@@ -47,7 +56,7 @@ def serve(repositories: dict[str, Path]) -> Iterator[Hub]:
         thread.join()
 
 
-class _Handler(BaseHTTPRequestHandler):
+class Handler(BaseHTTPRequestHandler):
     server: Hub
     protocol_version = "HTTP/1.0"  # no connection outlives its answer, so a stopped server is silent
 
@@ -118,3 +127,6 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(content)
+
+
+Hub.handler = Handler

@@ -384,6 +384,7 @@ ancestors          sst2@1, qnli@1
 removed_ancestors  -
 children           -
 compositions       reviews@1
+hub                -
 made_by_runs       1 (train-target rte, 2026-01-02T03:04:05Z)
 used_by_runs       2 (eval, 2026-01-02T03:04:05Z)
 settings           steps: 10
@@ -432,6 +433,7 @@ def test_show_finds_the_kind_and_says_when_there_are_several(cli: Cli, filled: R
         "removed_ancestors  -\n"
         "children           -\n"
         "compositions       -\n"
+        "hub                -\n"
         "made_by_runs       -\n"
         "used_by_runs       -\n"
         "settings           -\n"
