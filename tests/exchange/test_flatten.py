@@ -48,7 +48,8 @@ def mixture(session: Session, *, placement: str = "before", level: str = "instan
         **known,
     )
     session.store.add_run(
-        command="made in a test", settings={}, rows={"train": ORIGIN}, seed=0, budget={"steps": 1}, numbers={}, versions={},
+        command="made in a test", settings={}, rows={"train": ORIGIN}, seed=0, budget={"steps": 1}, numbers={},
+        versions={},
         duration=1.0, artefacts=["prompt:mix@1", "attention:mix@1"], inputs=["prompt:a@1", "prompt:b@1"],
     )  # fmt: skip
     return session.store.add_composition(
