@@ -61,9 +61,7 @@ def load_from(place: Place, device: torch.device, dtype: torch.dtype) -> FrozenB
 
     settings: Any = logging
     settings.set_verbosity_error()  # no advice of the library between our own lines
-    location = str(_unpacked_gguf(Path(place.location))) if place.kind == "gguf" else place.location
-    silence = why_the_hub_is_silent(location, "config.json") if place.kind == "hub" else None
-    reading: dict[str, Any] = {"local_files_only": silence is not None, "trust_remote_code": False}
+    location, silence, reading = location_of(place)
     try:
         raw, _ = PreTrainedConfig.get_config_dict(location, local_files_only=silence is not None)
         check_config(raw, CONFIG_MAPPING)
@@ -94,6 +92,13 @@ def load_from(place: Place, device: torch.device, dtype: torch.dtype) -> FrozenB
     backbone = kind(model, tokenizer, name=place.name, source=source)
     check_scores(backbone)
     return backbone
+
+
+def location_of(place: Place) -> tuple[str, str | None, dict[str, Any]]:
+    """Returns what the library reads a place from, why the hub is silent where it is, and how it is to be read."""
+    location = str(_unpacked_gguf(Path(place.location))) if place.kind == "gguf" else place.location
+    silence = why_the_hub_is_silent(location, "config.json") if place.kind == "hub" else None
+    return location, silence, {"local_files_only": silence is not None, "trust_remote_code": False}
 
 
 def check_tokens(tokenizer: Any, embeddings: int) -> None:
