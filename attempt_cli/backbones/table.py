@@ -73,7 +73,7 @@ def load_table(name: str, known: Backbone) -> EmbeddingTable:
         hint = getattr(error, "hint", None) or "Name the folder or hub id of the model that the prompts belong to."
         raise AttemptError(f"the embeddings of {name} cannot be loaded: {first_line(error)}", hint) from error
     table = EmbeddingTable(_TableOnly(config, weight.float()), tokenizer, name=place.name, source=place.location)
-    if table.width != known.width or abs(table.embedding_rms - known.embedding_rms) > 1e-3 * known.embedding_rms:
+    if table.width != known.width or abs(table.embedding_rms - known.embedding_rms) > 1e-4 * known.embedding_rms:
         raise AttemptError(
             f"the embeddings of {name} are others than those that the prompts were trained for "
             f"(width {table.width}, RMS {table.embedding_rms:.5g}; recorded are {known.width} and {known.embedding_rms:.5g})",

@@ -24,7 +24,13 @@ if TYPE_CHECKING:
 USAGE = "prompts.json"
 DELTA = "prompt_tokens.safetensors"
 # Texts whose tokens have to be ours with the prompt beside them; they begin and end in different ways.
-PROBES = ("It broke after a day. label:", "word", "42 of them?", "Is it so: (a) yes, (b) no", "question: why\ntext: it is")
+PROBES = (
+    "It broke after a day. label:",
+    "word",
+    "42 of them?",
+    "Is it so: (a) yes, (b) no",
+    "question: why\ntext: it is",
+)
 
 
 @dataclass(frozen=True)

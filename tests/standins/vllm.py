@@ -1,7 +1,7 @@
 """A stand-in for vLLM's server with `--enable-prompt-embeds`: it decodes and refuses as that does, on a real model.
 
-    with vllm_server(folder) as server:
-        httpx.post(f"{server.url}/v1/completions", json=body)
+with vllm_server(folder) as server:
+    httpx.post(f"{server.url}/v1/completions", json=body)
 """
 
 from __future__ import annotations
@@ -53,7 +53,9 @@ class Server:
         if not isinstance(data, str):
             raise RefusedError("prompt_embeds must be a base64 string")
         try:
-            tensor = torch.load(io.BytesIO(base64.b64decode(data, validate=True)), weights_only=True, map_location="cpu")
+            tensor = torch.load(
+                io.BytesIO(base64.b64decode(data, validate=True)), weights_only=True, map_location="cpu"
+            )
         except Exception as error:
             raise RefusedError(f"prompt_embeds cannot be loaded: {error}") from error
         if not isinstance(tensor, torch.Tensor) or tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16):
@@ -74,7 +76,10 @@ class Server:
             logits = self.model(inputs_embeds=sequence[None]).logits[0, -1].float()
             top = logits.log_softmax(-1).topk(most)
             steps.append(
-                {self.tokenizer.decode([i]): score for i, score in zip(top.indices.tolist(), top.values.tolist(), strict=True)}
+                {
+                    self.tokenizer.decode([i]): score
+                    for i, score in zip(top.indices.tolist(), top.values.tolist(), strict=True)
+                }
             )
             ids.append(int(logits.argmax()))
             if ids[-1] == self.tokenizer.eos_token_id:
