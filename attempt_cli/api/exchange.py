@@ -23,14 +23,14 @@ def export(
     force: bool = False,
     session: Session | None = None,
 ) -> Exported:
-    """Writes a prompt or a composition in the format of another tool; the backbone is not loaded.
+    """Writes prompts or a composition in the format of another tool; "vocabulary" alone loads the backbone.
 
     Args:
         names: of a prompt or composition; of some formats several, of one backbone.
         path: a folder that does not exist or is empty; of some formats a file.
-        to: the format: "peft", "npy" or "bundle".
+        to: the format: "peft", "npy", "bundle", "vocabulary", "vocabulary-delta" or "vllm".
         force: replace an earlier export.
-        session: says where the registry is.
+        session: says where the registry is; its dtype, else float32, is that of a copy of the model.
 
     Returns:
         What was written.

@@ -24,12 +24,14 @@ class Selection:
     """What an export is made of; a format's writer gets it, checked.
 
     Args:
+        session: says which dtype a copy of the model gets, and is told how it goes.
         registry: holds the tensors.
         records: what was named.
         prompts: of a format of plain prompts, the prompts themselves.
         backbone: that of all of them.
     """
 
+    session: Session
     registry: Registry
     records: tuple[Prompt | Composition, ...]
     prompts: tuple[Prompt, ...]
@@ -134,7 +136,7 @@ def _selection(session: Session, records: Sequence[Prompt | Composition], row: F
             )
     backbone = registry.backbone(records[0].fingerprint)
     if not row.plain:
-        return Selection(registry, tuple(records), (), backbone)
+        return Selection(session, registry, tuple(records), (), backbone)
     prompts = [prompt for record in records for prompt in _plain(registry, record, row)]
     if len(prompts) > 1 and not row.several:
         raise ArgumentsError(
@@ -146,7 +148,7 @@ def _selection(session: Session, records: Sequence[Prompt | Composition], row: F
             from attempt_cli.evaluation.models import lone_target_text
 
             session.listener.note(lone_target_text(prompt))
-    return Selection(registry, tuple(records), tuple(prompts), backbone)
+    return Selection(session, registry, tuple(records), tuple(prompts), backbone)
 
 
 def _plain(registry: Registry, record: Prompt | Composition, row: Format) -> list[Prompt]:

@@ -32,6 +32,7 @@ class Format:
         file: whether an export is one file rather than a folder.
         plain: whether it holds plain prompts [m, d] alone; others hold compositions, too.
         several: whether an export may hold more than one prompt.
+        loads: whether an export loads the backbone, in a dtype that can be chosen.
         placements: where a prompt may stand.
         options: fields of `importing.Options` that its reader reads.
     """
@@ -44,6 +45,7 @@ class Format:
     file: bool = False
     plain: bool = True
     several: bool = False
+    loads: bool = False
     placements: tuple[str, ...] = PLACEMENTS
     options: tuple[str, ...] = ("task", "name", "kind", "note", "tags")
 
@@ -81,6 +83,25 @@ FORMATS: dict[str, Format] = {
         recognises="attempt_cli.exchange.authors:recognises",
         read="attempt_cli.exchange.authors:read",
         options=("task", "name", "kind", "sources", "note", "tags"),
+    ),
+    "vocabulary": Format(
+        "a model with prompts as tokens",
+        "a copy of the model with prompts as added tokens, for whatever serves the model by plain text",
+        write="attempt_cli.exchange.vocabulary:write",
+        several=True,
+        loads=True,
+    ),
+    "vocabulary-delta": Format(
+        "prompts as tokens",
+        "those tokens and their embeddings alone, for an untouched model",
+        write="attempt_cli.exchange.vocabulary:write_delta",
+        several=True,
+        loads=True,
+    ),
+    "vllm": Format(
+        "vLLM",
+        "the prompt as a torch file, and a request that vLLM's server answers (--enable-prompt-embeds)",
+        write="attempt_cli.exchange.vllm:write",
     ),
 }
 TARGETS = tuple(name for name, format in FORMATS.items() if format.write)

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from attempt_cli.exchange.content import Array, Content
     from attempt_registry import Backbone, Prompt
 
+# settings of a prompt that mean something outside its registry
+KEPT_SETTINGS = ("task", "format", "training", "chat_template")
 VERSION = 1
 # the folders of an absolute path, on any system; no part of an address such as https://…
 _FOLDERS = re.compile(r"(?<![\w:/\\.~-])(?:~|[A-Za-z]:)?[/\\](?:[^\s'\"=,:/\\]+[/\\])*(?=[^\s/\\])")
@@ -127,7 +129,7 @@ def content(said: Mapping[str, Any], tensors: Sequence[Array], folder: Path) -> 
     drafts, refs = [], []
     for tensor, fields in zip(tensors, said["prompts"], strict=True):
         of = checked_fields(fields, origin)
-        settings = {name: of["settings"][name] for name in ("task", "format", "training") if name in of["settings"]}
+        settings = {name: of["settings"][name] for name in KEPT_SETTINGS if name in of["settings"]}
         kept = {
             name: of[name] for name in ("name", "task", "kind", "task_version", "placement", "numbers", "seed", "note")
         }

@@ -64,3 +64,26 @@ def add_prompt(session: Session, name: str = "moods", *, length: int = 5, seed: 
     return session.store.add_prompt(
         tensor, name=name, backbone=backbone.name, fingerprint=backbone.fingerprint, **given
     )
+
+
+def chat_session(folder: Path, placement: str) -> tuple[Session, str]:
+    """Makes a session whose prompt was trained in the user's turn of a chat template; and a text to ask."""
+    from attempt_cli.artefacts import remember_backbone
+    from tests.models import save_chat
+
+    session = Session(folder / "registry", backbone=str(save_chat(folder / "chat")), device="cpu", dtype="float32")
+    backbone = session.load_backbone()
+    remember_backbone(session.store, backbone)
+    settings = {"task": TASK, "format": "words", "chat_template": backbone.chat_frame.text}
+    add_prompt(session, placement=placement, settings=settings)
+    return session, "the text is good"
+
+
+def in_chat(session: Session, text: str) -> tuple[list[list[int]], Any]:
+    """Words as an assistant's answers, and their scores by our model."""
+    import attempt_cli
+
+    model = attempt_cli.load("moods", session=session).load().model
+    words = model.label_tokens(("yes", "no", "nothing"))
+    rows = session.load_backbone().encode([text], [words[0]], 64, around=model.around)
+    return words, model.score_labels(rows, words)[0][0]
