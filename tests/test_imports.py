@@ -42,9 +42,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "session": {"method", "changes", "data", "backbones", "prompted", "artefacts"},
     "evaluation": {"method", "changes", "sources", "data", "backbones", "prompted", "artefacts", "session"},
 }
+MAY_IMPORT["server"] = MAY_IMPORT["evaluation"] | {"evaluation"}
 MAY_IMPORT["training"] = MAY_IMPORT["evaluation"] | {"evaluation"}
 MAY_IMPORT["experiments"] = MAY_IMPORT["training"] | {"training", "plots"}
-MAY_IMPORT["api"] = MAY_IMPORT["experiments"] | {"experiments", "sources", "composing"}
+MAY_IMPORT["api"] = MAY_IMPORT["experiments"] | {"experiments", "sources", "composing", "server"}
 MAY_IMPORT["cli"] = MAY_IMPORT["api"] | {"api"}
 MAY_IMPORT["__main__"] = {"cli"}
 MAY_IMPORT["__init__"] = MAY_IMPORT["api"] | {"api"}  # lazily: `import attempt_cli` stays free of torch

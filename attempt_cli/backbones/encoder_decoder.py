@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from attempt_cli.backbones.attention import Past
-from attempt_cli.backbones.base import FrozenBackbone, with_prompts
+from attempt_cli.backbones.base import FrozenBackbone, Watch, stopping, with_prompts
 from attempt_cli.backbones.kernels import Shape, choose_kernel
 from attempt_cli.backbones.rows import Batch
 from attempt_cli.placement import Placement
@@ -66,6 +66,7 @@ class EncoderDecoderBackbone(FrozenBackbone):
         prompts: Tensor | None,
         max_new_tokens: int,
         placement: Placement = "before",
+        watch: Watch | None = None,
     ) -> list[str]:
         from transformers.modeling_outputs import BaseModelOutput
 
@@ -75,6 +76,7 @@ class EncoderDecoderBackbone(FrozenBackbone):
             attention_mask=mask,
             max_new_tokens=max_new_tokens,
             do_sample=False,
+            stopping_criteria=stopping(watch),
         )
         texts: list[str] = self.tokenizer.batch_decode(written, skip_special_tokens=True)
         return [text.strip() for text in texts]

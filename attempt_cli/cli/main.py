@@ -38,6 +38,7 @@ COMMANDS = {
     "fewshot": "fewshot",
     "reproduce": "reproduce",
     "predict": "predict",
+    "serve": "serve",
     "registry": "registry",
     "tasks": "tasks",
     "backbone": "backbone",
