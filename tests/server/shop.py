@@ -52,7 +52,7 @@ class Shop:
     ) -> Prompt:
         """Adds a random prompt; without labels its task is free text."""
         answer = (
-            {"labels": labels, "metrics": ["accuracy"]} if labels else {"answers": "answer", "metrics": ["em"]}
+            {"labels": labels, "metrics": ["accuracy"]} if labels else {"answers": "answer", "metrics": ["squad_em"]}
         )
         task = {"name": fields.pop("task", name), "input": input, "files": {"train": "train.csv"}, **answer}
         numbers = np.random.default_rng(seed).standard_normal((length, self.backbone.width)).astype(np.float32)
