@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from attempt_cli.api.experiments import fewshot, reproduce
     from attempt_cli.api.scoring import Model, compare, compose, evaluate, inspect, load, predict, rank_sources
+    from attempt_cli.api.serving import serve
     from attempt_cli.api.training import train_attention, train_source, train_target
     from attempt_cli.changes import Changes
     from attempt_cli.data.catalogue import load_task
@@ -70,6 +71,7 @@ __all__ = [
     "predict",
     "rank_sources",
     "reproduce",
+    "serve",
     "task_from_files",
     "train_attention",
     "train_source",
@@ -107,6 +109,7 @@ _MODULES = {
     "predict": "attempt_cli.api.scoring",
     "rank_sources": "attempt_cli.api.scoring",
     "reproduce": "attempt_cli.api.experiments",
+    "serve": "attempt_cli.api.serving",
     "task_from_files": "attempt_cli.data.own_files",
     "train_attention": "attempt_cli.api.training",
     "train_source": "attempt_cli.api.training",
