@@ -9,7 +9,6 @@ from attempt_cli.name_lists import listed
 from attempt_cli.server.run import Serving, run_server
 from attempt_cli.server.settings import ServerSettings
 from attempt_cli.session import Session
-from attempt_cli.training.signals import caught_signals
 
 __all__ = ["Serving", "serve"]
 
@@ -37,5 +36,4 @@ def serve(
 
         attempt.serve("support-chats-attempt", port=8000)
     """
-    with caught_signals():  # after its own shutdown the library raises what it caught once more
-        run_server(session or Session(), listed(models), ServerSettings(**settings), started or (lambda serving: None))
+    run_server(session or Session(), listed(models), ServerSettings(**settings), started or (lambda serving: None))

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from attempt_registry.records import Composition, Prompt
 
 NEEDED = ("fastapi", "uvicorn", "prometheus_client")  # the extra `serve`
-EXTRA_SECONDS = 5  # after the timeout of a request, until a server that is ending cuts it off
 
 
 @dataclass(frozen=True)
@@ -78,38 +77,27 @@ def _serve(
     taken: socket.socket,
     started: Callable[[Serving], object],
 ) -> None:
-    import uvicorn
-
+    from attempt_cli.artefacts import check_backbone
     from attempt_cli.backbones.input_cache import RecentInputs
     from attempt_cli.byte_sizes import parse_size, total_memory
     from attempt_cli.server.app import create_app
     from attempt_cli.server.catalogue import Catalogue
     from attempt_cli.server.engine import Engine
+    from attempt_cli.server.process import run
 
     budget = parse_size(str(session.input_cache)) if session.input_cache is not None else total_memory() // 4
     backbone = replace(session, input_cache=0).load_backbone([record])
-    if backbone.fingerprint != record.fingerprint:
-        from attempt_cli.artefacts import check_backbone
-
-        check_backbone(backbone, record)
+    check_backbone(backbone, record)
     backbone.input_cache = RecentInputs(budget) if budget and "after" in backbone.placements else None
     engine = Engine(backbone, max_tokens=settings.max_tokens, wait=settings.wait / 1000, queue=settings.max_queue)
     catalogue = Catalogue(session, names, backbone.fingerprint)
     app = create_app(catalogue, engine, settings)
-    config = uvicorn.Config(
-        app,
-        log_level="warning",
-        access_log=False,
-        lifespan="off",
-        server_header=False,
-        timeout_graceful_shutdown=int(settings.timeout) + EXTRA_SECONDS,
-    )
+    host, port = taken.getsockname()[:2]
+    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     engine.start()
     try:
-        host, port = taken.getsockname()[:2]
-        shown = f"[{host}]" if ":" in host else host
-        started(Serving(f"http://{shown}:{port}", backbone.name, tuple(catalogue.all()), settings.api_key is not None))
-        uvicorn.Server(config).run(sockets=[taken])
+        serving = Serving(url, backbone.name, tuple(catalogue.all()), settings.api_key is not None)
+        run(app, taken, settings.timeout, lambda: started(serving))
     finally:
         engine.stop()
 
