@@ -198,10 +198,11 @@ class RecentInputs(InputCache):
 
     Args:
         budget: the largest number of bytes.
+        pin_memory: as in `InputCache`.
     """
 
-    def __init__(self, budget: int) -> None:
-        super().__init__(budget)
+    def __init__(self, budget: int, *, pin_memory: bool = False) -> None:
+        super().__init__(budget, pin_memory=pin_memory)
         self._used = 0
 
     @property
@@ -215,10 +216,11 @@ class RecentInputs(InputCache):
     def offer(self, rows: Sequence[Sequence[int]], computed: Tensor) -> None:
         for place, ids in enumerate(rows):
             self.misses += 1
-            kept = computed[place : place + 1, ..., : len(ids), :].clone()  # a view would keep the whole group
-            name, need = row_key(ids).hex(), _size(kept)
+            own = computed[place : place + 1, ..., : len(ids), :]
+            name, need = row_key(ids).hex(), _size(own)
             if name in self._kept or need > self.budget:
                 continue
+            kept = own.cpu().pin_memory() if self.pin_memory else own.clone()  # a view would keep the whole group
             while self._used + need > self.budget:
                 _, dropped = self._kept.popitem(last=False)
                 self._used -= _size(dropped)

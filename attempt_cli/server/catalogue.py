@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from attempt_cli.data.catalogue import task_names
 from attempt_cli.errors import AttemptError
 from attempt_cli.evaluation.models import TrainedModel, find_model
 from attempt_cli.evaluation.serving import ServedTask, served_tasks
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 # models whose tensors stay in memory; what is asked for more rarely is loaded again
 KEPT_MODELS = 1000
+# with more names none is compared with an unknown one: it would hold up everybody
+COMPARED_NAMES = 5000
 
 
 class UnknownModelError(AttemptError):
@@ -118,7 +121,9 @@ class Catalogue:
         if model.record is None or model.record.fingerprint != self.fingerprint:
             raise self._unknown(name)
         model = self._same(model, model.record)
-        if task is not None and model.targets and task not in {prompt.task for prompt in model.targets}:
+        # without target prompts any task that comes with the package; none that a client names by a file's path
+        known = {prompt.task for prompt in model.targets} if model.targets else set(task_names())
+        if task is not None and task not in known:
             raise self._unknown(name)
         found = served_tasks(model, task)
         return {name if len(found) == 1 else f"{plain}:{one.task.name}": one for one in found}
@@ -135,6 +140,7 @@ class Catalogue:
         return kept
 
     def _unknown(self, name: str) -> UnknownModelError:
-        near = nearest_names(name[:200], self.all())
+        all_names = self.all()
+        near = nearest_names(name[:200], all_names) if len(all_names) <= COMPARED_NAMES else []
         hint = f"Did you mean {' or '.join(near)}? " if near else ""
         return UnknownModelError(f"no model named '{name[:200]}' is served", f"{hint}GET /v1/models lists all.")

@@ -91,11 +91,13 @@ class Gate:
         length = dict(scope["headers"]).get(b"content-length", b"0")
         if not length.isdigit() or int(length[:20]) > self.settings.max_body:
             return None
+        clock = asyncio.get_running_loop().time
+        until = clock() + self.settings.timeout
         parts, size, more = [], 0, True
         while more:
             try:
-                message = await asyncio.wait_for(receive(), self.settings.timeout)
-            except TimeoutError:
+                message = await asyncio.wait_for(receive(), max(0.001, until - clock()))
+            except asyncio.TimeoutError:  # before Python 3.11 not the built-in one
                 raise _GoneError from None
             if message["type"] == "http.disconnect":
                 raise _GoneError

@@ -88,7 +88,9 @@ def _serve(
     budget = parse_size(str(session.input_cache)) if session.input_cache is not None else total_memory() // 4
     backbone = replace(session, input_cache=0).load_backbone([record])
     check_backbone(backbone, record)
-    backbone.input_cache = RecentInputs(budget) if budget and "after" in backbone.placements else None
+    backbone.input_cache = None
+    if budget and "after" in backbone.placements:
+        backbone.input_cache = RecentInputs(budget, pin_memory=backbone.device.type == "cuda")
     engine = Engine(backbone, max_tokens=settings.max_tokens, wait=settings.wait / 1000, queue=settings.max_queue)
     catalogue = Catalogue(session, names, backbone.fingerprint)
     app = create_app(catalogue, engine, settings)
@@ -123,7 +125,7 @@ def first_record(session: Session, names: Sequence[str]) -> Prompt | Composition
                 f"there is no prompt to serve{of} in the registry {store.folder}",
                 "Train one (`attempt train-source …`), or name another --registry or --backbone.",
             )
-    known = {record.fingerprint: record.backbone for record in records}
+    known = {record.fingerprint: f"{record.backbone} ({record.fingerprint})" for record in records}
     if len(known) > 1:
         raise AttemptError(
             f"the registry has prompts for {len(known)} backbones: {shortened(known.values())}",

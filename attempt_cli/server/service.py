@@ -120,7 +120,7 @@ class Service:
                     yield shape.piece(index, answers[index][1].text, answers[index][1], first=True)
                 yield shape.last(index, answer)
             yield shape.end([answers[index] for index in range(len(asks))])
-        except TimeoutError:
+        except asyncio.TimeoutError:  # before Python 3.11 not the built-in one
             raise self._late() from None
         finally:
             for ask in asks:
@@ -128,7 +128,10 @@ class Service:
                 ask.future.cancel()
 
     def _examples(self, served: ServedTask, rows: Sequence[Any]) -> list[Example]:
-        return [rendered(served.task, row, number, "the request") for number, row in enumerate(rows)]
+        try:
+            return [rendered(served.task, row, number, "the request") for number, row in enumerate(rows)]
+        except RecursionError:
+            raise ApiError(400, "a row is nested too deeply", "invalid_value", param="inputs") from None
 
     def _check_rows(self, count: int, param: str) -> None:
         if count == 0:
@@ -155,7 +158,7 @@ class Service:
         futures = [asyncio.wrap_future(ask.future) for ask in asks]
         try:
             found = await asyncio.wait_for(asyncio.gather(*futures), self.settings.timeout)
-        except TimeoutError:
+        except asyncio.TimeoutError:  # before Python 3.11 not the built-in one
             raise self._late() from None
         finally:
             for ask in asks:

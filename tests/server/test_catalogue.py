@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -66,6 +67,16 @@ def test_a_composition_of_several_tasks_is_served_by_task(server: Served) -> Non
     assert "both:mood, both:topic" in error["message"]
     problem(answer(server, "both:style"), 404)
     assert server.get("/v1/models/both:topic").json()["sources"] == ["style@1"]
+
+
+def test_sources_alone_serve_tasks_of_the_package_and_read_no_files(server: Served, tmp_path: Path) -> None:
+    server.shop.mixture("prior", ["mood", "topic"], [])
+    file = tmp_path / "own.yaml"
+    file.write_text("name: own\ninput: '{text}'\nlabels: {a: a, b: b}\nmetrics: [accuracy]\nfiles: {train: x.csv}\n")
+    found = server.post("/predict", {"inputs": {"sentence": "it was good"}, "models": "prior:sst2"}).json()
+    assert set(found["predictions"]["prior:sst2"][0]["attention"]) == {"mood@1", "topic@1", "target"}
+    for task in (str(file), f"../{file.name}", "sst3"):
+        problem(answer(server, f"prior:{task}"), 404)
 
 
 def test_a_damaged_prompt_is_the_server_s_fault_and_named(server: Served) -> None:

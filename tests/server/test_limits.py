@@ -266,6 +266,14 @@ def test_ten_thousand_malformed_requests(server: Served) -> None:
     assert server.engine.alive
 
 
+def test_rows_that_are_nested_too_deeply_are_refused(server: Served) -> None:
+    for depth in (10, 400, 900, 5000):
+        deep = b"[" * depth + b"1" + b"]" * depth
+        content = b'{"models": "mood", "inputs": [{"text": ' + deep + b"}]}"
+        answer = server.post("/predict", content=content)
+        assert answer.status_code == (200 if depth == 10 else 400), answer.text
+
+
 def test_wrong_methods_paths_and_types(server: Served) -> None:
     problem(server.get("/v1/completions"), 405)
     problem(server.get("/nowhere"), 404)

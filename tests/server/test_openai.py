@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 
 from attempt_cli.api.scoring import predict
+from attempt_cli.backbones.load import load_backbone
 from attempt_cli.session import Session
-from tests.server.shop import Served
+from attempt_registry import Registry
+from tests.models import save_t5
+from tests.server.shop import Served, Shop, serve_here
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -68,6 +73,28 @@ def test_a_chat_completion_is_the_label(server: Served) -> None:
     assert (token.token, bytes(token.bytes).decode()) == (own.text, own.text)
     assert math.exp(token.logprob) == pytest.approx(max(own.probabilities.values()), abs=1e-5)
     assert [top.token for top in token.top_logprobs] == [own.text]
+
+
+def test_an_encoder_decoder_is_served(tmp_path: Path) -> None:
+    backbone = load_backbone(str(save_t5(tmp_path / "t5")), device="cpu", dtype="float32")
+    shop = Shop(Registry.open(tmp_path / "shop"), backbone)
+    for seed, name in enumerate(("mood", "topic")):
+        shop.prompt(name, seed=seed, placement="before")
+    shop.prompt("story", labels=None, seed=2, placement="before")
+    shop.mixture("aim", ["mood"], ["topic"], placement="before")
+    server = serve_here(shop, wait=50)
+    try:
+        body = {"inputs": TEXTS, "models": ["mood", "topic", "aim", "story"]}
+        found = server.post("/predict", body).json()["predictions"]
+        for name in body["models"]:
+            for one, own in zip(found[name], expected(server, str(name), TEXTS), strict=True):
+                assert (one.get("word") or one.get("text")) == own.text
+                assert one.get("probabilities") == (own.probabilities and pytest.approx(own.probabilities, abs=1e-4))
+        streamed = server.post("/v1/completions", {"model": "story", "prompt": TEXTS[0], "stream": True}).text
+        events = [json.loads(line.removeprefix("data: ")) for line in streamed.split("\n\n") if "{" in line]
+        assert "".join(event["choices"][0]["text"] for event in events) == found["story"][0]["text"]
+    finally:
+        server.engine.stop()
 
 
 def test_free_text_is_written_and_streamed_token_by_token(server: Served) -> None:
