@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from attempt_cli.session import Session
     from attempt_registry.records import Composition, Prompt
 
+WAITING_CONNECTIONS = 1024  # that the system accepts before the server looks at them
 NEEDED = ("fastapi", "uvicorn", "prometheus_client")  # the extra `serve`
 
 
@@ -65,7 +66,7 @@ def run_server(
         session.listener.note(
             f"Note: {settings.host} is open to other machines and no --api-key is set: whoever reaches it can ask."
         )
-    with listening(settings) as taken:
+    with bound(settings) as taken:
         _serve(session, names, record, settings, taken, started)
 
 
@@ -96,6 +97,10 @@ def _serve(
     app = create_app(catalogue, engine, settings)
     host, port = taken.getsockname()[:2]
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    try:
+        taken.listen(WAITING_CONNECTIONS)
+    except OSError as error:  # another took the port while the backbone was loaded
+        raise _port_error(settings, error) from None
     engine.start()
     try:
         serving = Serving(url, backbone.name, tuple(catalogue.all()), settings.api_key is not None)
@@ -142,27 +147,31 @@ def first_record(session: Session, names: Sequence[str]) -> Prompt | Composition
     return records[0]
 
 
-def listening(settings: ServerSettings) -> socket.socket:
-    """Takes the port, before anything is loaded.
+def bound(settings: ServerSettings) -> socket.socket:
+    """Takes the port, before anything is loaded; who connects is refused until the server listens.
 
     Raises:
         AttemptError: the address is not this machine's, or the port is taken or reserved.
     """
-    host, port = settings.host, settings.port
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        found = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (socket.gaierror, UnicodeError) as error:
-        raise AttemptError(f"'{host}' is no address: {error}", "Give --host 127.0.0.1, or 0.0.0.0 for all.") from None
-    family, _, _, _, address = found[0]
-    server = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        server.bind(address)
-        server.listen(1024)
-    except OSError as error:
-        server.close()
         raise AttemptError(
-            f"cannot listen on {host}, port {port}: {error.strerror or error}",
-            "Give another --port (0 takes a free one), or an address of this machine as --host.",
+            f"'{settings.host}' is no address: {error}", "Give --host 127.0.0.1, or 0.0.0.0 for all."
         ) from None
-    return server
+    family, _, _, _, address = found[0]
+    taken = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        taken.bind(address)
+    except OSError as error:
+        taken.close()
+        raise _port_error(settings, error) from None
+    return taken
+
+
+def _port_error(settings: ServerSettings, error: OSError) -> AttemptError:
+    return AttemptError(
+        f"cannot listen on {settings.host}, port {settings.port}: {error.strerror or error}",
+        "Give another --port (0 takes a free one), or an address of this machine as --host.",
+    )

@@ -41,7 +41,7 @@ def test_the_page_s_commands_run(tmp_path: Path) -> None:
             deadline = time.monotonic() + 300
             while True:
                 try:
-                    httpx.get(f"http://127.0.0.1:{port}/health")
+                    httpx.get(f"http://127.0.0.1:{port}/health", timeout=60)
                     break
                 except httpx.ConnectError:
                     assert server.poll() is None, server.stderr.read() if server.stderr else ""
