@@ -293,15 +293,16 @@ class Engine:
         from attempt_cli.backbones.batches import by_length
         from attempt_cli.prompted import generate_each
 
-        alike: dict[tuple[str, int], list[_Ready]] = {}
+        # of one bound: a row that is done is computed on with the others, and must not leave the model's positions
+        alike: dict[tuple[str, int, int], list[_Ready]] = {}
         for one in ready:
-            alike.setdefault((one.loaded.model.placement, one.loaded.model.prompt_length), []).append(one)
-        for (_, length), group in alike.items():
-            most = max(one.ask.max_new_tokens for one in group)
+            model = one.loaded.model
+            alike.setdefault((model.placement, model.prompt_length, self._longest_text(one)), []).append(one)
+        for (_, length, most), group in alike.items():
             lengths = [len(one.row.input_ids) for one in group]
             for indices in by_length(lengths, length + most, self.max_tokens):
                 some = [group[i] for i in indices]
-                texts = [_Text(one, self.backbone) for one in some]
+                texts = [_Text(one, self.backbone, most) for one in some]
 
                 def watch(tokens: list[int], texts: list[_Text] = texts) -> list[bool]:
                     done = [text.take(token) for text, token in zip(texts, tokens, strict=True)]
@@ -312,7 +313,7 @@ class Engine:
                     [one.loaded.model for one in some],
                     [one.row for one in some],
                     [one.index for one in some],
-                    max(one.ask.max_new_tokens for one in some),
+                    most,
                     watch,
                 )
                 self.counts.texts += len(texts)
@@ -320,6 +321,14 @@ class Engine:
                     attention = tuple(mixed.tolist()) if mixed is not None else None
                     self.counts.tokens += len(text.tokens)
                     text.one.give(RowPrediction(text.close(), attention=attention), len(text.tokens), text.finish)
+
+    def _longest_text(self, one: _Ready) -> int:
+        """Returns the most tokens of a text: what was asked for, or fewer where the model has no more positions."""
+        bound = self.backbone.max_positions
+        if bound is None:
+            return one.ask.max_new_tokens
+        left = bound - one.loaded.model.prompt_length - len(one.row.input_ids)
+        return max(1, min(one.ask.max_new_tokens, left))
 
 
 @dataclass(frozen=True, eq=False)
@@ -345,8 +354,9 @@ class _Ready:
 class _Text:
     """A text as it is generated: one line, up to its end token, a stop text or its longest length."""
 
-    def __init__(self, one: _Ready, backbone: FrozenBackbone) -> None:
+    def __init__(self, one: _Ready, backbone: FrozenBackbone, most: int) -> None:
         self.one = one
+        self.most = most
         self.backbone = backbone
         self.tokens: list[int] = []
         self.finish = "length"
@@ -367,7 +377,7 @@ class _Text:
         ends = [place for stop in ("\n", *self.one.ask.stop) if (place := text.find(stop)) >= 0]
         if ends:
             text, self.done, self.finish = text[: min(ends)], True, "stop"
-        elif len(self.tokens) >= self.one.ask.max_new_tokens:
+        elif len(self.tokens) >= self.most:
             self.done = True
         self._text = text
         if not self.done:  # half a character and spaces at the end may still change or go

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Sequence
 from functools import partial
 from typing import Annotated, Any
@@ -43,7 +44,10 @@ class Service:
         names = list(dict.fromkeys([body.models] if isinstance(body.models, str) else body.models))
         self._check_rows(len(rows) * len(names), "inputs")
         served = {name: self.catalogue[name] for name in names}
-        asks = {name: [Ask(one, example) for example in self._examples(one, rows)] for name, one in served.items()}
+        most = self._usual_length
+        asks = {
+            name: [Ask(one, example, most) for example in self._examples(one, rows)] for name, one in served.items()
+        }
         answers = await self._answers([ask for of in asks.values() for ask in of])
         return {
             "predictions": {
@@ -66,7 +70,7 @@ class Service:
                 "unsupported_value",
                 param="logprobs",
             )
-        most = body.most_tokens or min(MAX_NEW_TOKENS, self.settings.max_new_tokens)
+        most = body.most_tokens or self._usual_length
         if most > self.settings.max_new_tokens and not served.task.is_classification:
             raise ApiError(
                 400,
@@ -94,7 +98,8 @@ class Service:
         pieces: asyncio.Queue[tuple[int, str | None]] = asyncio.Queue()
 
         def put(index: int, text: str | None) -> None:
-            loop.call_soon_threadsafe(pieces.put_nowait, (index, text))
+            with contextlib.suppress(RuntimeError):  # the loop has ended, and with it whoever listened
+                loop.call_soon_threadsafe(pieces.put_nowait, (index, text))
 
         def ended(index: int, _: object) -> None:
             put(index, None)
@@ -126,6 +131,11 @@ class Service:
             for ask in asks:
                 ask.gone = True
                 ask.future.cancel()
+
+    @property
+    def _usual_length(self) -> int:
+        """The most tokens of a text where the request does not say it: as `attempt predict`."""
+        return min(MAX_NEW_TOKENS, self.settings.max_new_tokens)
 
     def _examples(self, served: ServedTask, rows: Sequence[Any]) -> list[Example]:
         try:
@@ -179,6 +189,8 @@ async def _chained(first: str, rest: AsyncIterator[str]) -> AsyncIterator[str]:
     except Exception as error:
         problem = error if isinstance(error, ApiError) else ApiError(500, "the server failed", "internal_error")
         yield f"data: {bytes(problem.response().body).decode()}\n\n"
+        if problem is not error:
+            raise  # into the log
 
 
 def predicted(ask: Ask, answer: Answer) -> Prediction:

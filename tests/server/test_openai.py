@@ -14,8 +14,8 @@ from attempt_cli.api.scoring import predict
 from attempt_cli.backbones.load import load_backbone
 from attempt_cli.session import Session
 from attempt_registry import Registry
-from tests.models import save_t5
-from tests.server.shop import Served, Shop, serve_here
+from tests.models import save_gpt2, save_t5
+from tests.server.shop import M, Served, Shop, serve_here
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -93,6 +93,26 @@ def test_an_encoder_decoder_is_served(tmp_path: Path) -> None:
         streamed = server.post("/v1/completions", {"model": "story", "prompt": TEXTS[0], "stream": True}).text
         events = [json.loads(line.removeprefix("data: ")) for line in streamed.split("\n\n") if "{" in line]
         assert "".join(event["choices"][0]["text"] for event in events) == found["story"][0]["text"]
+    finally:
+        server.engine.stop()
+
+
+@pytest.mark.parametrize("placement", ["before", "after"])
+def test_a_text_ends_where_the_model_has_no_more_positions(tmp_path: Path, placement: str) -> None:
+    """GPT-2 looks its positions up: one too many is an error."""
+    backbone = load_backbone(str(save_gpt2(tmp_path / "gpt2")), device="cpu", dtype="float32")
+    if placement not in backbone.placements:
+        pytest.skip("this backbone has no such placement")
+    shop = Shop(Registry.open(tmp_path / "shop"), backbone)
+    shop.prompt("story", labels=None, placement=placement, seed=1)
+    server = serve_here(shop, wait=50)
+    try:
+        body = {"model": "story", "prompt": ["good", "good " * 200], "max_tokens": 250}
+        found = server.post("/v1/completions", body).json()
+        assert found["usage"]["total_tokens"] + 2 * M == 2 * 128
+        short, long = found["choices"]
+        assert short["finish_reason"] == long["finish_reason"] == "length"
+        assert short["text"].startswith(expected(server, "story", ["good"])[0].text)
     finally:
         server.engine.stop()
 
