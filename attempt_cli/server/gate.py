@@ -47,6 +47,7 @@ class Gate:
         clock = asyncio.get_running_loop().time
         began = clock()
         status = 0
+        self.metrics.taken()
 
         async def sending(message: Message) -> None:
             nonlocal status

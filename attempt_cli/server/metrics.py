@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from starlette.types import Scope
 
@@ -29,11 +29,19 @@ class Metrics:
             "attempt_request_seconds", "Seconds to the end of an answer.", ["route"], buckets=SECONDS,
             registry=self._registry,
         )  # fmt: skip
+        self._under_way = Gauge(
+            "attempt_requests_under_way", "Requests that were taken and not answered yet.", registry=self._registry
+        )
         self._registry.register(self)
+
+    def taken(self) -> None:
+        """Counts a request that has begun."""
+        self._under_way.inc()
 
     def answered(self, scope: Scope, status: int, seconds: float) -> None:
         """Counts an answer under its route: a path of a client's own choice would be a new name every time."""
         route = getattr(scope.get("route"), "path", "other")
+        self._under_way.dec()
         self._answers.labels(route, str(status)).inc()
         self._seconds.labels(route).observe(seconds)
 

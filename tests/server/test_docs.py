@@ -18,7 +18,7 @@ import pytest
 from tests.models import save_llama
 
 PAGE = (Path(__file__).parents[2] / "docs" / "serving.md").read_text("utf-8")
-TRAINING, ASKING = re.findall(r"```console\n(.*?)```", PAGE, flags=re.S)
+TRAINING, ASKING, _ = re.findall(r"```console\n(.*?)```", PAGE, flags=re.S)  # the last measures
 (PYTHON,) = re.findall(r"```python\n(.*?)```", PAGE, flags=re.S)
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")]

@@ -18,7 +18,6 @@ import httpx
 import openai
 import pytest
 
-from attempt_cli.server.engine import WRITTEN_AT_ONCE
 from attempt_registry import Registry
 from tests.server.shop import Shop
 from tests.training.commands import Attempt
@@ -77,11 +76,12 @@ def run(tmp_path: Path, shop: Shop) -> Iterator[Callable[..., Process]]:
 def load(process: Process, count: int) -> tuple[list[threading.Thread], list[Any]]:
     """Asks for texts from many threads; what they get."""
     found: list[Any] = []
+    begin = threading.Barrier(count)
 
     def ask(number: int) -> None:
+        name, client = ("story", "tale")[number % 2], process.client(timeout=60)
+        begin.wait()
         try:
-            name = ("story", "tale")[number % 2]
-            client = process.client(timeout=60)
             answer = client.completions.create(model=name, prompt=f"it was good {number}", max_tokens=80)
             found.append(answer.choices[0].text)
         except openai.APIConnectionError as error:
@@ -91,6 +91,12 @@ def load(process: Process, count: int) -> tuple[list[threading.Thread], list[Any
     for thread in threads:
         thread.start()
     return threads, found
+
+
+def taken(process: Process) -> int:
+    """How many requests are under way, but for this one."""
+    text = httpx.get(f"{process.url}/metrics", timeout=60).text
+    return int(float(text.partition("\nattempt_requests_under_way ")[2].partition("\n")[0])) - 1
 
 
 def test_the_official_client_and_a_gentle_end(run: Callable[..., Process]) -> None:
@@ -111,8 +117,8 @@ def test_the_official_client_and_a_gentle_end(run: Callable[..., Process]) -> No
     with pytest.raises(openai.BadRequestError, match="temperature"):
         client.completions.create(model="mood", prompt="it was good", temperature=0.5)
 
-    threads, found = load(process, 24)  # sixteen are written at once: with eight waiting all have been taken
-    while not found and httpx.get(f"{process.url}/health").json()["waiting"] < 24 - WRITTEN_AT_ONCE:
+    threads, found = load(process, 24)
+    while taken(process) + len(found) < 24:
         time.sleep(0.002)
     assert process.end(signal.SIGTERM) == 0
     for thread in threads:
