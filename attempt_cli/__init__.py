@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from attempt_cli.api.exchange import export, import_from
     from attempt_cli.api.experiments import fewshot, reproduce
     from attempt_cli.api.scoring import Model, compare, compose, evaluate, flatten, inspect, load, predict, rank_sources
+    from attempt_cli.api.serving import serve
     from attempt_cli.api.sharing import Pulled, Pushed, pull, push
     from attempt_cli.api.training import train_attention, train_source, train_target
     from attempt_cli.changes import Changes
@@ -87,6 +88,7 @@ __all__ = [
     "push",
     "rank_sources",
     "reproduce",
+    "serve",
     "task_from_files",
     "train_attention",
     "train_source",
@@ -135,6 +137,7 @@ _MODULES = {
     "push": "attempt_cli.api.sharing",
     "rank_sources": "attempt_cli.api.scoring",
     "reproduce": "attempt_cli.api.experiments",
+    "serve": "attempt_cli.api.serving",
     "task_from_files": "attempt_cli.data.own_files",
     "train_attention": "attempt_cli.api.training",
     "train_source": "attempt_cli.api.training",

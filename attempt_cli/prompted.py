@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from attempt_cli.backbones.attention import Past
-from attempt_cli.backbones.base import FrozenBackbone
+from attempt_cli.backbones.base import FrozenBackbone, Watch
 from attempt_cli.backbones.chat import ChatFrame
 from attempt_cli.backbones.rows import Batch, EncodedRow
 from attempt_cli.backbones.tuned import TunedWeights
@@ -71,6 +72,11 @@ class PromptedModel:
         if self.mixture is None:
             return before, behind
         return ((), behind) if self.placement == "before" else (before, ())
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """The tokens that end a text, besides the model's own: that of the chat template's assistant."""
+        return () if self.frame is None else (self.frame.end_id,)
 
     @property
     def _beside_prompt(self) -> tuple[int, ...]:
@@ -156,8 +162,7 @@ class PromptedModel:
         """Returns the model's continuation of every row, and the mixture's weights."""
         batch, embeddings = self._enter(rows, task_ids)
         prompts, weights = self._entering_prompts(rows, batch, embeddings, task_ids)
-        ends = () if self.frame is None else (self.frame.end_id,)
-        return self.backbone.generate(batch, embeddings, prompts, max_new_tokens, self.placement, ends), weights
+        return self.backbone.generate(batch, embeddings, prompts, max_new_tokens, self.placement, self.ends), weights
 
     def _entering_prompts(
         self, rows: Sequence[EncodedRow], batch: Batch, embeddings: Tensor, task_ids: Tensor | None
@@ -206,8 +211,9 @@ def score_many(
     labels: Sequence[Sequence[Sequence[int]]],
     max_tokens: int = 8192,
     task_ids: Sequence[int] | None = None,
+    asked: Sequence[Sequence[int]] | None = None,
 ) -> list[tuple[Tensor, Tensor | None]]:
-    """Scores every row's label words under several prompts; prompts placed after inputs share one pass over these.
+    """Scores rows' label words under several prompts; prompts placed after inputs share one pass over these.
 
     Args:
         models: models of one backbone that read the same rows (`PromptedModel.around`).
@@ -215,41 +221,148 @@ def score_many(
         labels: each model's label words, as tokens.
         max_tokens: positions of suffixes computed at once, or fewer if that is faster; at least one suffix per row.
         task_ids: the target prompt that each model uses; the first by default.
+        asked: the numbers of the rows that each model is asked about; all rows by default. Prompts before the input
+            then share passes, too: of few rows a model, one pass is cheaper than a pass a model.
 
     Returns:
-        For each model what `PromptedModel.score_labels` returns.
+        For each model what `PromptedModel.score_labels` returns, of its rows.
     """
     task_ids = task_ids or [0] * len(models)
-    results: dict[int, tuple[Tensor, Tensor | None]] = {}
-    together: dict[tuple[int, object], list[int]] = {}
+    about = asked if asked is not None else [range(len(rows))] * len(models)
+    together: dict[tuple[str, int, object], list[int]] = {}
     for i, (model, words) in enumerate(zip(models, labels, strict=True)):
-        if model.placement == "after" and model.mixture is not None:
-            # words of one token need no branches, and all of them can be looked up behind any suffix
-            branches = None if all(len(word) == 1 for word in words) else tuple(map(tuple, words))
-            together.setdefault((model.prompt_length, branches), []).append(i)
-        else:
-            results[i] = model.score_labels(rows, words, _repeated(task_ids[i], rows, model))
-    if together:
-        backbone = models[0].backbone
-        batch, embeddings = models[0]._enter(rows)
-        past = backbone.read(rows)
-    for (length, _), members in together.items():
+        # words of one token need no branches, and all of them can be looked up behind any suffix
+        branches = None if all(len(word) == 1 for word in words) else tuple(map(tuple, words))
+        joins = model.mixture is not None and (model.placement == "after" or asked is not None)
+        together.setdefault((model.placement, model.prompt_length, branches if joins else (i,)), []).append(i)
+    results: dict[int, tuple[Tensor, Tensor | None]] = {}
+    shared: _Reading | None = None
+    for (placement, _, _), members in together.items():
+        if placement == "before" and len(members) == 1:
+            (i,) = members
+            own = [rows[row] for row in about[i]]
+            results[i] = models[i].score_labels(own, labels[i], _repeated(task_ids[i], own, models[i]))
+            continue
+        shared = shared or _Reading(models, task_ids, rows)
         union = list(dict.fromkeys(tuple(word) for i in members for word in labels[i]))
-        width = length + sum(len(word) - 1 for word in union)
-        at_once = max(1, min(max_tokens, backbone.most_positions or max_tokens) // (width * len(rows)))
-        for start in range(0, len(members), at_once):
-            part = members[start : start + at_once]
-            mixed = [models[i].prompts(batch, embeddings, _repeated(task_ids[i], rows, models[i])) for i in part]
-            prompts = torch.stack([prompts for prompts, _ in mixed if prompts is not None], dim=1)  # [b, n, m, d]
-            assert past is not None
-            shared = replace(past, suffixes=len(part))
-            scores = backbone.label_log_likelihoods(batch, embeddings, prompts.flatten(0, 1), union, shared)
-            scores = scores.view(len(rows), len(part), -1)
-            for j, i in enumerate(part):
-                own = [union.index(tuple(word)) for word in labels[i]]
-                results[i] = scores[:, j, own], mixed[j][1]
+        pairs = [(i, row) for i in members for row in about[i]]
+        scores, weights = shared.score(placement, pairs, union, max_tokens)
+        for i in members:
+            places = [place for place, (j, _) in enumerate(pairs) if j == i]
+            columns = [union.index(tuple(word)) for word in labels[i]]
+            own_weights = [weight for place in places if (weight := weights[place]) is not None]
+            results[i] = scores[places][:, columns], torch.stack(own_weights) if own_weights else None
     return [results[i] for i in range(len(models))]
 
 
-def _repeated(task_id: int, rows: Sequence[EncodedRow], model: PromptedModel) -> Tensor:
+Pairs = Sequence[tuple[int, int]]  # (number of a model, number of a row)
+
+
+class _Reading:
+    """Rows that several models of one backbone are asked about: embedded once, read once.
+
+    Args:
+        models: have a mixture each.
+        task_ids: the target prompt that each model uses.
+        rows: the rows.
+    """
+
+    def __init__(self, models: Sequence[PromptedModel], task_ids: Sequence[int], rows: Sequence[EncodedRow]) -> None:
+        self.models = models
+        self.task_ids = task_ids
+        self.rows = rows
+        self.backbone = models[0].backbone
+        self.batch, self.embeddings = models[0]._enter(rows)
+
+    @cached_property
+    def past(self) -> Past:
+        """Keys and values of the rows' inputs."""
+        past = self.backbone.read(self.rows)
+        assert past is not None
+        return past
+
+    def score(
+        self, placement: str, pairs: Pairs, words: Sequence[Sequence[int]], max_tokens: int
+    ) -> tuple[Tensor, list[Tensor | None]]:
+        """Returns log p of every word for every pair, [n, c], and the mixture's weights of every pair."""
+        length = self.models[pairs[0][0]].prompt_length
+        width = length + sum(len(word) - 1 for word in words)
+        scores: dict[tuple[int, int], Tensor] = {}
+        mixed: dict[tuple[int, int], Tensor | None] = {}
+        for part, suffixes in self._passes(placement, pairs, width, max_tokens):
+            of = [row for _, row in part][::suffixes]
+            prompts, weights = self.prompts(part)
+            past = replace(self.past.of_rows(of), suffixes=suffixes) if placement == "after" else None
+            batch, embeddings = self.batch.of_rows(of), self.embeddings[of]
+            found = self.backbone.label_log_likelihoods(batch, embeddings, prompts, words, past)
+            scores |= zip(part, found, strict=True)
+            mixed |= zip(part, weights, strict=True)
+        return torch.stack([scores[pair] for pair in pairs]), [mixed[pair] for pair in pairs]
+
+    def _passes(self, placement: str, pairs: Pairs, width: int, max_tokens: int) -> Iterator[tuple[Pairs, int]]:
+        """Yields pairs that are computed at once, those of a row beside each other, and how many each row has.
+
+        Args:
+            width: positions of a prompt and the label words.
+        """
+        if placement == "before":
+            at_once = max(1, max_tokens // (width + self.embeddings.shape[1]))
+            for start in range(0, len(pairs), at_once):
+                yield pairs[start : start + at_once], 1
+            return
+        asking: dict[int, list[int]] = {}
+        for i, row in pairs:
+            asking.setdefault(row, []).append(i)
+        budget = min(max_tokens, self.backbone.most_positions or max_tokens)
+        for count in sorted({len(those) for those in asking.values()}):  # all rows of a pass have as many suffixes
+            of = [row for row in asking if len(asking[row]) == count]
+            at_once = max(1, budget // (width * len(of)))
+            for start in range(0, count, at_once):
+                part = [(i, row) for row in of for i in asking[row][start : start + at_once]]
+                yield part, len(part) // len(of)
+
+    def prompts(self, pairs: Pairs) -> tuple[Tensor, list[Tensor | None]]:
+        """Returns the prompt of every pair as it enters the model, [n, m, d], and the mixture's weights."""
+        prompts: dict[tuple[int, int], Tensor] = {}
+        weights: dict[tuple[int, int], Tensor | None] = {}
+        for i in dict.fromkeys(i for i, _ in pairs):
+            of = [row for j, row in pairs if j == i]
+            model, batch = self.models[i], self.batch.of_rows(of)
+            own, mixed = model.prompts(batch, self.embeddings[of], _repeated(self.task_ids[i], of, model))
+            assert own is not None
+            for place, row in enumerate(of):
+                prompts[i, row], weights[i, row] = own[place], None if mixed is None else mixed[place]
+        return torch.stack([prompts[pair] for pair in pairs]), [weights[pair] for pair in pairs]
+
+
+@torch.no_grad()
+def generate_each(
+    models: Sequence[PromptedModel],
+    rows: Sequence[EncodedRow],
+    task_ids: Sequence[int],
+    max_new_tokens: int,
+    watch: Watch | None = None,
+) -> tuple[list[str], list[Tensor | None]]:
+    """Continues every row under a model of its own.
+
+    Args:
+        models: one for each row, of one backbone, placement, prompt length and chat template or none.
+        rows: the rows.
+        task_ids: the target prompt of each row.
+        max_new_tokens: the most tokens of a continuation.
+        watch: sees every token and says which rows are done.
+
+    Returns:
+        The continuations, and the mixture's weights of each row.
+    """
+    reading = _Reading(models, task_ids, rows)
+    prompts, weights = reading.prompts(list(zip(range(len(models)), range(len(rows)), strict=True)))
+    first = models[0]
+    texts = first.backbone.generate(
+        reading.batch, reading.embeddings, prompts, max_new_tokens, first.placement, first.ends, watch
+    )
+    return texts, weights
+
+
+def _repeated(task_id: int, rows: Sequence[object], model: PromptedModel) -> Tensor:
     return torch.full((len(rows),), task_id, device=model.backbone.device)

@@ -22,6 +22,7 @@ QUESTIONS = {
     "t5_training_speed": "Training T5, against the arrangement of the paper's released code",
     "evaluation_speed": "Evaluation, against lm-evaluation-harness' way and `generate`",
     "many_tasks": "Many tasks on one input",
+    "serving": "Serving, against one request at a time and against a server around PEFT",
     "memory": "Peak memory of training",
     "startup": "Start-up",
     "compiled": "What torch.compile brings a training",

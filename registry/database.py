@@ -55,6 +55,11 @@ class Database:
             self._own.connection.close()
         self._own.connection = None
 
+    def state(self) -> tuple[int | None, int | None]:
+        """Returns what changes when another connection commits; equal values in one thread mean the same content."""
+        rows = self.rows("PRAGMA data_version")
+        return (id(self._own.connection), int(rows[0][0])) if rows else (None, None)
+
     def rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """Returns all rows of a SELECT; none when there is no database yet."""
         return list(self.each_row(sql, parameters))

@@ -112,6 +112,10 @@ class Finder:
         text = unknown_name_text("prompt, attention or composition", name, known, "attempt registry list")
         raise RegistryError(*text)
 
+    def state(self) -> object:
+        """Returns a value that differs, in this thread, from an earlier one if another has written meanwhile."""
+        return self._database.state()
+
     def kinds_of(self, ref: str) -> list[str]:
         """Lists the kinds of record that have this name, e.g. ["prompt", "composition"]."""
         wanted = parse(ref)

@@ -58,7 +58,16 @@ def test_the_registry_is_installed_as_attempt_registry(wheel: Built) -> None:
 
 
 def test_no_package_and_no_data_file_is_forgotten(wheel: Built) -> None:
-    assert {Path(name).suffix for name in wheel.source} == {".py", ".typed", ".yaml", ".toml", ".jsonl"}
+    assert {Path(name).suffix for name in wheel.source} == {
+        ".py",
+        ".typed",
+        ".yaml",
+        ".toml",
+        ".jsonl",
+        ".html",
+        ".js",
+        ".css",
+    }
     assert {name for name in wheel.files if ".dist-info/" not in name} == wheel.source
 
 

@@ -6,7 +6,7 @@ import hashlib
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -29,6 +29,9 @@ CUE_TOKENS = 16
 
 # Tokens of at least this many rows are kept on disk: the next training on them starts at once.
 KEPT_ROWS = 2000
+
+# Takes the token that each row was given last, and says for each row whether it is done.
+Watch = Callable[[list[int]], list[bool]]
 
 # Positions whose logits over the vocabulary are in memory at the same time (256 × 49,152 logits in fp32 take 48 MiB).
 PROJECTED_AT_ONCE = 256
@@ -403,10 +406,14 @@ class FrozenBackbone(SwitchedLayers, ABC):
         max_new_tokens: int,
         placement: Placement = "before",
         ends: Sequence[int] = (),
+        watch: Watch | None = None,
     ) -> list[str]:
         """Returns the model's own greedy continuation of [P ; X] or [X ; P], one text per row.
 
         It stops at the model's end token, or at one of `ends`.
+
+        Args:
+            watch: sees every row's token after each step; the rows that it says are done get no more.
         """
 
     def _use_greedy_generation(self) -> None:
@@ -460,3 +467,18 @@ def with_prompts(embeddings: Tensor, prompts: Tensor | None) -> Tensor:
     if prompts is None:
         return embeddings
     return torch.cat([prompts.to(embeddings.dtype).expand(len(embeddings), -1, -1), embeddings], dim=1)
+
+
+def stopping(watch: Watch | None) -> Any:
+    """Returns the stopping criteria of the library's generation that a watch stands for; None for none."""
+    if watch is None:
+        return None
+    from transformers import StoppingCriteria, StoppingCriteriaList
+
+    look = watch
+
+    class Watched(StoppingCriteria):
+        def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
+            return torch.tensor(look(input_ids[:, -1].tolist()), device=input_ids.device)
+
+    return StoppingCriteriaList([Watched()])

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from attempt_cli.backbones import attention
 from attempt_cli.backbones.attention import Past, additive_mask, causal_mask
-from attempt_cli.backbones.base import FrozenBackbone, with_prompts
+from attempt_cli.backbones.base import FrozenBackbone, Watch, stopping, with_prompts
 from attempt_cli.backbones.batches import by_length
 from attempt_cli.backbones.chat import ChatFrame
 from attempt_cli.backbones.input_cache import Group
@@ -118,6 +118,8 @@ class DecoderOnlyBackbone(FrozenBackbone):
             places = [uncached[i] for i in batch]
             fresh = self._read_group(Group("", tuple(tuple(rows[place].input_ids) for place in places)))
             both[:, :, places, :, : fresh.shape[4]] = fresh.permute(1, 2, 0, 3, 4, 5)
+            if self.input_cache is not None:
+                self.input_cache.offer([rows[place].input_ids for place in places], fresh)
         padded = min(lengths) < longest
         return Past(both[:, 0].unbind(), both[:, 1].unbind(), torch.tensor(lengths).to(self.device), padded)
 
@@ -325,6 +327,7 @@ class DecoderOnlyBackbone(FrozenBackbone):
         max_new_tokens: int,
         placement: Placement = "before",
         ends: Sequence[int] = (),
+        watch: Watch | None = None,
     ) -> list[str]:
         # the library's generation needs pads on the left: [pads ; P ; X] or [pads ; X ; P], nothing between the two
         shift = embeddings.shape[1] - batch.input_lengths  # pads of each row
@@ -342,6 +345,7 @@ class DecoderOnlyBackbone(FrozenBackbone):
             attention_mask=mask,
             max_new_tokens=max_new_tokens,
             do_sample=False,
+            stopping_criteria=stopping(watch),
             pad_token_id=self.pad_id,
             eos_token_id=[self.end_id, *ends],
         )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from attempt_cli.backbones.attention import Past
-from attempt_cli.backbones.base import FrozenBackbone, with_prompts
+from attempt_cli.backbones.base import FrozenBackbone, Watch, stopping, with_prompts
 from attempt_cli.backbones.chat import ChatFrame, no_chat
 from attempt_cli.backbones.kernels import Shape, choose_kernel
 from attempt_cli.backbones.rows import Batch
@@ -72,6 +72,7 @@ class EncoderDecoderBackbone(FrozenBackbone):
         max_new_tokens: int,
         placement: Placement = "before",
         ends: Sequence[int] = (),
+        watch: Watch | None = None,
     ) -> list[str]:
         from transformers.modeling_outputs import BaseModelOutput
 
@@ -82,6 +83,7 @@ class EncoderDecoderBackbone(FrozenBackbone):
             max_new_tokens=max_new_tokens,
             do_sample=False,
             eos_token_id=[self.end_id, *ends],
+            stopping_criteria=stopping(watch),
         )
         texts: list[str] = self.tokenizer.batch_decode(written, skip_special_tokens=True)
         return [text.strip() for text in texts]

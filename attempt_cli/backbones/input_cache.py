@@ -152,6 +152,9 @@ class InputCache:
             self._kept[group.name] = kept
         return kept
 
+    def offer(self, rows: Sequence[Sequence[int]], computed: Tensor) -> None:
+        """Receives keys and values of rows that it did not have, [rows, layers, 2, g, l, e]: of no use to a plan."""
+
     def _keep(self, tensor: Tensor, file: Path | None) -> Tensor:
         need = _size(tensor)
         used = self.bytes
@@ -211,6 +214,41 @@ class InputCache:
     def _made(self, file: Path, tensor: Tensor) -> str:
         """Returns the text that a file is kept with: a checksum of bytes alone would let a file stand for another."""
         return f"{file.name} {self.made_by} {tensor.dtype} {list(tensor.shape)}"
+
+
+class RecentInputs(InputCache):
+    """Keeps the inputs that were read last, whatever they are: what a server can know of those to come.
+
+    Args:
+        budget: the largest number of bytes.
+        pin_memory: as in `InputCache`.
+    """
+
+    def __init__(self, budget: int, *, pin_memory: bool = False) -> None:
+        super().__init__(budget, pin_memory=pin_memory)
+        self._used = 0
+
+    @property
+    def bytes(self) -> int:
+        return self._used
+
+    def group_of(self, ids: Sequence[int]) -> tuple[Group, int] | None:
+        name = row_key(ids).hex()
+        return (Group(name, (tuple(ids),)), 0) if name in self._kept else None
+
+    def offer(self, rows: Sequence[Sequence[int]], computed: Tensor) -> None:
+        for place, ids in enumerate(rows):
+            self.misses += 1
+            own = computed[place : place + 1, ..., : len(ids), :]
+            name, need = row_key(ids).hex(), _size(own)
+            if name in self._kept or need > self.budget:
+                continue
+            kept = own.cpu().pin_memory() if self.pin_memory else own.clone()  # a view would keep the whole group
+            while self._used + need > self.budget:
+                _, dropped = self._kept.popitem(last=False)
+                self._used -= _size(dropped)
+            self._kept[name] = kept
+            self._used += need
 
 
 def _size(tensor: Tensor) -> int:

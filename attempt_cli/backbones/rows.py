@@ -47,3 +47,10 @@ class Batch:
     def input_mask(self) -> Tensor:
         """True at real input tokens, [b, l]."""
         return torch.arange(self.input_ids.shape[1], device=self.input_ids.device) < self.input_lengths[:, None]
+
+    def of_rows(self, numbers: list[int]) -> Batch:
+        """Returns some of its rows, by number; a row may come several times."""
+        at = torch.tensor(numbers, device=self.input_ids.device)
+        return Batch(
+            self.input_ids[at], self.input_lengths[at], self.target_ids[at], self.target_lengths[at], self.task_ids[at]
+        )

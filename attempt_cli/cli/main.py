@@ -43,6 +43,7 @@ COMMANDS = {
     "import": "import_",
     "push": "push",
     "pull": "pull",
+    "serve": "serve",
     "registry": "registry",
     "tasks": "tasks",
     "backbone": "backbone",

@@ -187,13 +187,13 @@ def predict_rows(
     from attempt_cli.evaluation.prediction import MAX_TOKENS, PromptedTask, predict_many
 
     numbered = list(zip(range(len(rows)) if numbers is None else numbers, rows, strict=True))
-    rendered = [[_example(one.task, row, number, place) for number, row in numbered] for one in served]
+    examples = [[rendered(one.task, row, number, place) for number, row in numbered] for one in served]
     lengths = [max_length or one.max_length for one in served]
     models = [one.model for one in served]
     note_lone_targets(models, session.listener.note)
     backbone = session.load_backbone(records_of(models))
     loaded = [model.load(backbone) for model in models]
-    groups = _alike(rendered, [(length, one.model.around) for length, one in zip(lengths, loaded, strict=True)])
+    groups = _alike(examples, [(length, one.model.around) for length, one in zip(lengths, loaded, strict=True)])
     found: list[list[Prediction]] = [[] for _ in served]
     truncated = 0
     progress = counted(session, len(rows) * len(groups))
@@ -203,7 +203,7 @@ def predict_rows(
         ]
         answers = predict_many(
             prompted,
-            rendered[group[0]],
+            examples[group[0]],
             max_length=lengths[group[0]],
             max_tokens=max_tokens or MAX_TOKENS,
             progress=progress,
@@ -242,7 +242,18 @@ def note_truncated(count: int, session: Session) -> None:
         session.listener.note(f"{count:,} inputs were longer than the limit and lost their middle.")
 
 
-def _example(task: Task, row: str | Mapping[str, Any], number: int, place: str) -> Example:
+def rendered(task: Task, row: str | Mapping[str, Any], number: int, place: str) -> Example:
+    """Renders a row to be predicted; a text where the task reads a single column.
+
+    Args:
+        task: the task.
+        row: a text, or a dict from column to value.
+        number: the row's number, from 0, for error messages.
+        place: where it comes from, for error messages.
+
+    Raises:
+        AttemptError: the row lacks a column, or is none.
+    """
     if isinstance(row, str):
         columns = task.input_columns()
         if len(columns) != 1:
@@ -258,9 +269,9 @@ def _example(task: Task, row: str | Mapping[str, Any], number: int, place: str) 
     return task.render_input(row, number, place=place)
 
 
-def _alike(rendered: Sequence[Sequence[Example]], ways: Sequence[object]) -> list[list[int]]:
+def _alike(examples: Sequence[Sequence[Example]], ways: Sequence[object]) -> list[list[int]]:
     """Groups the tasks whose inputs are the same texts, read in the same way: under one limit, in one template."""
     groups: dict[tuple[Any, ...], list[int]] = {}
-    for number, (examples, way) in enumerate(zip(rendered, ways, strict=True)):
-        groups.setdefault((way, *(example.input for example in examples)), []).append(number)
+    for number, (own, way) in enumerate(zip(examples, ways, strict=True)):
+        groups.setdefault((way, *(example.input for example in own)), []).append(number)
     return list(groups.values())

@@ -1,0 +1,1 @@
+"""Serves the prompts and compositions of a registry on one backbone, over HTTP."""
