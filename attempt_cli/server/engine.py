@@ -114,7 +114,7 @@ class Engine:
         self._waiting: deque[Ask] = deque()
         self._changed = threading.Condition()
         self._stopping = False
-        self._labels: dict[tuple[bool | str, ...], list[list[int]]] = {}
+        self._labels: dict[tuple[object, ...], list[list[int]]] = {}
         self._thread = threading.Thread(target=self._run, name="attempt-engine", daemon=True)
 
     def start(self) -> None:
