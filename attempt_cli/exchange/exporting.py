@@ -148,7 +148,20 @@ def _selection(session: Session, records: Sequence[Prompt | Composition], row: F
             from attempt_cli.evaluation.models import lone_target_text
 
             session.listener.note(lone_target_text(prompt))
+        if prompt.chat_template and not row.in_chat:
+            session.listener.note(_in_chat_text(prompt, row))
     return Selection(session, registry, tuple(records), tuple(prompts), backbone)
+
+
+def _in_chat_text(prompt: Prompt, row: Format) -> str:
+    """Says what stands around a prompt that was trained inside a chat template."""
+    place = "{prompt}{input}" if prompt.placement == "before" else "{input}{prompt}"
+    text = (prompt.chat_template or "").replace("{input}", place)
+    holders = [name for name, other in FORMATS.items() if other.write and other.in_chat]
+    return (
+        f"Note: '{prompt.ref}' was trained inside a chat template, as {text!r}. {row.title} cannot say that: in "
+        f"another place it gives other scores. Exports --to {', '.join(holders[:-1])} and {holders[-1]} keep its place."
+    )
 
 
 def _plain(registry: Registry, record: Prompt | Composition, row: Format) -> list[Prompt]:
