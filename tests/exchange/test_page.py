@@ -60,7 +60,7 @@ def test_the_page_runs(tmp_path: Path) -> None:
             env=os.environ | environment,
             capture_output=True,
             text=True,
-            timeout=500,
+            timeout=1200,
         )
     assert done.returncode == 0, done.stderr
     assert "their-support-chats-attempt@1" in done.stdout
