@@ -148,7 +148,17 @@ def _selection(session: Session, records: Sequence[Prompt | Composition], row: F
             from attempt_cli.evaluation.models import lone_target_text
 
             session.listener.note(lone_target_text(prompt))
+        if prompt.chat_template and not row.in_chat:
+            raise _outside_chat(prompt, row)
     return Selection(session, registry, tuple(records), tuple(prompts), backbone)
+
+
+def _outside_chat(prompt: Prompt, row: Format) -> AttemptError:
+    holders = [name for name, other in FORMATS.items() if other.write and other.in_chat]
+    return AttemptError(
+        f"'{prompt.ref}' stands inside a chat template's user turn, which {row.title} cannot express",
+        f"Train one with --no-chat-template, or export it --to {', '.join(holders[:-1])} or {holders[-1]}.",
+    )
 
 
 def _plain(registry: Registry, record: Prompt | Composition, row: Format) -> list[Prompt]:
