@@ -39,7 +39,7 @@ def main() -> None:
         "",
         "`attempt registry add --starter` adds these source prompts to the registry. Each is a matrix of 10 tokens,",
         "placed after the input, of SmolLM2-135M-Instruct (Apache-2.0). They were trained by `benchmarks/starters.sh`",
-        "on samples of the tasks' training rows; the step with the best validation score is kept. Test rows are those of",
+        "on samples of the tasks' training rows; the best validated step is kept. Test rows are those of",
         "the official validation split, or 1,000 of them; the interval is 95 %.",
         "",
         "| name | metric | rows | steps | best at | validation | test | no prompt | test rows | licence of the rows |",
