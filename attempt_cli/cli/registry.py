@@ -239,9 +239,10 @@ def add(settings: Settings, /, file: Path | None, starter: bool, **fields: Any) 
     if starter:
         refuse_options(context, ("file", *(field for field in fields if field != "backbone")), "with --starter")
         return _add_starters(settings, fields["backbone"])
-    for name, value in (("FILE", file), ("--backbone", fields["backbone"]), ("--task", fields["task"])):
+    for name, value in (("--backbone", fields["backbone"]), ("--task", fields["task"]), ("FILE", file)):
         if value is None:
             raise click.UsageError(f"{name} is missing; or add the starter sources with --starter")
+    assert file is not None
     registry = settings.registry()
     prompt = registry.import_prompt(file, **fields)
     row = _row(prompt) | {"file": str(registry.tensor_path(prompt))}

@@ -131,7 +131,7 @@ def _selection(session: Session, records: Sequence[Prompt | Composition], row: F
             raise AttemptError(
                 f"'{record.ref}' stands {record.placement} the input, which {row.title} cannot express",
                 f"Train one with --placement {row.placements[0]}, or export it --to "
-                f"{_targets(lambda other: record.placement in other.placements)}.",
+                f"{_targets(lambda other, placement=record.placement: placement in other.placements)}.",
             )
     backbone = registry.backbone(records[0].fingerprint)
     if not row.plain:
@@ -152,7 +152,7 @@ def _selection(session: Session, records: Sequence[Prompt | Composition], row: F
     return Selection(session, registry, tuple(records), tuple(prompts), backbone)
 
 
-def _targets(can: Callable[[Format], bool]) -> str:
+def _targets(can: Callable[..., bool]) -> str:
     """Lists the formats that can express something, as a sentence has them."""
     *others, last = (name for name in TARGETS if can(FORMATS[name]))
     return f"{', '.join(others)} or {last}" if others else last
