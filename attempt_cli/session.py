@@ -125,7 +125,7 @@ class Session:
                     budget,
                     folder=Path(self.input_cache_dir) if self.input_cache_dir is not None else None,
                     made_by=f"{backbone.fingerprint} {backbone.dtype} {backbone.device.type}",
-                    pin_memory=backbone.device.type == "cuda",
+                    on_host=backbone.on_gpu,
                 )
             self._loaded[name] = backbone
         return self._loaded[name]

@@ -322,29 +322,38 @@ class FrozenBackbone(SwitchedLayers, ABC):
         return plain
 
     def collate(self, rows: Sequence[EncodedRow]) -> Batch:
-        """Puts rows side by side on the backbone's device."""
-
-        def padded(sequences: list[list[int]]) -> Tensor:
-            longest = max(map(len, sequences))
-            return on_device([ids + [self.pad_id] * (longest - len(ids)) for ids in sequences])
-
-        def on_device(numbers: list[Any]) -> Tensor:
-            tensor = torch.tensor(numbers, dtype=torch.long)
-            # a GPU copies from pinned memory while it still computes the previous batch
-            return (
-                tensor.pin_memory().to(self.device, non_blocking=True)
-                if self.device.type == "cuda"
-                else tensor.to(self.device)
-            )
-
+        """Puts rows side by side on the backbone's device, in one copy: all that is known of lengths is known here."""
         inputs, targets = [row.input_ids for row in rows], [row.target_ids for row in rows]
+        widths = [max(map(len, inputs)), max(map(len, targets))]
+        padded = [
+            [token for ids in side for token in (*ids, *[self.pad_id] * (width - len(ids)))]
+            for side, width in zip((inputs, targets), widths, strict=True)
+        ]
+        places = [(row, step) for row, ids in enumerate(targets) for step in range(len(ids))]
+        read = [(row, step) for row, step in places if step + 1 < len(targets[row])]
+        columns = [[place[side] for place in some] for some in (places, read) for side in (0, 1)]
+        parts = [*padded, [len(ids) for ids in inputs], [row.task for row in rows], *columns]
+        together = self.on_device([number for part in parts for number in part])
+        input_ids, target_ids, lengths, tasks, *at = torch.split(together, [len(part) for part in parts])
+        b = len(rows)
         return Batch(
-            padded(inputs),
-            on_device([len(ids) for ids in inputs]),
-            padded(targets),
-            on_device([len(ids) for ids in targets]),
-            on_device([row.task for row in rows]),
+            input_ids.view(b, widths[0]),
+            lengths,
+            target_ids.view(b, widths[1]),
+            (at[0], at[1]),
+            (at[2], at[3]),
+            tasks,
         )
+
+    def on_device(self, numbers: Sequence[int]) -> Tensor:
+        """Returns whole numbers as a tensor on the device; a GPU takes them while it still computes."""
+        tensor = torch.tensor(numbers, dtype=torch.long)
+        return tensor.pin_memory().to(self.device, non_blocking=True) if self.on_gpu else tensor.to(self.device)
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the device computes on its own, so that nothing should wait for it."""
+        return self.device.type == "cuda"
 
     # the model
 

@@ -33,14 +33,16 @@ class Batch:
         input_ids: [b, l].
         input_lengths: real tokens of each input, [b].
         target_ids: [b, c].
-        target_lengths: real tokens of each target, [b].
+        targets: row and step of every real target token, two tensors [k].
+        read: the same of those that are read before the next is predicted: all but each row's last.
         task_ids: each row's task, [b].
     """
 
     input_ids: Tensor
     input_lengths: Tensor
     target_ids: Tensor
-    target_lengths: Tensor
+    targets: tuple[Tensor, Tensor]
+    read: tuple[Tensor, Tensor]
     task_ids: Tensor
 
     @property
