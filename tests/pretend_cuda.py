@@ -14,6 +14,7 @@ inside.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import traceback
 from collections import Counter
@@ -345,3 +346,10 @@ def pretend_cuda(count: int = 1) -> Iterator[PretendGpu]:
             yield gpu
     finally:
         _current = before
+
+
+def with_pretend_cuda() -> None:
+    """Puts a pretend GPU into this process for good; see `commands.Attempt.start`."""
+    for_good = contextlib.ExitStack()
+    for_good.enter_context(pretend_cuda())
+    atexit.register(for_good.close)
