@@ -32,6 +32,7 @@ from attempt_cli.backbones.strangers import (
     in_repository,
 )
 from attempt_cli.bars import bars_on_terminals_only
+from attempt_cli.byte_sizes import size_text
 from attempt_cli.checked_files import remove_stale_partials
 from attempt_cli.errors import AttemptError, first_line
 from attempt_cli.hub import why_the_hub_is_silent
@@ -135,6 +136,8 @@ def load_from(place: Place, device: torch.device, dtype: torch.dtype) -> FrozenB
         check_tokens(tokenizer, int(model.get_input_embeddings().weight.shape[0]))
     except BaseException as error:  # damaged files make the readers raise many types of errors
         _raise_foreign(error)
+        if isinstance(error, torch.OutOfMemoryError | MemoryError):
+            raise _memory_error(place, device, dtype) from error
         raise _loading_error(place, error, silence) from error
     kind = EncoderDecoderBackbone if config.is_encoder_decoder else DecoderOnlyBackbone
     try:
@@ -144,6 +147,8 @@ def load_from(place: Place, device: torch.device, dtype: torch.dtype) -> FrozenB
         raise
     except BaseException as error:  # settings of another type than the library means; it looks at few of them
         _raise_foreign(error)
+        if isinstance(error, torch.OutOfMemoryError | MemoryError):
+            raise _memory_error(place, device, dtype) from error
         raise _loading_error(place, error, silence) from error
     if find(ADAPTER) is not None:
         backbone.notes = (
@@ -180,10 +185,13 @@ def check_tokens(tokenizer: Any, embeddings: int) -> None:
 
 
 def choose_device(device: str | None) -> torch.device:
-    """Returns the named device, else the first available of cuda, mps and cpu; under a launcher, the process's GPU."""
+    """Returns the named device, else the first available of cuda, mps and cpu.
+
+    Of several processes on this machine (`LOCAL_RANK`) each has a GPU of its own, as far as there are enough.
+    """
+    if device in (None, "cuda") and torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
     if device is None:
-        if torch.cuda.is_available():
-            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         chosen = torch.device(device)
@@ -437,6 +445,19 @@ def _is_whole(folder: Path) -> bool:
         return bool(json.loads((folder / WHOLE).read_text("utf-8")) == _sizes_and_times(folder))
     except (OSError, ValueError, RecursionError):
         return False
+
+
+def _memory_error(place: Place, device: torch.device, dtype: torch.dtype) -> AttemptError:
+    """Tells that the weights do not fit, and what they need, where files on this machine say so."""
+    folder = Path(place.location)
+    size = sum(file.stat().st_size for file in folder.glob("*.safetensors")) if folder.is_dir() else 0
+    files = f" (its files take {size_text(size)})" if size else ""
+    free = f", where {size_text(torch.cuda.mem_get_info(device)[0])} are free" if device.type == "cuda" else ""
+    bf16 = "" if dtype == torch.bfloat16 else ", --dtype bfloat16, which takes half"
+    return AttemptError(
+        f"the backbone '{place.name}'{files} does not fit in the memory of {device}{free}",
+        f"End other programs, or use a smaller backbone{bf16}, or --device cpu.",
+    )
 
 
 def _loading_error(place: Place, error: BaseException, silence: str | None) -> AttemptError:

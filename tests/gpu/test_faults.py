@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +14,13 @@ import torch
 from attempt_cli.backbones import kernels
 from attempt_cli.backbones.base import FrozenBackbone
 from attempt_cli.backbones.kernels import Shape, choose_kernel
-from tests.pretend_cuda import CUDA, PretendGpu
+from attempt_cli.backbones.load import choose_device
+from attempt_cli.errors import AttemptError
+from attempt_cli.experiments import process_worker, worker_pool
+from attempt_cli.experiments.worker_pool import WorkerPool
+from attempt_cli.session import Session
+from attempt_cli.training.processes import PARTS, Processes
+from tests.pretend_cuda import CUDA, PretendGpu, pretend_cuda
 from tests.training import tiny
 
 Load = Callable[[str, str], FrozenBackbone]
@@ -82,3 +89,67 @@ def test_steps_are_shown_where_losses_are_read_late(gpu: PretendGpu, load: Load,
     listener.steps.clear()
     tiny.run(model, rows, tmp_path / "b.pt", steps=21, eval_every=0, **settings)
     assert listener.steps == [16, 21]
+
+
+# --- several processes
+
+
+@pytest.mark.parametrize("device", [None, "cuda"])
+def test_every_process_has_a_gpu_of_its_own(device: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pretend_cuda(count=2):
+        for rank, index in ((0, 0), (1, 1), (2, 0)):
+            monkeypatch.setenv("LOCAL_RANK", str(rank))
+            assert choose_device(device) == torch.device("cuda", index)
+
+
+def test_workers_take_turns_at_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    class Pipe:
+        def recv(self) -> None:
+            seen.append(choose_device(None).index)
+
+    monkeypatch.setattr(process_worker, "_die_with_parent", lambda: None)
+    monkeypatch.setattr(process_worker, "Runner", lambda plan: SimpleNamespace(close=lambda: None))
+    monkeypatch.setattr(process_worker.signal, "signal", lambda *_: None)
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    with pretend_cuda(count=2):
+        for number in range(3):
+            process_worker._serve(None, Pipe(), 1, number)  # type: ignore[arg-type]
+    assert seen == [0, 1, 0]
+    made: list[int] = []
+    monkeypatch.setattr(worker_pool, "ProcessWorker", lambda plan, threads, number: made.append(number))
+    monkeypatch.setattr(worker_pool, "fill", lambda specs, worker, *_, **__: [worker() for _ in specs])
+    WorkerPool(3).fill(None, [None] * 3, None, None)  # type: ignore[arg-type, list-item]
+    assert made == [0, 1, 2]
+
+
+def test_processes_of_one_training_share_the_memory_for_inputs(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    budgets = []
+    for count in ("1", "4"):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", count)
+        cache = Session(backbone=str(folders["llama"]), device="cpu").load_backbone().input_cache
+        assert cache is not None
+        budgets.append(cache.budget)
+    assert budgets[0] // 4 == budgets[1]
+
+
+@pytest.mark.parametrize(("name", "what"), PARTS.items())
+def test_settings_that_split_the_model_are_refused(name: str, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "true")
+    with pytest.raises(AttemptError, match=what):
+        Processes.here()
+    monkeypatch.setenv(name, "false")
+    assert Processes.here() == Processes()
+
+
+# --- memory
+
+
+def test_a_model_that_does_not_fit_is_told_as_that(gpu: PretendGpu, load: Load) -> None:
+    gpu.largest, gpu.free = 1000, 5 << 20
+    with pytest.raises(AttemptError, match=r"does not fit in the memory of cuda:0, where 5.*MiB are free") as caught:
+        load("llama", "cuda")
+    assert "--dtype bfloat16" in str(caught.value.hint)
