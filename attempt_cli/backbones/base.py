@@ -107,16 +107,27 @@ class FrozenBackbone(SwitchedLayers, ABC):
 
         They hash the architecture, the number of layers, the embedding table and a few entries of every other weight
         (a model fine-tuned with its embeddings frozen is another model), in bf16, so that a checkpoint has the same
-        fingerprint in every dtype.
+        fingerprint in every dtype. Quantised weights are no parameters in some formats: what else a checkpoint holds
+        is hashed, too.
         """
         config = self.model.config
         layers = getattr(config, "num_hidden_layers", None)
         digest = hashlib.sha256(f"{config.model_type} {layers} {list(self._table.shape)}".encode())
         digest.update(_bf16_bytes(self._table))
-        for name, weight in sorted(self.model.named_parameters()):
+        parameters = dict(self.model.named_parameters())
+        every = {name for name, _ in self.model.named_parameters(remove_duplicate=False)}
+        others = {name: one for name, one in self.model.state_dict().items() if name not in every}
+        for name, weight in sorted({**parameters, **others}.items()):
+            if not isinstance(weight, Tensor) or not weight.numel():
+                continue
             flat = weight.detach().flatten()
             digest.update(name.encode() + _bf16_bytes(flat[:: max(1, len(flat) // 16)]))
         return digest.hexdigest()[:16]
+
+    @cached_property
+    def tokenizer_digest(self) -> str:
+        """16 hexadecimal digits of the tokenizer and its end token; some files are read in another way by each version."""
+        return hashlib.sha256(f"{self._tokenizer_digest} {self.end_id}".encode()).hexdigest()[:16]
 
     @property
     @abstractmethod
@@ -461,6 +472,8 @@ class FrozenBackbone(SwitchedLayers, ABC):
 
 
 def _bf16_bytes(weight: Tensor) -> bytes:
+    if not weight.is_floating_point():
+        return weight.detach().cpu().contiguous().numpy().tobytes()
     return weight.detach().to("cpu", torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes()
 
 

@@ -229,6 +229,7 @@ def check_scores(backbone: FrozenBackbone) -> None:
     Raises:
         AttemptError: the scores differ, or a prompt gets no gradient.
     """
+    check_gradients(backbone)
     words = [backbone.target_tokens(text, end=True) for text in ("five six", "seven")]
     inputs = [row.input_ids for row in backbone.encode(["one two three", "four five"], None, 8)]
     short = len(inputs)
@@ -252,6 +253,43 @@ def check_scores(backbone: FrozenBackbone) -> None:
     problem = _problem(backbone, truth)
     if problem is not None:
         raise _foreign(backbone, problem)
+
+
+def check_gradients(backbone: FrozenBackbone) -> None:
+    """Checks that gradients pass through quantised products: some of their kernels have no backward pass.
+
+    The residual stream would still bring a prompt a gradient, and a training would look like one. One module of each
+    kind is asked: it is linear, so that gradient · x is what x changes.
+
+    Raises:
+        AttemptError: a gradient does not pass, or is wrong.
+    """
+    kinds = {
+        type(module): module
+        for module in backbone.model.modules()
+        if isinstance(getattr(module, "in_features", None), int) and _is_quantised(module)
+    }
+    for kind, module in kinds.items():
+        x = torch.randn(4, module.in_features, generator=torch.Generator().manual_seed(0))
+        x = x.to(backbone.device, backbone.dtype).requires_grad_()
+        try:
+            (gradient,) = torch.autograd.grad(module(x).float().sum(), x)
+            with torch.no_grad():
+                change = (module(x).float() - module(torch.zeros_like(x)).float()).sum(1)
+            passes = bool(((gradient * x).float().sum(1) - change).norm() <= 0.1 * change.norm() + 1e-6)
+        except (RuntimeError, NotImplementedError, TypeError):
+            passes = False
+        if not passes:
+            raise AttemptError(
+                f"the weights of {backbone.name} are quantised ({kind.__name__}), and no gradient passes through them",
+                "Prompts cannot be trained on it: use the checkpoint that it was made from.",
+            )
+
+
+def _is_quantised(module: torch.nn.Module) -> bool:
+    weight = getattr(module, "weight", None)
+    plain = isinstance(weight, Tensor) and type(weight) in (Tensor, torch.nn.Parameter) and weight.is_floating_point()
+    return not (plain and type(module) is torch.nn.Linear)
 
 
 def _foreign(backbone: FrozenBackbone, problem: str) -> AttemptError:

@@ -14,7 +14,7 @@ import torch
 from attempt_cli.backbones import kernels
 from attempt_cli.backbones.base import FrozenBackbone
 from attempt_cli.backbones.kernels import Shape, choose_kernel
-from attempt_cli.backbones.load import choose_device
+from attempt_cli.backbones.load import check_scores, choose_device
 from attempt_cli.errors import AttemptError
 from attempt_cli.experiments import process_worker, worker_pool
 from attempt_cli.experiments.worker_pool import WorkerPool
@@ -153,3 +153,59 @@ def test_a_model_that_does_not_fit_is_told_as_that(gpu: PretendGpu, load: Load) 
     with pytest.raises(AttemptError, match=r"does not fit in the memory of cuda:0, where 5.*MiB are free") as caught:
         load("llama", "cuda")
     assert "--dtype bfloat16" in str(caught.value.hint)
+
+
+# --- quantised weights
+
+
+class Packed(torch.nn.Module):
+    """A product as GPTQ and AWQ keep it: whole numbers and scales as buffers, and a kernel of their own."""
+
+    def __init__(self, linear: torch.nn.Linear, backward: str) -> None:
+        super().__init__()
+        self.in_features, self.backward = linear.in_features, backward
+        scale = linear.weight.detach().abs().amax(1, keepdim=True) / 127
+        self.register_buffer("qweight", (linear.weight.detach() / scale).round().to(torch.int8))
+        self.register_buffer("scales", scale)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight = self.qweight.to(x.dtype) * self.scales
+        if self.backward == "none":
+            return (x.detach() @ weight.T).requires_grad_(torch.is_grad_enabled())
+        return x @ weight.T if self.backward == "right" else x.detach() @ weight.T + 0 * x.sum()
+
+
+def packed(backbone: FrozenBackbone, backward: str) -> FrozenBackbone:
+    for layer in backbone.model.base_model.layers:
+        layer.mlp.down_proj = Packed(layer.mlp.down_proj, backward)
+    return backbone
+
+
+@pytest.mark.parametrize("backward", ["none", "zero"])
+def test_quantised_weights_without_a_gradient_are_refused(load: Load, backward: str) -> None:
+    backbone = packed(load("llama", "cpu"), backward)
+    with pytest.raises(AttemptError, match=r"quantised .Packed., and no gradient passes"):
+        check_scores(backbone)
+
+
+def test_quantised_weights_with_a_gradient_are_taken(load: Load) -> None:
+    backbone = packed(load("llama", "cpu"), "right")
+    backbone.use_own_attention(False)
+    check_scores(backbone)
+
+
+def test_packed_weights_are_part_of_the_identity(load: Load) -> None:
+    def fingerprint(change: int) -> str:
+        backbone = packed(load("llama", "cpu"), "right")
+        backbone.__dict__.pop("fingerprint", None)
+        backbone.model.base_model.layers[1].mlp.down_proj.qweight[0, 0] += change
+        return backbone.fingerprint
+
+    assert fingerprint(0) == fingerprint(0) != fingerprint(1)
+
+
+def test_the_tokenizer_has_a_digest_of_its_own(load: Load) -> None:
+    backbone, other = load("llama", "cpu"), load("llama", "cpu")
+    other.end_id += 1
+    assert backbone.fingerprint == other.fingerprint
+    assert backbone.tokenizer_digest != other.tokenizer_digest
