@@ -126,7 +126,7 @@ class FrozenBackbone(SwitchedLayers, ABC):
 
     @cached_property
     def tokenizer_digest(self) -> str:
-        """16 hexadecimal digits of the tokenizer and its end token; some files are read in another way by each version."""
+        """16 hexadecimal digits of the tokenizer and its end token: some files are read differently by version."""
         return hashlib.sha256(f"{self._tokenizer_digest} {self.end_id}".encode()).hexdigest()[:16]
 
     @property
