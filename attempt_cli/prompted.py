@@ -105,7 +105,9 @@ class PromptedModel:
         before = self.placement == "before" and self.backbone.shares_prompts(longest + self.prompt_length)
         return 0 if before and self.one_for_all(tasks) else self.prompt_length
 
-    def prompts(self, batch: Batch, embeddings: Tensor, task_ids: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    def prompts(
+        self, batch: Batch, embeddings: Tensor, task_ids: Tensor | None = None
+    ) -> tuple[Tensor | None, Tensor | None]:
         """Returns the prompts as they enter the model, and the mixture's weights.
 
         Args:
@@ -125,7 +127,7 @@ class PromptedModel:
         prompts, weights = self.mixture(task_ids, pooled)
         prompts = prompts * self.scale
         if self._beside_prompt:
-            ids = torch.tensor(self._beside_prompt, device=prompts.device)
+            ids = self.backbone.on_device(self._beside_prompt)
             beside = self.backbone.embed(ids).to(prompts.dtype).expand(len(prompts), -1, -1)
             prompts = torch.cat([beside, prompts] if self.placement == "before" else [prompts, beside], dim=1)
         return prompts, weights
@@ -140,45 +142,40 @@ class PromptedModel:
         text = (places >= before) & (places < (batch.input_lengths - behind)[:, None])
         return torch.where(text.any(dim=1, keepdim=True), text, mask)  # a row without text is read whole
 
-    def log_likelihood(self, rows: Sequence[EncodedRow], task_ids: Tensor | None = None) -> Tensor:
+    def log_likelihood(self, rows: Sequence[EncodedRow]) -> Tensor:
         """Returns log p of each row's own target, [b], differentiable in the mixture."""
-        batch, embeddings = self._enter(rows, task_ids)
-        prompts, _ = self._entering_prompts(rows, batch, embeddings, task_ids)
+        batch, embeddings = self._enter(rows)
+        prompts, _ = self._entering_prompts(rows, batch, embeddings)
         return self.backbone.target_log_likelihood(batch, embeddings, prompts, self._read(rows))
 
     @torch.no_grad()
-    def score_labels(
-        self, rows: Sequence[EncodedRow], labels: Sequence[Sequence[int]], task_ids: Tensor | None = None
-    ) -> tuple[Tensor, Tensor | None]:
+    def score_labels(self, rows: Sequence[EncodedRow], labels: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor | None]:
         """Returns log p of every label word for every row, [b, c], and the mixture's weights, [b, t + 1]."""
-        batch, embeddings = self._enter(rows, task_ids)
-        prompts, weights = self._entering_prompts(rows, batch, embeddings, task_ids)
+        batch, embeddings = self._enter(rows)
+        prompts, weights = self._entering_prompts(rows, batch, embeddings)
         return self.backbone.label_log_likelihoods(batch, embeddings, prompts, labels, self._read(rows)), weights
 
     @torch.no_grad()
-    def generate(
-        self, rows: Sequence[EncodedRow], max_new_tokens: int, task_ids: Tensor | None = None
-    ) -> tuple[list[str], Tensor | None]:
+    def generate(self, rows: Sequence[EncodedRow], max_new_tokens: int) -> tuple[list[str], Tensor | None]:
         """Returns the model's continuation of every row, and the mixture's weights."""
-        batch, embeddings = self._enter(rows, task_ids)
-        prompts, weights = self._entering_prompts(rows, batch, embeddings, task_ids)
+        batch, embeddings = self._enter(rows)
+        prompts, weights = self._entering_prompts(rows, batch, embeddings)
         return self.backbone.generate(batch, embeddings, prompts, max_new_tokens, self.placement, self.ends), weights
 
     def _entering_prompts(
-        self, rows: Sequence[EncodedRow], batch: Batch, embeddings: Tensor, task_ids: Tensor | None
+        self, rows: Sequence[EncodedRow], batch: Batch, embeddings: Tensor
     ) -> tuple[Tensor | None, Tensor | None]:
         """Returns what `prompts` does, but [1, m, d] if all rows share one prompt."""
-        if not self.one_for_all([row.task for row in rows] if task_ids is None else task_ids.tolist()):
-            return self.prompts(batch, embeddings, task_ids)
-        one = (batch.task_ids if task_ids is None else task_ids)[:1]
-        prompts, weights = self.prompts(batch, embeddings, one)
+        if not self.one_for_all(row.task for row in rows):
+            return self.prompts(batch, embeddings)
+        prompts, weights = self.prompts(batch, embeddings, batch.task_ids[:1])
         return prompts, None if weights is None else weights.expand(len(rows), -1)
 
     def _read(self, rows: Sequence[EncodedRow]) -> Past | None:
         after = self.placement == "after" and self.mixture is not None
         return self.backbone.read(rows) if after else None
 
-    def _enter(self, rows: Sequence[EncodedRow], task_ids: Tensor | None = None) -> tuple[Batch, Tensor]:
+    def _enter(self, rows: Sequence[EncodedRow]) -> tuple[Batch, Tensor]:
         """Returns the rows as a batch, and the embeddings of their inputs, [b, l, d], with DePT's offsets added."""
         if self.backbone.tuned is not self.tuned:
             held = "weights of another training" if self.backbone.tuned is not None else "no trained weights"
@@ -190,7 +187,7 @@ class PromptedModel:
         with torch.no_grad():
             embeddings = self.backbone.embed(batch.input_ids)
         if self.mixture is not None:
-            offsets = self.mixture.offsets(batch.task_ids if task_ids is None else task_ids, embeddings.shape[1])
+            offsets = self.mixture.offsets(batch.task_ids, embeddings.shape[1])
             if offsets is not None:
                 embeddings = embeddings + (offsets * self.scale).to(embeddings.dtype)
         return batch, embeddings
@@ -240,8 +237,7 @@ def score_many(
     for (placement, _, _), members in together.items():
         if placement == "before" and len(members) == 1:
             (i,) = members
-            own = [rows[row] for row in about[i]]
-            results[i] = models[i].score_labels(own, labels[i], _repeated(task_ids[i], own, models[i]))
+            results[i] = models[i].score_labels([replace(rows[row], task=task_ids[i]) for row in about[i]], labels[i])
             continue
         shared = shared or _Reading(models, task_ids, rows)
         union = list(dict.fromkeys(tuple(word) for i in members for word in labels[i]))

@@ -29,7 +29,7 @@ class Session:
         device: "cuda", "mps" or "cpu"; None chooses.
         dtype: "bfloat16" or "float32"; None chooses.
         input_cache: memory for inputs that were read, kept across epochs and calls: bytes, or a text such as "4GiB";
-            None is a quarter of the memory.
+            None is a quarter of the memory, shared by the processes of a training on this machine.
         input_cache_dir: keep them in files here instead.
         listener: is told how work goes.
         command: what records say the user typed or called.
@@ -111,7 +111,9 @@ class Session:
             from attempt_cli.byte_sizes import parse_size, total_memory
 
             # of all memory, not of what is free now: which rows are kept should not depend on what else is running
-            budget = parse_size(str(self.input_cache)) if self.input_cache is not None else total_memory() // 4
+            # Processes of one training share the machine.
+            share = total_memory() // 4 // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+            budget = parse_size(str(self.input_cache)) if self.input_cache is not None else share
             if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
                 self.listener.note(f"loading {name} …")
             if chat_template:
@@ -125,7 +127,7 @@ class Session:
                     budget,
                     folder=Path(self.input_cache_dir) if self.input_cache_dir is not None else None,
                     made_by=f"{backbone.fingerprint} {backbone.dtype} {backbone.device.type}",
-                    pin_memory=backbone.device.type == "cuda",
+                    on_host=backbone.on_gpu,
                 )
             self._loaded[name] = backbone
         return self._loaded[name]

@@ -110,16 +110,27 @@ class FrozenBackbone(SwitchedLayers, ABC):
 
         They hash the architecture, the number of layers, the embedding table and a few entries of every other weight
         (a model fine-tuned with its embeddings frozen is another model), in bf16, so that a checkpoint has the same
-        fingerprint in every dtype.
+        fingerprint in every dtype. Quantised weights are no parameters in some formats: what else a checkpoint holds
+        is hashed, too.
         """
         config = self.model.config
         layers = getattr(config, "num_hidden_layers", None)
         digest = hashlib.sha256(f"{config.model_type} {layers} {list(self._table.shape)}".encode())
         digest.update(_bf16_bytes(self._table))
-        for name, weight in sorted(self.model.named_parameters()):
+        parameters = dict(self.model.named_parameters())
+        every = {name for name, _ in self.model.named_parameters(remove_duplicate=False)}
+        others = {name: one for name, one in self.model.state_dict().items() if name not in every}
+        for name, weight in sorted({**parameters, **others}.items()):
+            if not isinstance(weight, Tensor) or not weight.numel():
+                continue
             flat = weight.detach().flatten()
             digest.update(name.encode() + _bf16_bytes(flat[:: max(1, len(flat) // 16)]))
         return digest.hexdigest()[:16]
+
+    @cached_property
+    def tokenizer_digest(self) -> str:
+        """16 hexadecimal digits of the tokenizer and its end token: some files are read differently by version."""
+        return hashlib.sha256(f"{self._tokenizer_digest} {self.end_id}".encode()).hexdigest()[:16]
 
     @property
     @abstractmethod
@@ -325,29 +336,38 @@ class FrozenBackbone(SwitchedLayers, ABC):
         return plain
 
     def collate(self, rows: Sequence[EncodedRow]) -> Batch:
-        """Puts rows side by side on the backbone's device."""
-
-        def padded(sequences: list[list[int]]) -> Tensor:
-            longest = max(map(len, sequences))
-            return on_device([ids + [self.pad_id] * (longest - len(ids)) for ids in sequences])
-
-        def on_device(numbers: list[Any]) -> Tensor:
-            tensor = torch.tensor(numbers, dtype=torch.long)
-            # a GPU copies from pinned memory while it still computes the previous batch
-            return (
-                tensor.pin_memory().to(self.device, non_blocking=True)
-                if self.device.type == "cuda"
-                else tensor.to(self.device)
-            )
-
+        """Puts rows side by side on the backbone's device, in one copy: all that is known of lengths is known here."""
         inputs, targets = [row.input_ids for row in rows], [row.target_ids for row in rows]
+        widths = [max(map(len, inputs)), max(map(len, targets))]
+        padded = [
+            [token for ids in side for token in (*ids, *[self.pad_id] * (width - len(ids)))]
+            for side, width in zip((inputs, targets), widths, strict=True)
+        ]
+        places = [(row, step) for row, ids in enumerate(targets) for step in range(len(ids))]
+        read = [(row, step) for row, step in places if step + 1 < len(targets[row])]
+        columns = [[place[side] for place in some] for some in (places, read) for side in (0, 1)]
+        parts = [*padded, [len(ids) for ids in inputs], [row.task for row in rows], *columns]
+        together = self.on_device([number for part in parts for number in part])
+        input_ids, target_ids, lengths, tasks, *at = torch.split(together, [len(part) for part in parts])
+        b = len(rows)
         return Batch(
-            padded(inputs),
-            on_device([len(ids) for ids in inputs]),
-            padded(targets),
-            on_device([len(ids) for ids in targets]),
-            on_device([row.task for row in rows]),
+            input_ids.view(b, widths[0]),
+            lengths,
+            target_ids.view(b, widths[1]),
+            (at[0], at[1]),
+            (at[2], at[3]),
+            tasks,
         )
+
+    def on_device(self, numbers: Sequence[int]) -> Tensor:
+        """Returns whole numbers as a tensor on the device; a GPU takes them while it still computes."""
+        tensor = torch.tensor(numbers, dtype=torch.long)
+        return tensor.pin_memory().to(self.device, non_blocking=True) if self.on_gpu else tensor.to(self.device)
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the device computes on its own, so that nothing should wait for it."""
+        return self.device.type == "cuda"
 
     # the model
 
@@ -459,6 +479,8 @@ class FrozenBackbone(SwitchedLayers, ABC):
 
 
 def _bf16_bytes(weight: Tensor) -> bytes:
+    if not weight.is_floating_point():
+        return weight.detach().cpu().contiguous().numpy().tobytes()
     return weight.detach().to("cpu", torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes()
 
 

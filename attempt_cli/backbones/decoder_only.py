@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -102,26 +102,49 @@ class DecoderOnlyBackbone(FrozenBackbone):
         lengths = [len(row.input_ids) for row in rows]
         longest = max(lengths)
         shape = (layers, 2, len(rows), key_heads, longest, width)
-        both = torch.zeros(shape, dtype=self.dtype, device=self.device)
-        uncached: list[int] = []
-        for place, row in enumerate(rows):
-            planned = self.input_cache.group_of(row.input_ids) if self.input_cache is not None else None
-            if planned is None or self.input_cache is None:
-                uncached.append(place)
-                continue
-            group, index = planned
-            length = len(row.input_ids)
-            kept = self.input_cache.get(group, self._read_kept)[index, ..., :length, :]
-            both[:, :, place, :, :length].copy_(kept, non_blocking=True)
+        kept = self._kept_inputs(rows)
+        uncached = [place for place in range(len(rows)) if place not in kept]
+        both = self._gathered(kept, shape)
         unread = [lengths[place] for place in uncached]
         for batch in by_length(unread, 0, sum(lengths) * len(rows), least=self.least_positions):
             places = [uncached[i] for i in batch]
             fresh = self._read_group(Group("", tuple(tuple(rows[place].input_ids) for place in places)))
-            both[:, :, places, :, : fresh.shape[4]] = fresh.permute(1, 2, 0, 3, 4, 5)
+            both[:, :, self.on_device(places), :, : fresh.shape[4]] = fresh.permute(1, 2, 0, 3, 4, 5)
             if self.input_cache is not None:
                 self.input_cache.offer([rows[place].input_ids for place in places], fresh)
         padded = min(lengths) < longest
-        return Past(both[:, 0].unbind(), both[:, 1].unbind(), torch.tensor(lengths).to(self.device), padded)
+        return Past(both[:, 0].unbind(), both[:, 1].unbind(), self.on_device(lengths), padded)
+
+    def _kept_inputs(self, rows: Sequence[EncodedRow]) -> dict[int, Tensor]:
+        """Returns keys and values of the rows that the input cache holds, by the row's place."""
+        found = {}
+        for place, row in enumerate(rows):
+            planned = self.input_cache.group_of(row.input_ids) if self.input_cache is not None else None
+            if planned is not None and self.input_cache is not None:
+                group, index = planned
+                found[place] = self.input_cache.get(group, self._read_kept)[index, ..., : len(row.input_ids), :]
+        return found
+
+    def _gathered(self, kept: Mapping[int, Tensor], shape: Sequence[int]) -> Tensor:
+        """Puts kept rows side by side on the device, with zeros where there are none.
+
+        For a GPU what is in the host's memory is gathered there, in one pinned block: row by row, each copy would be
+        staged, and waited for.
+        """
+        by_host = self.on_gpu and any(one.device.type == "cpu" for one in kept.values())
+        where = torch.device("cpu") if by_host else self.device
+        both = torch.zeros(tuple(shape), dtype=self.dtype, device=where, pin_memory=by_host)
+        late = {}
+        for place, one in kept.items():
+            if one.device == where:
+                both[:, :, place, :, : one.shape[3]] = one
+            else:  # computed just now, and not kept
+                late[place] = one
+        if by_host:
+            both = both.to(self.device, non_blocking=True)
+        for place, one in late.items():
+            both[:, :, place, :, : one.shape[3]] = one
+        return both
 
     def _read_kept(self, group: Group) -> Tensor:
         """Runs `_read_group` on the layers as they were loaded: other trainings and resumed ones read the result."""
@@ -190,7 +213,7 @@ class DecoderOnlyBackbone(FrozenBackbone):
             first = torch.zeros(1, dtype=torch.long, device=self.device)  # one position: the output itself is not used
             self._hidden(prompts.to(sequence.dtype), keep=keep, at=(first, first))
             keys, values = zip(*keep, strict=True)
-            past = Past(keys, values, torch.tensor([m]).to(self.device), padded=False, suffixes=b)
+            past = Past(keys, values, self.on_device([m]), padded=False, suffixes=b)
             return self._hidden_behind(past, sequence, mask, steps, at)
         arguments: dict[str, Any] = {} if mask is None else {"attention_mask": mask, "position_ids": steps}
         if m and mask is not None and steps is not None:
@@ -238,17 +261,17 @@ class DecoderOnlyBackbone(FrozenBackbone):
             suffix = prompts.to(embeddings.dtype).expand(b, -1, -1)
             if longest > 1:
                 suffix = torch.cat([suffix, self.embed(batch.target_ids[:, :-1])], dim=1)
-            rows, steps = self._target_positions(batch.target_lengths)
+            rows, steps = batch.targets
             at = self._hidden_behind(past, suffix, at=(rows, prompts.shape[1] - 1 + steps))  # of [b, m + c - 1, d]
             scores = self._token_log_likelihoods(at, batch.target_ids[rows, steps, None])[:, 0]
             return torch.zeros(b, device=scores.device).index_add(0, rows, scores)
         sequence = embeddings
         if longest > 1:  # every token of the target but the last is read before the next is predicted
             sequence = torch.cat([embeddings, embeddings.new_zeros(b, longest - 1, embeddings.shape[2])], dim=1)
-            rows, steps = self._target_positions(batch.target_lengths - 1)
+            rows, steps = batch.read
             columns = batch.input_lengths[rows] + steps
             sequence[rows, columns] = self.embed(batch.target_ids[rows, steps])
-        rows, steps = self._target_positions(batch.target_lengths)
+        rows, steps = batch.targets
         at = self._hidden_behind_prompts(prompts, sequence, (rows, batch.input_lengths[rows] - 1 + steps))
         scores = self._token_log_likelihoods(at, batch.target_ids[rows, steps, None])[:, 0]
         return torch.zeros(b, device=scores.device).index_add(0, rows, scores)
@@ -262,7 +285,7 @@ class DecoderOnlyBackbone(FrozenBackbone):
         past: Past | None = None,
     ) -> Tensor:
         device, b = embeddings.device, embeddings.shape[0]
-        tree = LabelTree(labels, device)
+        tree = LabelTree(labels, self.on_device)
         branches = torch.arange(tree.count, device=device)
         if past is not None and prompts is not None:
             n, m = b * past.suffixes, prompts.shape[1]
@@ -270,7 +293,7 @@ class DecoderOnlyBackbone(FrozenBackbone):
             if tree.count:
                 suffix = torch.cat([suffix, self.embed(tree.ids).expand(n, -1, -1)], dim=1)
             order = torch.cat([torch.arange(m, device=device), m + tree.steps])
-            wanted = torch.cat([branches.new_tensor([m - 1]), m + branches]).expand(n, -1)
+            wanted = torch.arange(m - 1, m + tree.count, device=device).expand(n, -1)
             seen = additive_mask(tree.allowed(m), suffix.dtype)
             hidden = self._hidden_behind(past, suffix, seen, order, at=_every_row(wanted))
             return self._branch_scores(hidden.view(n, 1 + tree.count, -1), labels, tree)
@@ -301,10 +324,10 @@ class DecoderOnlyBackbone(FrozenBackbone):
             hidden: at the prefix's end and at the branches, [n, 1 + k, d].
         """
         n = len(hidden)
-        first_ids = torch.tensor([word[0] for word in labels], device=hidden.device).expand(n, -1)
+        first_ids = self.on_device([word[0] for word in labels]).expand(n, -1)
         scores = self._token_log_likelihoods(hidden[:, 0], first_ids)  # [n, c]
         if tree.count:
-            next_ids = torch.tensor([token for word in labels for token in word[1:]], device=hidden.device)
+            next_ids = self.on_device([token for word in labels for token in word[1:]])
             later = self._token_log_likelihoods(hidden[:, 1:].flatten(0, 1), next_ids.repeat(n)[:, None]).view(n, -1)
             scores = scores.index_add(1, tree.word_of, later)
         return scores
@@ -314,8 +337,8 @@ class DecoderOnlyBackbone(FrozenBackbone):
     ) -> Tensor:
         columns = []
         for word in labels:
-            ids = torch.tensor([list(word)], device=embeddings.device).expand(len(embeddings), -1)
-            as_target = replace(batch, target_ids=ids, target_lengths=torch.full_like(batch.input_lengths, len(word)))
+            own = self.collate([EncodedRow([0], list(word))] * len(embeddings))
+            as_target = replace(batch, target_ids=own.target_ids, targets=own.targets, read=own.read)
             columns.append(self.target_log_likelihood(as_target, embeddings, prompts))
         return torch.stack(columns, dim=1)
 
@@ -371,16 +394,12 @@ class DecoderOnlyBackbone(FrozenBackbone):
                 arguments["past"] = past
             if self._own_layers is not None and self.tuned is None and not (self.compiled or self.checkpointed):
                 return self._own_layers(sequence, at=at, **arguments)
+            if arguments.get("attention_mask") is None and not self._beyond_reach(sequence.shape[1]):
+                # without a mask the library looks at numbers on the device to find packed rows, and waits for them
+                arguments["attention_mask"] = causal_mask(sequence.shape[1], sequence.dtype, sequence.device)
+                arguments["position_ids"] = torch.arange(sequence.shape[1], device=sequence.device)[None]
         hidden: Tensor = self.model.base_model(inputs_embeds=sequence, use_cache=False, **arguments).last_hidden_state
         return hidden if at is None else hidden[at]
-
-    @staticmethod
-    def _target_positions(lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns row and step of every real target token, two tensors of equal length."""
-        rows, steps = (torch.arange(int(lengths.max()), device=lengths.device) < lengths[:, None]).nonzero(
-            as_tuple=True
-        )
-        return rows, steps
 
 
 WINDOWS = (

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from attempt_cli.backbones.attention import Past
+from attempt_cli.backbones.attention import Past, additive_mask
 from attempt_cli.backbones.base import FrozenBackbone, Watch, stopping, with_prompts
 from attempt_cli.backbones.chat import ChatFrame, no_chat
 from attempt_cli.backbones.kernels import Shape, choose_kernel
-from attempt_cli.backbones.rows import Batch
+from attempt_cli.backbones.rows import Batch, EncodedRow
 from attempt_cli.placement import Placement
 
 
@@ -38,8 +38,7 @@ class EncoderDecoderBackbone(FrozenBackbone):
     ) -> Tensor:
         states, mask = self._encode(batch, embeddings, prompts)
         hidden = self._decode(batch.target_ids, states, mask)
-        real = torch.arange(batch.target_ids.shape[1], device=mask.device) < batch.target_lengths[:, None]
-        rows, steps = real.nonzero(as_tuple=True)
+        rows, steps = batch.targets
         scores = self._token_log_likelihoods(hidden[rows, steps], batch.target_ids[rows, steps, None])[:, 0]
         return torch.zeros(len(states), device=scores.device).index_add(0, rows, scores)
 
@@ -53,16 +52,13 @@ class EncoderDecoderBackbone(FrozenBackbone):
     ) -> Tensor:
         states, mask = self._encode(batch, embeddings, prompts)
         b, c = len(states), len(labels)
-        longest = max(map(len, labels))
-        ids = torch.tensor([[*word, *[self.pad_id] * (longest - len(word))] for word in labels], device=mask.device)
-        real = torch.tensor(
-            [[True] * len(word) + [False] * (longest - len(word)) for word in labels], device=mask.device
-        )
+        batch = self.collate([EncodedRow([self.pad_id], list(word)) for word in labels])
+        ids, (words, steps) = batch.target_ids, batch.targets
         # the encoder runs once per row; the row's label words share its states in one pass of the decoder
         hidden = self._decode(ids.repeat(b, 1), states.repeat_interleave(c, dim=0), mask.repeat_interleave(c, dim=0))
-        at = real.repeat(b, 1)
-        scores = self._token_log_likelihoods(hidden[at], ids.repeat(b, 1)[at][:, None])[:, 0]
-        return torch.zeros(b * c, device=scores.device).index_add(0, at.nonzero()[:, 0], scores).view(b, c)
+        each = hidden.view(b, c, *hidden.shape[1:])[:, words, steps].flatten(0, 1)  # [b · k, d], k tokens of all words
+        scores = self._token_log_likelihoods(each, ids[words, steps].repeat(b)[:, None]).view(b, -1)
+        return torch.zeros(b, c, device=scores.device).index_add(1, words, scores)
 
     def generate(
         self,
@@ -94,10 +90,18 @@ class EncoderDecoderBackbone(FrozenBackbone):
         if prompts is not None:
             mask = torch.cat([mask.new_ones(mask.shape[0], prompts.shape[1]), mask], dim=1)
         self._attend_by(mask.shape[1])
+        sequence = with_prompts(embeddings, prompts)
         states: Tensor = self.model.get_encoder()(
-            inputs_embeds=with_prompts(embeddings, prompts), attention_mask=mask.long()
+            inputs_embeds=sequence, attention_mask=self._entering_mask(mask, sequence.dtype)
         ).last_hidden_state
         return states, mask.long()
+
+    def _entering_mask(self, mask: Tensor, dtype: torch.dtype) -> Tensor:
+        """Returns a mask of real positions, [b, l], as the model takes it.
+
+        Of a mask with one number a position the library asks whether it hides anything, and waits for the answer.
+        """
+        return additive_mask(mask.bool()[:, None], dtype) if self.model._supports_sdpa else mask.long()
 
     def _attend_by(self, keys: int) -> None:
         """Switches to the library's faster attention for this length; both take T5's position bias."""
@@ -116,7 +120,10 @@ class EncoderDecoderBackbone(FrozenBackbone):
         # pads are only at the end, where causal attention hides them from real tokens
         read = torch.cat([start, target_ids[:, :-1]], dim=1)
         hidden: Tensor = self.model.get_decoder()(
-            input_ids=read, encoder_hidden_states=states, encoder_attention_mask=mask, use_cache=False
+            input_ids=read,
+            encoder_hidden_states=states,
+            encoder_attention_mask=self._entering_mask(mask, states.dtype),
+            use_cache=False,
         ).last_hidden_state
         return hidden
 

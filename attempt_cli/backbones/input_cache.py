@@ -63,14 +63,14 @@ class InputCache:
         folder: keeps them in files here, not in memory; later trainings on the same rows find them. All files there
             together stay within the budget: those that were read longest ago go first.
         made_by: names all that computes them, for the files' names: folders serve several backbones and dtypes.
-        pin_memory: keeps them in memory that a GPU can copy from while it computes.
+        on_host: keeps them in the host's memory, not where they are computed: that of a GPU is too small.
     """
 
-    def __init__(self, budget: int, *, folder: Path | None = None, made_by: str = "", pin_memory: bool = False) -> None:
+    def __init__(self, budget: int, *, folder: Path | None = None, made_by: str = "", on_host: bool = False) -> None:
         self.budget = budget
         self.folder = folder
         self.made_by = made_by
-        self.pin_memory = pin_memory
+        self.on_host = on_host
         self.hits = 0
         self.misses = 0
         self.failure: str | None = None  # why nothing more is kept
@@ -170,7 +170,7 @@ class InputCache:
                 self._drop_earlier(need)
                 write_checked(file, {KEPT: tensor}, self._made(file, tensor))
                 return self._read(file)  # the system pages it in and out
-            return tensor.cpu().pin_memory() if self.pin_memory else tensor
+            return tensor.cpu() if self.on_host else tensor
         except Exception as error:  # of the disk or the memory, told by several libraries
             # a cache is a convenience: the training continues without what did not fit
             self.failure = first_line(error)
@@ -221,11 +221,11 @@ class RecentInputs(InputCache):
 
     Args:
         budget: the largest number of bytes.
-        pin_memory: as in `InputCache`.
+        on_host: as in `InputCache`.
     """
 
-    def __init__(self, budget: int, *, pin_memory: bool = False) -> None:
-        super().__init__(budget, pin_memory=pin_memory)
+    def __init__(self, budget: int, *, on_host: bool = False) -> None:
+        super().__init__(budget, on_host=on_host)
         self._used = 0
 
     @property
@@ -243,7 +243,7 @@ class RecentInputs(InputCache):
             name, need = row_key(ids).hex(), _size(own)
             if name in self._kept or need > self.budget:
                 continue
-            kept = own.cpu().pin_memory() if self.pin_memory else own.clone()  # a view would keep the whole group
+            kept = own.cpu() if self.on_host else own.clone()  # a view would keep the whole group
             while self._used + need > self.budget:
                 _, dropped = self._kept.popitem(last=False)
                 self._used -= _size(dropped)

@@ -15,6 +15,9 @@ from attempt_cli.backbones.machine import machine_name, recall, remember, wait
 # up to this many keys both kernels take microseconds, and matrix products run without a measurement
 UNMEASURED = 64
 MEASUREMENTS = "attention-kernels"
+# rows of a measurement, and the bytes that scores of all heads may take in it; matrix products hold about three of them
+ROWS = 4
+SCORE_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
@@ -62,11 +65,24 @@ def _kept_kernel(shape: Shape) -> str:
 
 
 def _measured_kernel(shape: Shape) -> str:
-    """Times causal attention over 4 rows, the kernels alternating, best of 5."""
+    """Times causal attention over a few rows, the kernels alternating, best of 5.
+
+    Where one row's scores are too large to try, or to hold, the kernel that keeps none is the faster.
+    """
+    row_bytes = shape.heads * shape.keys**2 * shape.dtype.itemsize
+    if row_bytes > SCORE_BYTES:
+        return "sdpa"
+    try:
+        return _timed_kernel(shape, min(ROWS, SCORE_BYTES // row_bytes))
+    except (torch.OutOfMemoryError, MemoryError):
+        return "sdpa"
+
+
+def _timed_kernel(shape: Shape, rows: int) -> str:
     mask = causal_mask(shape.keys, shape.dtype, shape.device)
     heads = (shape.heads, shape.key_heads, shape.key_heads)
     query, key, value = (
-        torch.randn(4, n, shape.keys, shape.width, dtype=shape.dtype, device=shape.device).requires_grad_(
+        torch.randn(rows, n, shape.keys, shape.width, dtype=shape.dtype, device=shape.device).requires_grad_(
             shape.backward
         )
         for n in heads

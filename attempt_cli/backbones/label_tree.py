@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -11,13 +11,17 @@ from torch import Tensor
 class LabelTree:
     """Label words as branches: all tokens of a word but its last, which is predicted and never read.
 
+    Args:
+        labels: the words' tokens.
+        on_device: moves whole numbers to where the tree is used.
+
     Attributes:
         ids, word_of, steps: of each branch token, [k]: its id, its word, and its place in the word from 0.
     """
 
-    def __init__(self, labels: Sequence[Sequence[int]], device: torch.device) -> None:
+    def __init__(self, labels: Sequence[Sequence[int]], on_device: Callable[[list[int]], Tensor]) -> None:
         tokens = [(token, j, k) for j, word in enumerate(labels) for k, token in enumerate(word[:-1])]
-        table = torch.tensor(tokens, dtype=torch.long, device=device).view(-1, 3)
+        table = on_device([number for token in tokens for number in token]).view(-1, 3)
         self.ids, self.word_of, self.steps = table.unbind(dim=1)
 
     @property

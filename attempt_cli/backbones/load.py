@@ -32,6 +32,7 @@ from attempt_cli.backbones.strangers import (
     in_repository,
 )
 from attempt_cli.bars import bars_on_terminals_only
+from attempt_cli.byte_sizes import size_text
 from attempt_cli.checked_files import remove_stale_partials
 from attempt_cli.errors import AttemptError, first_line
 from attempt_cli.hub import why_the_hub_is_silent
@@ -135,6 +136,8 @@ def load_from(place: Place, device: torch.device, dtype: torch.dtype) -> FrozenB
         check_tokens(tokenizer, int(model.get_input_embeddings().weight.shape[0]))
     except BaseException as error:  # damaged files make the readers raise many types of errors
         _raise_foreign(error)
+        if isinstance(error, torch.OutOfMemoryError | MemoryError):
+            raise _memory_error(place, device, dtype) from error
         raise _loading_error(place, error, silence) from error
     kind = EncoderDecoderBackbone if config.is_encoder_decoder else DecoderOnlyBackbone
     try:
@@ -144,6 +147,8 @@ def load_from(place: Place, device: torch.device, dtype: torch.dtype) -> FrozenB
         raise
     except BaseException as error:  # settings of another type than the library means; it looks at few of them
         _raise_foreign(error)
+        if isinstance(error, torch.OutOfMemoryError | MemoryError):
+            raise _memory_error(place, device, dtype) from error
         raise _loading_error(place, error, silence) from error
     if find(ADAPTER) is not None:
         backbone.notes = (
@@ -180,10 +185,13 @@ def check_tokens(tokenizer: Any, embeddings: int) -> None:
 
 
 def choose_device(device: str | None) -> torch.device:
-    """Returns the named device, else the first available of cuda, mps and cpu; under a launcher, the process's GPU."""
+    """Returns the named device, else the first available of cuda, mps and cpu.
+
+    Of several processes on this machine (`LOCAL_RANK`) each has a GPU of its own, as far as there are enough.
+    """
+    if device in (None, "cuda") and torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
     if device is None:
-        if torch.cuda.is_available():
-            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         chosen = torch.device(device)
@@ -221,6 +229,7 @@ def check_scores(backbone: FrozenBackbone) -> None:
     Raises:
         AttemptError: the scores differ, or a prompt gets no gradient.
     """
+    check_gradients(backbone)
     words = [backbone.target_tokens(text, end=True) for text in ("five six", "seven")]
     inputs = [row.input_ids for row in backbone.encode(["one two three", "four five"], None, 8)]
     short = len(inputs)
@@ -244,6 +253,43 @@ def check_scores(backbone: FrozenBackbone) -> None:
     problem = _problem(backbone, truth)
     if problem is not None:
         raise _foreign(backbone, problem)
+
+
+def check_gradients(backbone: FrozenBackbone) -> None:
+    """Checks that gradients pass through quantised products: some of their kernels have no backward pass.
+
+    The residual stream would still bring a prompt a gradient, and a training would look like one. One module of each
+    kind is asked: it is linear, so that gradient · x is what x changes.
+
+    Raises:
+        AttemptError: a gradient does not pass, or is wrong.
+    """
+    kinds = {
+        type(module): module
+        for module in backbone.model.modules()
+        if isinstance(getattr(module, "in_features", None), int) and _is_quantised(module)
+    }
+    for kind, module in kinds.items():
+        x = torch.randn(4, module.in_features, generator=torch.Generator().manual_seed(0))
+        x = x.to(backbone.device, backbone.dtype).requires_grad_()
+        try:
+            (gradient,) = torch.autograd.grad(module(x).float().sum(), x)
+            with torch.no_grad():
+                change = (module(x).float() - module(torch.zeros_like(x)).float()).sum(1)
+            passes = bool(((gradient * x).float().sum(1) - change).norm() <= 0.1 * change.norm() + 1e-6)
+        except (RuntimeError, NotImplementedError, TypeError):
+            passes = False
+        if not passes:
+            raise AttemptError(
+                f"the weights of {backbone.name} are quantised ({kind.__name__}), and no gradient passes through them",
+                "Prompts cannot be trained on it: use the checkpoint that it was made from.",
+            )
+
+
+def _is_quantised(module: torch.nn.Module) -> bool:
+    weight = getattr(module, "weight", None)
+    plain = isinstance(weight, Tensor) and type(weight) in (Tensor, torch.nn.Parameter) and weight.is_floating_point()
+    return not (plain and type(module) is torch.nn.Linear)
 
 
 def _foreign(backbone: FrozenBackbone, problem: str) -> AttemptError:
@@ -437,6 +483,19 @@ def _is_whole(folder: Path) -> bool:
         return bool(json.loads((folder / WHOLE).read_text("utf-8")) == _sizes_and_times(folder))
     except (OSError, ValueError, RecursionError):
         return False
+
+
+def _memory_error(place: Place, device: torch.device, dtype: torch.dtype) -> AttemptError:
+    """Tells that the weights do not fit, and what they need, where files on this machine say so."""
+    folder = Path(place.location)
+    size = sum(file.stat().st_size for file in folder.glob("*.safetensors")) if folder.is_dir() else 0
+    files = f" (its files take {size_text(size)})" if size else ""
+    free = f", where {size_text(torch.cuda.mem_get_info(device)[0])} are free" if device.type == "cuda" else ""
+    bf16 = "" if dtype == torch.bfloat16 else ", --dtype bfloat16, which takes half"
+    return AttemptError(
+        f"the backbone '{place.name}'{files} does not fit in the memory of {device}{free}",
+        f"End other programs, or use a smaller backbone{bf16}, or --device cpu.",
+    )
 
 
 def _loading_error(place: Place, error: BaseException, silence: str | None) -> AttemptError:

@@ -33,14 +33,16 @@ class Batch:
         input_ids: [b, l].
         input_lengths: real tokens of each input, [b].
         target_ids: [b, c].
-        target_lengths: real tokens of each target, [b].
+        targets: row and step of every real target token, two tensors [k].
+        read: the same of those that are read before the next is predicted: all but each row's last.
         task_ids: each row's task, [b].
     """
 
     input_ids: Tensor
     input_lengths: Tensor
     target_ids: Tensor
-    target_lengths: Tensor
+    targets: tuple[Tensor, Tensor]
+    read: tuple[Tensor, Tensor]
     task_ids: Tensor
 
     @property
@@ -49,8 +51,7 @@ class Batch:
         return torch.arange(self.input_ids.shape[1], device=self.input_ids.device) < self.input_lengths[:, None]
 
     def of_rows(self, numbers: list[int]) -> Batch:
-        """Returns some of its rows, by number; a row may come several times."""
+        """Returns some of its rows, by number and without targets; a row may come several times."""
         at = torch.tensor(numbers, device=self.input_ids.device)
-        return Batch(
-            self.input_ids[at], self.input_lengths[at], self.target_ids[at], self.target_lengths[at], self.task_ids[at]
-        )
+        none = (at[:0], at[:0])
+        return Batch(self.input_ids[at], self.input_lengths[at], self.target_ids[at, :0], none, none, self.task_ids[at])

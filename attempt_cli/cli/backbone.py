@@ -70,6 +70,7 @@ def show_backbone(settings: Settings, /, name: str | None, where: BackboneOption
     remember_backbone(session.store, backbone)
     record = {
         **asdict(session.store.backbone(backbone.fingerprint)),
+        "tokenizer": backbone.tokenizer_digest,
         "layers": getattr(backbone.model.config, "num_hidden_layers", None),
         "vocabulary": backbone.vocabulary_size,
         "positions": backbone.max_positions,

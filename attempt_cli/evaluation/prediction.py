@@ -191,30 +191,49 @@ def _batches(
             task_ids=[prompted[number].task_index for number in scored],
             max_tokens=max_tokens,
         )
-        for number, (scores, weights) in zip(scored, answers, strict=True):
+        for number, (scores, probabilities, attention) in zip(scored, _on_host(answers), strict=True):
             words, golds = labels[number], [targets[number][i].target_ids for i in indices]
-            texts = [prompted[number].task.label_words[best] for best in scores.argmax(dim=-1).tolist()]
+            texts = [prompted[number].task.label_words[max(range(len(own)), key=own.__getitem__)] for own in scores]
             # a row without an answer has none of the labels as its target
             places = [words.index(gold) if gold in words else None for gold in golds]
-            likelihoods = [None if g is None else float(scores[i, g]) for i, g in enumerate(places)]
-            results[number] = _predictions(texts, weights, scores.softmax(dim=-1).tolist(), likelihoods)
+            likelihoods = [None if g is None else scores[i][g] for i, g in enumerate(places)]
+            results[number] = _predictions(texts, attention, probabilities, likelihoods)
         for number, one in enumerate(prompted):
             if labels[number]:
                 continue
             own = [replace(row, task=one.task_index) for row in rows]
             written, weights = one.model.generate(own, MAX_NEW_TOKENS)
             # an answer is one line; a decoder-only model without a prompt continues with a next question
-            results[number] = _predictions([text.split("\n", 1)[0].strip() for text in written], weights)
+            results[number] = _predictions(
+                [text.split("\n", 1)[0].strip() for text in written], None if weights is None else weights.tolist()
+            )
         yield indices, results
+
+
+def _on_host(
+    answers: Sequence[tuple[Tensor, Tensor | None]],
+) -> list[tuple[list[list[float]], list[list[float]], list[list[float]] | None]]:
+    """Returns scores, probabilities and weights of all prompts as numbers; the device is waited for once."""
+    import torch
+
+    kinds = [(scores, scores.softmax(dim=-1), weights) for scores, weights in answers]
+    tensors = [tensor for kind in kinds for tensor in kind if tensor is not None]
+    if not tensors:
+        return []
+    together = torch.cat([tensor.reshape(-1).float() for tensor in tensors]).cpu()
+    parts = iter(torch.split(together, [tensor.numel() for tensor in tensors]))
+    return [
+        tuple(None if tensor is None else next(parts).view(tensor.shape).tolist() for tensor in kind)  # type: ignore[misc]
+        for kind in kinds
+    ]
 
 
 def _predictions(
     texts: Sequence[str],
-    weights: Tensor | None,
+    attention: Sequence[Sequence[float]] | None,
     probabilities: Sequence[Sequence[float]] | None = None,
     likelihoods: Sequence[float | None] | None = None,
 ) -> list[RowPrediction]:
-    attention = None if weights is None else weights.tolist()
     return [
         RowPrediction(
             text,

@@ -26,12 +26,13 @@ class ProcessWorker:
     Args:
         plan: what all cells share.
         threads: of the process; all workers share the processor.
+        number: of the worker, from 0; workers take turns at the GPUs.
     """
 
-    def __init__(self, plan: Plan, threads: int) -> None:
+    def __init__(self, plan: Plan, threads: int, number: int = 0) -> None:
         context = multiprocessing.get_context("spawn")  # a fork would inherit threads and a GPU's state
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(plan, theirs, threads))
+        self._process = context.Process(target=_serve, args=(plan, theirs, threads, number))
         self._process.start()
         theirs.close()
 
@@ -70,10 +71,11 @@ class ProcessWorker:
         self._pipe.close()
 
 
-def _serve(plan: Plan, pipe: Connection, threads: int) -> None:
+def _serve(plan: Plan, pipe: Connection, threads: int, number: int) -> None:
     """Fills the cells that come through the pipe until it is told to end, or its parent is gone."""
     threading.Thread(target=_die_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all; the parent decides, and says so once
+    os.environ["LOCAL_RANK"] = str(number)
     import torch
 
     torch.set_num_threads(min(threads, torch.get_num_threads()))  # OMP_NUM_THREADS may ask for fewer

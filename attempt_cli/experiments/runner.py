@@ -247,8 +247,7 @@ class Runner:
             try:
                 loaded = load_backbone(name, device=self.plan.device, dtype=self.plan.dtype)
                 if self.plan.input_cache:
-                    pin_memory = loaded.device.type == "cuda"
-                    loaded.input_cache = InputCache(self.plan.input_cache, pin_memory=pin_memory)
+                    loaded.input_cache = InputCache(self.plan.input_cache, on_host=loaded.on_gpu)
                 self._backbones[name] = loaded
             except AttemptError as error:
                 self._backbones[name] = error

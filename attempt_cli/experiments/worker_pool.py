@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -49,5 +50,6 @@ class WorkerPool:
         if self.on_ray:  # connects before there are threads, which would each connect
             worker = partial(RayWorker, plan, processors_of_an_actor(workers))
         else:
-            worker = partial(ProcessWorker, plan, max(1, (os.cpu_count() or 1) // workers))
+            numbers, threads = itertools.count(), max(1, (os.cpu_count() or 1) // workers)
+            worker = lambda: ProcessWorker(plan, threads, next(numbers))  # noqa: E731
         return fill(specs, worker, listener, keep_failure, workers=workers, fresh=fresh)

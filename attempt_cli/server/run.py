@@ -91,7 +91,7 @@ def _serve(
     check_backbone(session.store, backbone, record)
     backbone.input_cache = None
     if budget and "after" in backbone.placements:
-        backbone.input_cache = RecentInputs(budget, pin_memory=backbone.device.type == "cuda")
+        backbone.input_cache = RecentInputs(budget, on_host=backbone.on_gpu)
     engine = Engine(backbone, max_tokens=settings.max_tokens, wait=settings.wait / 1000, queue=settings.max_queue)
     catalogue = Catalogue(session, names, backbone.fingerprint)
     app = create_app(catalogue, engine, settings)

@@ -133,6 +133,7 @@ class TrainingLoop:
         self.total = config.total_steps(sum(mix[1]) if mix else len(rows), processes.count)
         self.eval_every = config.eval_every if config.eval_every is not None else max(1, self.total // 10)
         self.look_every = STEPS_BETWEEN_LOOKS if model.backbone.device.type == "cuda" else 1
+        self.told, self.rows_since, self.since = 0, 0, time.monotonic()  # when the listener was told a step last
         self.pending: list[Tensor] = []  # loss and gradient norm of steps whose numbers nobody has looked at yet
 
     def train(self, resume: bool = False) -> Trained:
@@ -149,6 +150,7 @@ class TrainingLoop:
         with caught_signals() as signals:
             self.run(signals)
         self.save()
+        self.tell()
         warnings = warnings_of(self.state, self.before, self.module, self.config)
         if self.state.best:
             self.module.load_state_dict(self.state.best)
@@ -164,6 +166,7 @@ class TrainingLoop:
             )
         elif self.checkpoint.exists():
             self.listener.note("An unfinished training of the same command is replaced; --resume would continue it.")
+        self.told = self.state.step
         self.first, self.positions = self.state.step, Positions(*self.state.positions)
         self.saved_at = time.monotonic()
         self.began = self.saved_at - self.state.seconds
@@ -190,6 +193,8 @@ class TrainingLoop:
                     "Continue with the same command and --resume.",
                 )
             started = time.monotonic()
+            if not self.rows_since:  # what went before (an evaluation, a trial of the compiler) is no time of steps
+                self.since = started
             rows = self.batch(state.step)
             factor = config.learning_rate_factor(state.step, self.total)
             for group in self.optimizer.param_groups:
@@ -202,9 +207,9 @@ class TrainingLoop:
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
             state.step += 1
+            self.rows_since += len(rows)
             if not self.pending:
-                rate = self.look_every * len(rows) / (time.monotonic() - started)
-                self.listener.step(state.step, state.losses[-1], rate)
+                self.tell()
             left = self.total - state.step
             if state.compiled is None and (worth := self.trial.worth_trying(started, left)) is not None:
                 state.compiled = False
@@ -218,10 +223,20 @@ class TrainingLoop:
         """Scores and saves when it is time to."""
         if self.eval_every and (self.state.step % self.eval_every == 0 or self.state.step == self.total):
             self.read_pending()
+            self.tell()
             self.score()
             self.save()
         elif time.monotonic() - self.saved_at > max(SECONDS_BETWEEN_CHECKPOINTS, self.saving / CHECKPOINT_SHARE):
             self.save()
+            self.tell()
+
+    def tell(self) -> None:
+        """Tells the listener the newest step whose loss is known, and the rows a second since the one before."""
+        now = time.monotonic()
+        if self.state.step > self.told and not self.pending:
+            self.listener.step(self.state.step, self.state.losses[-1], self.rows_since / max(1e-9, now - self.since))
+            self.told = self.state.step
+        self.rows_since, self.since = 0, now
 
     def batch(self, step: int) -> list[EncodedRow]:
         """Returns the rows of a step."""

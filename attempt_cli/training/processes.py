@@ -14,6 +14,14 @@ from attempt_cli.errors import AttemptError
 # where launchers say how many processes they started; the same names as in accelerate
 COUNTS = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 
+# settings of accelerate under which a process would hold a part of the model, and where it says that they are on
+PARTS = {
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "tensor parallelism",
+}
+
 
 @dataclass(frozen=True)
 class Processes:
@@ -35,8 +43,15 @@ class Processes:
         """Joins the others, where a launcher has started several.
 
         Raises:
-            AttemptError: the launcher was asked for several, and started one.
+            AttemptError: the launcher was asked for several, and started one; or for models in parts.
         """
+        for name, what in PARTS.items():
+            if os.environ.get(name, "").lower() in ("1", "true", "yes", "on"):
+                raise AttemptError(
+                    f"accelerate is set to {what}, which splits a model; here every process holds the whole one",
+                    "Launch with `accelerate launch --multi_gpu --num_processes N -m attempt_cli …`, "
+                    "or choose no such setting in `accelerate config`.",
+                )
         started = next((int(os.environ[name]) for name in COUNTS if name in os.environ), None)
         # accelerate sets the meeting point of several processes even where it starts one of them (`--cpu`, one GPU):
         # a training with half the batch that was asked for would look like a success

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -151,7 +152,7 @@ def test_an_input_read_once_serves_many_prompts(
     assert passes == [1] * 4  # one pass per prompt that is placed after the input
     for model, label, (scores, weights), *others in zip(models, labels, answers, narrow, slow_beyond, strict=True):
         task = 1 if model.mixture is not None and len(model.mixture.target_prompts) == 2 else 0
-        alone, own = model.score_labels(rows, label, torch.full((len(rows),), task))
+        alone, own = model.score_labels([replace(row, task=task) for row in rows], label)
         close(scores, alone)
         for again, _ in others:
             close(again, alone)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -64,30 +65,33 @@ def test_prompts_enter_in_the_backbone_s_unit(backbone: FrozenBackbone, scale: f
     torch.testing.assert_close(prompts.double(), torch.from_numpy(expected * scale), rtol=1e-5, atol=1e-5)
 
 
+def of_tasks(rows: list[EncodedRow]) -> list[EncodedRow]:
+    return [replace(row, task=task) for row, task in zip(rows, TASKS.tolist(), strict=True)]
+
+
 def test_one_batch_holds_rows_of_many_tasks(backbone: FrozenBackbone) -> None:
     model = PromptedModel(backbone, mixture_of(backbone.width))
-    rows = rows_of(backbone)
+    rows = of_tasks(rows_of(backbone))
     labels = backbone.label_tokens(["yes", "entailment"])
     with torch.no_grad():
-        likelihoods = model.log_likelihood(rows, TASKS)
-    scores, weights = model.score_labels(rows, labels, TASKS)
-    texts, same_weights = model.generate(rows, 6, TASKS)
+        likelihoods = model.log_likelihood(rows)
+    scores, weights = model.score_labels(rows, labels)
+    texts, same_weights = model.generate(rows, 6)
     assert weights is not None
     assert same_weights is not None
     assert torch.equal(weights, same_weights)
     for i, row in enumerate(rows):
-        task = TASKS[i : i + 1]
-        torch.testing.assert_close(model.log_likelihood([row], task)[0], likelihoods[i], rtol=1e-5, atol=2e-4)
-        score, weight = model.score_labels([row], labels, task)
+        torch.testing.assert_close(model.log_likelihood([row])[0], likelihoods[i], rtol=1e-5, atol=2e-4)
+        score, weight = model.score_labels([row], labels)
         torch.testing.assert_close(score[0], scores[i], rtol=1e-5, atol=2e-4)
         torch.testing.assert_close(weight[0], weights[i])
-        assert model.generate([row], 6, task)[0][0] == texts[i]
+        assert model.generate([row], 6)[0][0] == texts[i]
 
 
 def test_a_step_trains_the_mixture_and_nothing_else(backbone: FrozenBackbone) -> None:
     mixture = mixture_of(backbone.width)
-    rows = rows_of(backbone)[:2]  # of tasks 1 and 0; task 2 has no row
-    PromptedModel(backbone, mixture).log_likelihood(rows, TASKS[:2]).sum().backward()
+    rows = of_tasks(rows_of(backbone))[:2]  # of tasks 1 and 0; task 2 has no row
+    PromptedModel(backbone, mixture).log_likelihood(rows).sum().backward()
     gradient = mixture.target_prompts.grad
     assert gradient is not None
     assert bool(gradient[0].any())
@@ -110,16 +114,16 @@ def test_the_bare_model(backbone: FrozenBackbone) -> None:
     assert model.generate(rows, 2)[1] is None
 
 
-def test_without_task_ids_every_row_is_of_the_first_task(backbone: FrozenBackbone) -> None:
+def test_a_row_is_of_the_first_task_if_it_names_none(backbone: FrozenBackbone) -> None:
     model = PromptedModel(backbone, mixture_of(backbone.width))
     rows = rows_of(backbone)
     with torch.no_grad():
-        assert torch.equal(model.log_likelihood(rows), model.log_likelihood(rows, torch.zeros(4, dtype=torch.long)))
+        assert torch.equal(model.log_likelihood(rows), model.log_likelihood([replace(row, task=0) for row in rows]))
 
 
 def test_scoring_keeps_no_graph(backbone: FrozenBackbone) -> None:
     model = PromptedModel(backbone, mixture_of(backbone.width))
-    scores, weights = model.score_labels(rows_of(backbone), [[5], [6, 7]], TASKS)
+    scores, weights = model.score_labels(of_tasks(rows_of(backbone)), [[5], [6, 7]])
     assert not scores.requires_grad
     assert weights is not None
     assert not weights.requires_grad

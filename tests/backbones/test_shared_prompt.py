@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,7 @@ def test_rows_of_several_tasks_have_prompts_of_their_own(
     seen = widths(monkeypatch)
     close(model.log_likelihood(rows).detach(), alone)
     close(model.log_likelihood(rows[1::2]).detach(), alone[1::2])  # of the second task alone
-    close(model.score_labels(rows[1::2], [[5]], torch.tensor([0, 0]))[0], model.score_labels(
+    close(model.score_labels([replace(row, task=0) for row in rows[1::2]], [[5]])[0], model.score_labels(
         [EncodedRow(row.input_ids, []) for row in rows[1::2]], [[5]])[0])  # fmt: skip
     assert [rows for rows, _ in seen] == [len(rows), 1, 2, 1, 2, 1, 2]
 

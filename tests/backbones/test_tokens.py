@@ -111,7 +111,8 @@ def test_pads_come_after_the_text(backbone: FrozenBackbone) -> None:
     assert batch.input_mask.tolist() == [[True, True, True], [True, False, False]]
     assert batch.input_lengths.tolist() == [3, 1]
     assert batch.target_ids.tolist() == [[5, pad, pad], [5, 4, 10]]
-    assert batch.target_lengths.tolist() == [1, 3]
+    assert [part.tolist() for part in batch.targets] == [[0, 1, 1, 1], [0, 0, 1, 2]]
+    assert [part.tolist() for part in batch.read] == [[1, 1], [0, 1]]
 
 
 def test_a_token_that_is_the_pad_is_real_where_it_stands_in_a_row(tmp_path: Path) -> None:

@@ -1,0 +1,58 @@
+"""Every command that computes, on the pretend GPU: no tensors of two devices meet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.pretend_cuda import with_pretend_cuda
+from tests.training.commands import Attempt
+from tests.training.toy import READ, toy_rows, write_csv
+
+pytestmark = pytest.mark.slow
+ON = "--device cuda --dtype float32"
+TRAIN = f"{ON} --steps 2 --batch-size 8"
+TASK = """\
+name: aim
+input: '{text} label:'
+label: mood
+labels: {'no': 'no', 'yes': 'yes'}
+metrics: [accuracy, f1]
+files: {train: train.csv, validation: validation.csv, test: test.csv}
+"""
+
+
+@pytest.fixture(params=["llama", "t5"])
+def attempt(request: pytest.FixtureRequest, tmp_path: Path, folders: dict[str, Path]) -> Attempt:
+    for seed, (name, count) in enumerate((("train", 40), ("validation", 12), ("test", 24))):
+        write_csv(tmp_path / f"{name}.csv", toy_rows(count, seed))
+    (tmp_path / "aim.yaml").write_text(TASK)
+    (tmp_path / "texts.txt").write_text("it is good\nit is bad\n")
+    return Attempt(tmp_path, folders[request.param])
+
+
+def test_every_command_that_computes(attempt: Attempt) -> None:
+    wrong = []
+
+    def run(command: str) -> None:
+        result = attempt(f"--debug {command}", prepare=with_pretend_cuda)
+        if result.code != 0:
+            wrong.append(f"{command}: {result.err}")
+
+    train = f"{TRAIN} --learning-rate 0.1"
+    for seed, name in enumerate(("one", "two")):
+        run(f"train-source {name} --train-file train.csv {READ} {train} --prompt-length 4 --seed {seed}")
+    run(f"train-target aim.yaml {train} --sources one,two --attention-rank 4")
+    run(f"train-target aim.yaml {train} --method spot --init-from two --eval-every 2")
+    run(f"train-target aim.yaml {train} --sources one,two --attention-rank 4 --batch-size auto --name big")
+    run(f"train-target aim.yaml {TRAIN} --method lora --gradient-checkpointing --name weights")
+    run(f"train-attention --sources one,two --tasks aim.yaml --attention-rank 3 {train}")
+    run(f"eval --tasks aim.yaml --composition aim-attempt --prompt aim-spot --prompt none {ON}")
+    run(f"inspect aim-attempt --task aim {ON}")
+    run(f"rank-sources aim.yaml --sources one,two {ON}")
+    run(f"predict aim-attempt texts.txt {ON}")
+    run(f"predict --prompts one,two texts.txt {ON}")
+    run("export aim-spot adapter --to peft")
+    run(f"fewshot -k 4 --tasks aim.yaml --sources one,two --seeds 1 --methods prompt-tuning,attempt {train}")
+    assert not wrong, "\n".join(wrong)

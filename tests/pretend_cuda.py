@@ -1,0 +1,355 @@
+"""A pretend GPU: tensors that lie on the CPU, say that they are on cuda:0, and refuse to meet tensors that are not.
+
+    with pretend_cuda() as gpu:
+        backbone = load_backbone(folder, device="cuda")
+        gpu.clear()
+        gradient_step(…)
+        assert gpu.waits == {}
+
+What it finds: operations between tensors of two devices, which raise as they do on CUDA, and every place where the host
+would wait for the device (a number is read, a mask becomes indices) or for a copy from pageable memory. What it cannot
+find: what only kernels do wrong. C++ sees the device `meta`; Python sees cuda:0; each operation runs on the CPU tensors
+inside.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import traceback
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+CUDA = torch.device("cuda", 0)
+# the result is in the host's memory
+READS = ("item", "tolist", "numpy", "cpu", "__bool__", "__int__", "__float__", "__index__", "__array__", "__contains__")
+# the size of the result is known to the device alone
+COUNTS = ("nonzero", "masked_select", "_unique", "unique")
+NO_KERNEL = ("empty", "_to_copy", "detach", "alias", "lift")
+
+
+@dataclass
+class PretendGpu:
+    """What happened on the pretend GPU.
+
+    Attributes:
+        waits: how often the host waited, by what for and where.
+        kernels: how often each operation that computes something was called.
+        largest: the bytes of the largest tensor that fits; a larger one is out of memory. None: every tensor fits.
+        free, total: of its memory, in bytes, as `torch.cuda.mem_get_info` tells it.
+    """
+
+    waits: Counter[str] = field(default_factory=Counter)
+    kernels: Counter[str] = field(default_factory=Counter)
+    largest: int | None = None
+    free: int = 60 << 30
+    total: int = 80 << 30
+    _pinned: dict[int, torch.UntypedStorage] = field(
+        default_factory=dict, repr=False
+    )  # alive, so that no address is used twice
+
+    def clear(self) -> None:
+        """Forgets waits and kernels."""
+        self.waits.clear()
+        self.kernels.clear()
+
+    def wait(self, what: str) -> None:
+        """Notes that the host waits."""
+        self.waits[f"{what} at {_where()}"] += 1
+
+    def pinned(self, tensor: Tensor) -> Tensor:
+        """Returns a copy in pinned memory."""
+        tensor = tensor.detach().clone(memory_format=torch.contiguous_format)
+        self._pinned[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+        return tensor
+
+    def is_pinned(self, tensor: Tensor) -> bool:
+        return not isinstance(tensor, OnGpu) and tensor.untyped_storage().data_ptr() in self._pinned
+
+    def put(self, tensor: Tensor) -> Tensor:
+        """Returns a tensor of the CPU as one on the device.
+
+        Raises:
+            torch.OutOfMemoryError: it does not fit.
+        """
+        size = tensor.numel() * tensor.element_size()
+        if self.largest is not None and size > self.largest:
+            raise torch.OutOfMemoryError(f"CUDA out of memory. Tried to allocate {size} bytes.")
+        return OnGpu(tensor)
+
+    def copied(self, source: Tensor, whole: bool, non_blocking: bool) -> None:
+        """Notes a copy from the host, which waits unless all of it is pinned and nothing is to be gathered."""
+        if not (non_blocking and self.is_pinned(source) and whole):
+            how = "" if whole else ", strided"
+            kind = "pinned" if self.is_pinned(source) else "pageable"
+            self.wait(f"a copy from {kind} memory{'' if non_blocking else ', blocking'}{how}")
+
+
+_current: PretendGpu | None = None
+
+
+def _gpu() -> PretendGpu:
+    assert _current is not None, "tensors of a pretend GPU are used outside of it"
+    return _current
+
+
+def _where() -> str:
+    """Returns the line of the project that is being executed, and the library's where that is another."""
+    frames = traceback.extract_stack()[:-3]
+    own = [f for f in frames if "/attempt_cli/" in f.filename or "/registry/" in f.filename]
+    found = own or [f for f in frames if "/tests/" in f.filename and "pretend_cuda" not in f.filename]
+    library = [f for f in frames if "/transformers/" in f.filename]
+    text = f"{'/'.join(found[-1].filename.split('/')[-2:])}:{found[-1].lineno} {found[-1].line}" if found else "?"
+    if library:
+        text += f" ({'/'.join(library[-1].filename.split('/')[-2:])}:{library[-1].lineno})"
+    return text
+
+
+class OnGpu(Tensor):
+    """A tensor on the pretend GPU."""
+
+    inner: Tensor
+
+    @staticmethod
+    def __new__(cls, inner: Tensor) -> OnGpu:
+        made: OnGpu = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+            cls,
+            inner.size(),
+            strides=inner.stride(),
+            storage_offset=inner.storage_offset(),
+            dtype=inner.dtype,
+            device="meta",
+        )
+        made.inner = inner.detach()
+        return made
+
+    device = property(lambda self: CUDA)  # type: ignore[assignment]
+    is_cuda = property(lambda self: True)  # type: ignore[assignment]
+    is_cpu = property(lambda self: False)  # type: ignore[assignment]
+    is_meta = property(lambda self: False)  # type: ignore[assignment]
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @property
+    def data(self) -> Tensor:  # type: ignore[override]
+        return self.detach()
+
+    @data.setter
+    def data(self, value: OnGpu) -> None:
+        Tensor.data.__set__(self, value)  # type: ignore[attr-defined]
+        self.inner = value.inner
+
+    def __repr__(self) -> str:  # type: ignore[override]
+        return f"OnGpu({self.inner})"
+
+    def data_ptr(self) -> int:
+        return self.inner.data_ptr()
+
+    def untyped_storage(self) -> torch.UntypedStorage:
+        return self.inner.untyped_storage()
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        gpu, kwargs = _gpu(), dict(kwargs or {})
+        name = func.name().removeprefix("aten::").partition(".")[0]
+        _check_devices(gpu, func.name().removeprefix("aten::"), args, kwargs)
+        if not name.startswith(NO_KERNEL) and not _is_view(func):
+            gpu.kernels[name] += 1
+        to_host = kwargs.get("device") is not None and torch.device(kwargs["device"]).type == "cpu"
+        if to_host:
+            gpu.wait("a copy to the host")
+        if kwargs.get("device") is not None:
+            kwargs["device"] = torch.device("cpu")
+        out = func(*tree_map(_inner, args), **tree_map(_inner, kwargs))
+        if to_host:
+            return out
+        if func._schema.is_mutable and isinstance(out, Tensor):  # in place, or out=: the same object comes back
+            for one in tree_leaves((args, kwargs)):
+                if isinstance(one, OnGpu) and one.inner is out:
+                    return one
+        return tree_map(lambda one: gpu.put(one) if isinstance(one, Tensor) else one, out)
+
+
+def _inner(one: Any) -> Any:
+    return one.inner if isinstance(one, OnGpu) else one
+
+
+def _is_view(func: Any) -> bool:
+    return any(r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns)
+
+
+def _check_devices(gpu: PretendGpu, name: str, args: Any, kwargs: Any) -> None:
+    """Notes waits of an operation, and refuses tensors of the CPU: only single numbers may be there."""
+    if name.startswith(("copy_", "_copy_from")):
+        to, source = args[0], args[1]
+        if isinstance(to, OnGpu) and not isinstance(source, OnGpu):
+            whole = to.inner.is_contiguous() and source.is_contiguous() and to.dtype == source.dtype
+            gpu.copied(source, whole, bool(kwargs.get("non_blocking", args[2] if len(args) > 2 else False)))
+        elif isinstance(source, OnGpu) and not isinstance(to, OnGpu):
+            gpu.wait("a copy to the host")
+        return
+    foreign = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor) and not isinstance(t, OnGpu) and t.dim()]
+    if foreign:
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in foreign)
+        raise RuntimeError(f"Expected all tensors to be on the same device: {name} of {shapes} on cpu at {_where()}")
+    if name.startswith(("_local_scalar_dense", "is_nonzero", "equal", *COUNTS)):
+        gpu.wait(name)
+    indexes = name.startswith(("index.Tensor", "index_put", "_index_put"))
+    if indexes and any(index is not None and index.dtype == torch.bool for index in args[1]):
+        gpu.wait("a mask as index")
+    if name.startswith("repeat_interleave.Tensor") and kwargs.get("output_size") is None:
+        gpu.wait("repeat_interleave without output_size")
+
+
+def _is_cuda(device: Any) -> bool:
+    return isinstance(device, str | torch.device) and torch.device(device).type == "cuda"
+
+
+class _Functions(TorchFunctionMode):
+    """Sends what makes and moves tensors to the pretend GPU; all else goes down to the dispatcher."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        gpu, kwargs = _gpu(), dict(kwargs or {})
+        name = getattr(func, "__name__", str(func))
+        first = args[0] if args else None
+        if isinstance(first, OnGpu) and name in READS:
+            gpu.wait(name)
+            found = first.inner.clone() if name == "cpu" else func(first.inner, *map(_inner, args[1:]), **kwargs)
+            return found
+        if name == "pin_memory" and isinstance(first, Tensor):
+            return gpu.pinned(first)
+        if name == "is_pinned" and isinstance(first, Tensor):
+            return gpu.is_pinned(first)
+        if name == "cuda" and isinstance(first, Tensor):
+            return first.to(CUDA, *args[1:], **kwargs)
+        if name == "new_tensor" and isinstance(first, OnGpu):
+            gpu.wait("new_tensor")
+            return gpu.put(torch.tensor(args[1], dtype=kwargs.get("dtype", first.dtype)))
+        if name in ("__getitem__", "__setitem__") and isinstance(first, OnGpu):
+            return func(first, self._index(args[1]), *args[2:])
+        if name == "to" and isinstance(first, Tensor):
+            return self._to(*args, **kwargs)
+        if name == "tensor" and isinstance(first, OnGpu):
+            return first.detach().clone()
+        if kwargs.pop("pin_memory", False):
+            return gpu.pinned(func(*args, **kwargs))
+        if _is_cuda(kwargs.get("device")) and not any(isinstance(one, OnGpu) for one in tree_leaves((args, kwargs))):
+            return self._made(func, name, args, kwargs)
+        if _is_cuda(kwargs.get("device")):
+            kwargs.pop("device")
+        return func(*args, **kwargs)
+
+    def _made(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
+        gpu, requires_grad = _gpu(), kwargs.pop("requires_grad", False)
+        made = func(*args, **{**kwargs, "device": "cpu"})
+        if name in ("tensor", "as_tensor", "asarray"):
+            gpu.wait(f"torch.{name}(…, device='cuda')")
+        made = tree_map(lambda one: gpu.put(one) if isinstance(one, Tensor) else one, made)
+        return made.requires_grad_() if requires_grad else made
+
+    def _index(self, index: Any) -> Any:
+        """Returns an index with all its tensors on the device; lists and tensors of the host are copied there."""
+        if isinstance(index, tuple):
+            return tuple(self._index(one) for one in index)
+        if isinstance(index, list) or (isinstance(index, Tensor) and not isinstance(index, OnGpu) and index.dim()):
+            _gpu().wait("an index from the host")
+            return OnGpu(torch.as_tensor(index))
+        return index
+
+    def _to(self, tensor: Tensor, *rest: Any, **given: Any) -> Any:
+        gpu = _gpu()
+        kind = next((one.dtype if isinstance(one, Tensor) else one for one in rest if _is_kind(one)), tensor.dtype)
+        device = next((one.device if isinstance(one, Tensor) else one for one in rest if _is_place(one)), None)
+        device, kind = given.get("device", device), given.get("dtype") or kind
+        flags = [one for one in rest if isinstance(one, bool)]
+        non_blocking = given.get("non_blocking", flags[0] if flags else False)
+        if isinstance(tensor, OnGpu):
+            if device is not None and torch.device(device).type == "cpu":
+                gpu.wait("to(cpu)")
+                return tensor.inner.to(kind)
+            return super(OnGpu, tensor).to(kind) if kind != tensor.dtype else tensor
+        if not _is_cuda(device):
+            return tensor.to(*rest, **given)
+        if tensor.dim():
+            gpu.copied(tensor, tensor.is_contiguous(), non_blocking)
+        return gpu.put(tensor.detach().to(kind, copy=True))
+
+
+def _is_kind(one: Any) -> bool:
+    return isinstance(one, Tensor | torch.dtype)
+
+
+def _is_place(one: Any) -> bool:
+    return isinstance(one, Tensor | torch.device | str)
+
+
+class _Factories(TorchDispatchMode):
+    """Makes for real what C++ makes `like` one of our tensors, for which it asks the device meta."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        device = kwargs.get("device")
+        ours = any(isinstance(one, OnGpu) for one in tree_leaves((args, kwargs)))
+        if device is None or ours or torch.device(device).type not in ("meta", "cuda"):
+            return func(*args, **kwargs)
+        kwargs.pop("pin_memory", None)
+        made = func(*args, **{**kwargs, "device": torch.device("cpu")})
+        return tree_map(lambda one: _gpu().put(one) if isinstance(one, Tensor) else one, made)
+
+
+@contextlib.contextmanager
+def pretend_cuda(count: int = 1) -> Iterator[PretendGpu]:
+    """Puts `count` pretend GPUs into this machine; all tensors are on the first."""
+    global _current
+
+    class Properties:
+        name = "Pretend GPU"
+        major, minor = 9, 0
+        total_memory = 80 << 30
+        multi_processor_count = 132
+
+    gpu = PretendGpu()
+    replaced: dict[str, Any] = {
+        "is_available": lambda: True,
+        "device_count": lambda: count,
+        "current_device": lambda: 0,
+        "synchronize": lambda *_: gpu.wait("torch.cuda.synchronize"),
+        "get_device_name": lambda *_: Properties.name,
+        "get_device_properties": lambda *_: Properties,
+        "get_device_capability": lambda *_: (9, 0),
+        "max_memory_allocated": lambda *_: 1 << 30,
+        "reset_peak_memory_stats": lambda *_: None,
+        "mem_get_info": lambda *_: (gpu.free, gpu.total),
+        "empty_cache": lambda: None,
+        "is_bf16_supported": lambda *_, **__: True,
+        "is_current_stream_capturing": lambda: False,
+        "get_rng_state": lambda *_: torch.zeros(16, dtype=torch.uint8),
+        "set_rng_state": lambda *_: None,
+        "device": lambda *_: contextlib.nullcontext(),
+        "_lazy_init": lambda: None,
+    }
+    before, _current = _current, gpu
+    try:
+        with contextlib.ExitStack() as stack:
+            for name, function in replaced.items():
+                stack.enter_context(patch.object(torch.cuda, name, function))
+            stack.enter_context(_Factories())
+            stack.enter_context(_Functions())
+            yield gpu
+    finally:
+        _current = before
+
+
+def with_pretend_cuda() -> None:
+    """Puts a pretend GPU into this process for good; see `commands.Attempt.start`."""
+    for_good = contextlib.ExitStack()
+    for_good.enter_context(pretend_cuda())
+    atexit.register(for_good.close)
