@@ -16,9 +16,9 @@ from attempt_cli.errors import AttemptError
 from attempt_cli.evaluation.prediction import MAX_NEW_TOKENS
 from attempt_cli.evaluation.serving import Prediction, ServedTask, prediction_of, rendered
 from attempt_cli.server.catalogue import Catalogue
-from attempt_cli.server.engine import Answer, Ask, Engine, FullError, StoppedError
+from attempt_cli.server.engine import Answer, Ask, Engine, FullError, StoppedError, UpstreamError
 from attempt_cli.server.openai import ChatRequest, CompletionRequest, Name, Shape, details, row_of
-from attempt_cli.server.problems import ApiError, error_text
+from attempt_cli.server.problems import ApiError, error_text, upstream_problem
 from attempt_cli.server.settings import ServerSettings
 
 
@@ -187,9 +187,10 @@ async def _chained(first: str, rest: AsyncIterator[str]) -> AsyncIterator[str]:
         async for event in rest:
             yield event
     except Exception as error:
-        problem = error if isinstance(error, ApiError) else ApiError(500, "the server failed", "internal_error")
+        known = upstream_problem(error) if isinstance(error, UpstreamError) else error
+        problem = known if isinstance(known, ApiError) else ApiError(500, "the server failed", "internal_error")
         yield f"data: {bytes(problem.response().body).decode()}\n\n"
-        if problem is not error:
+        if problem is not known:
             raise  # into the log
 
 
