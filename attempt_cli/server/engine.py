@@ -122,6 +122,8 @@ class Engine:
         queue: the largest number of inputs that wait.
     """
 
+    forwards = False  # whether another server has the layers
+
     def __init__(self, backbone: FrozenBackbone, *, max_tokens: int, wait: float, queue: int) -> None:
         self.backbone = backbone
         self.max_tokens = max_tokens

@@ -35,6 +35,7 @@ class UpstreamEngine(Engine):
     """
 
     backbone: EmbeddingTable
+    forwards = True
 
     def __init__(self, table: EmbeddingTable, upstream: Upstream, *, queue: int) -> None:
         super().__init__(table, max_tokens=1, wait=0, queue=queue)

@@ -126,7 +126,7 @@ class Service:
                 yield shape.last(index, answer)
             yield shape.end([answers[index] for index in range(len(asks))])
         except asyncio.TimeoutError:  # before Python 3.11 not the built-in one
-            raise self._late() from None
+            raise self._late(asks) from None
         finally:
             for ask in asks:
                 ask.gone = True
@@ -169,14 +169,16 @@ class Service:
         try:
             found = await asyncio.wait_for(asyncio.gather(*futures), self.settings.timeout)
         except asyncio.TimeoutError:  # before Python 3.11 not the built-in one
-            raise self._late() from None
+            raise self._late(asks) from None
         finally:
             for ask in asks:
                 ask.gone = True
         return dict(zip(asks, found, strict=True))
 
-    def _late(self) -> ApiError:
+    def _late(self, asks: Sequence[Ask]) -> ApiError:
         seconds = self.settings.timeout
+        if self.engine.forwards and any(ask.future.running() for ask in asks):
+            return ApiError(504, f"the upstream did not answer within {seconds:g} seconds", "upstream_timeout", retry=5)
         return ApiError(503, f"not answered within {seconds:g} seconds. Ask again later.", "timeout", retry=5)
 
 

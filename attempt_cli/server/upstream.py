@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 CONNECTIONS = 64  # requests under way at once; the server batches them
 KEPT_SECONDS = 2  # an idle connection is used again: servers close theirs after five
-PATIENCE = 0.9  # of the time that a request may take, so that its answer says who was late
 SAID = 300  # characters of the server's own message
 TOKEN = "token_id:"
 # the server's defaults may come with the model and change what is most probable
@@ -248,7 +247,7 @@ def find_upstream(settings: ServerSettings, backbone: Backbone) -> Upstream:
             f"{backbone.name} is an encoder-decoder: servers that take embeddings serve decoder-only models",
             "Leave --upstream out: `attempt serve` computes it here.",
         )
-    upstream = Upstream(settings.upstream, settings.upstream_key, settings.timeout * PATIENCE)
+    upstream = Upstream(settings.upstream, settings.upstream_key, settings.timeout)
 
     async def choose() -> None:
         async with upstream.connected():

@@ -118,14 +118,14 @@ class Server:
         return self.complete(sequence, body, most)
 
     def stream(self, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """Yields the events of a completion: the first without a token, the last with the reason of its end."""
+        """Yields the events of a completion, one for each token; the last says why it ended."""
         most = body.get("max_tokens", 16)
         for number, (token, step) in enumerate(self.completion(body), start=1):
             name = self.named(token, body)
             logprobs = {
                 "top_logprobs": [step],
                 "tokens": [name],
-                "token_logprobs": [step.get(name)],
+                "token_logprobs": [step[name]],
                 "text_offset": [0],
             }
             ends = {self.tokenizer.eos_token_id, *(body.get("stop_token_ids") or [])}
@@ -243,7 +243,10 @@ def vllm_server(folder: Path) -> Iterator[Server]:
         def log_message(self, format: str, *args: Any) -> None:
             pass
 
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    class Http(ThreadingHTTPServer):
+        request_queue_size = 256  # connections at once; five are the library's
+
+    http = Http(("127.0.0.1", 0), Handler)
     server.url = f"http://127.0.0.1:{http.server_port}"
     thread = threading.Thread(target=http.serve_forever, daemon=True)
     thread.start()
