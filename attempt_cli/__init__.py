@@ -15,7 +15,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from attempt_cli.api.exchange import export, import_from
+    from attempt_cli.api.exchange import add_starters, export, import_from
     from attempt_cli.api.experiments import fewshot, reproduce
     from attempt_cli.api.scoring import Model, compare, compose, evaluate, flatten, inspect, load, predict, rank_sources
     from attempt_cli.api.serving import serve
@@ -73,6 +73,7 @@ __all__ = [
     "StoppedError",
     "Task",
     "TrainingStoppedError",
+    "add_starters",
     "compare",
     "compose",
     "evaluate",
@@ -122,6 +123,7 @@ _MODULES = {
     "StoppedError": "attempt_cli.errors",
     "Task": "attempt_cli.data.task",
     "TrainingStoppedError": "attempt_cli.training.loop",
+    "add_starters": "attempt_cli.api.exchange",
     "compare": "attempt_cli.api.scoring",
     "compose": "attempt_cli.api.scoring",
     "evaluate": "attempt_cli.api.scoring",

@@ -9,10 +9,11 @@ from attempt_cli.errors import ArgumentsError
 from attempt_cli.evaluation.models import named_record
 from attempt_cli.exchange.exporting import Exported, export_records
 from attempt_cli.exchange.importing import Imported, Options, import_path
+from attempt_cli.exchange.starter import add_starters
 from attempt_cli.name_lists import listed
 from attempt_cli.session import Session
 
-__all__ = ["Exported", "Imported", "export", "import_from"]
+__all__ = ["Exported", "Imported", "add_starters", "export", "import_from"]
 
 
 def export(

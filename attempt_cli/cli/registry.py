@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from attempt_cli.cli.options import refuse_options
 from attempt_cli.cli.output import confirm_removal
 from attempt_cli.placement import PLACEMENTS
 from attempt_registry.conversion import kind_of
@@ -188,9 +189,10 @@ def _run_summaries(settings: Settings, runs: Sequence[Run]) -> list[Any]:
 
 
 @command.command()
-@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--backbone", required=True, help="The backbone it was trained for, by name or fingerprint.")
-@click.option("--task", required=True, help="The task it was trained for.")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path), required=False)
+@click.option("--starter", is_flag=True, help="Instead of FILE: the source prompts that come with the package.")
+@click.option("--backbone", help="The backbone it was trained for, by name or fingerprint.")
+@click.option("--task", help="The task it was trained for.")
 @click.option("--name", help="Its name in the registry.  [default: the task's]")
 @click.option(
     "--kind",
@@ -217,18 +219,30 @@ def _run_summaries(settings: Settings, runs: Sequence[Run]) -> list[Any]:
 @click.option("--note", default="", help="A remark to keep with it.")
 @click.option("--tag", "tags", multiple=True, help="A tag; may be repeated.")
 @click.pass_obj
-def add(settings: Settings, /, file: Path, **fields: Any) -> None:
-    """Add a soft prompt from a .safetensors or .npy file.
+def add(settings: Settings, /, file: Path | None, starter: bool, **fields: Any) -> None:
+    """Add a soft prompt from a .safetensors or .npy file, or the starter sources.
 
     FILE holds a matrix with one row per prompt token, as wide as the backbone's embeddings. 16-bit and 64-bit floats
     are converted to 32-bit ones. Pickles (.pt, .bin) are refused, because opening one can run a program hidden in it;
     the error says how to convert them.
 
+    The starter sources are prompts for SmolLM2-135M, trained on public tasks: `train-target --sources all` transfers
+    from them at once. They are named after their tasks, with `starter-` in front.
+
     \b
+      attempt registry add --starter
       attempt registry add sst2.safetensors --backbone t5-base --task sst2
       attempt registry add adapter_model.safetensors --tensor prompt_embeddings --backbone t5-base --task rte
       attempt registry add prompt.npy --backbone smollm2-135m --task mine --name mine-v1 --tag trial --note "lr 0.1"
     """
+    context = click.get_current_context()
+    if starter:
+        refuse_options(context, ("file", *(field for field in fields if field != "backbone")), "with --starter")
+        return _add_starters(settings, fields["backbone"])
+    for name, value in (("--backbone", fields["backbone"]), ("--task", fields["task"]), ("FILE", file)):
+        if value is None:
+            raise click.UsageError(f"{name} is missing; or add the starter sources with --starter")
+    assert file is not None
     registry = settings.registry()
     prompt = registry.import_prompt(file, **fields)
     row = _row(prompt) | {"file": str(registry.tensor_path(prompt))}
@@ -239,6 +253,16 @@ def add(settings: Settings, /, file: Path, **fields: Any) -> None:
         )
         row = {key: row[key] for key in columns}
     settings.output.record("prompt", row, name="ref")
+
+
+def _add_starters(settings: Settings, backbone: str | None) -> None:
+    from attempt_cli.api.exchange import add_starters
+    from attempt_cli.cli.options import BackboneOptions
+
+    added = add_starters(session=settings.session(BackboneOptions(backbone, None, None)))
+    rows = [_row(prompt) for prompt in added.prompts]
+    settings.output.rows("starters", rows, ("ref", "kind", "task", "backbone", "length", "placement"), name="ref")
+    settings.output.note("Next: `attempt train-target --train-file ROWS.csv … --sources all --backbone smollm2-135m`")
 
 
 @command.command()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -131,8 +131,7 @@ def _selection(session: Session, records: Sequence[Prompt | Composition], row: F
             raise AttemptError(
                 f"'{record.ref}' stands {record.placement} the input, which {row.title} cannot express",
                 f"Train one with --placement {row.placements[0]}, or export it --to "
-                + " or ".join(name for name in TARGETS if record.placement in FORMATS[name].placements)
-                + ".",
+                f"{_targets(lambda other, placement=record.placement: placement in other.placements)}.",
             )
     backbone = registry.backbone(records[0].fingerprint)
     if not row.plain:
@@ -148,7 +147,22 @@ def _selection(session: Session, records: Sequence[Prompt | Composition], row: F
             from attempt_cli.evaluation.models import lone_target_text
 
             session.listener.note(lone_target_text(prompt))
+        if prompt.chat_template and not row.in_chat:
+            raise _outside_chat(prompt, row)
     return Selection(session, registry, tuple(records), tuple(prompts), backbone)
+
+
+def _targets(can: Callable[..., bool]) -> str:
+    """Lists the formats that can express something, as a sentence has them."""
+    *others, last = (name for name in TARGETS if can(FORMATS[name]))
+    return f"{', '.join(others)} or {last}" if others else last
+
+
+def _outside_chat(prompt: Prompt, row: Format) -> AttemptError:
+    return AttemptError(
+        f"'{prompt.ref}' stands inside a chat template's user turn, which {row.title} cannot express",
+        f"Train one with --no-chat-template, or export it --to {_targets(lambda other: other.in_chat)}.",
+    )
 
 
 def _plain(registry: Registry, record: Prompt | Composition, row: Format) -> list[Prompt]:
@@ -160,10 +174,9 @@ def _plain(registry: Registry, record: Prompt | Composition, row: Format) -> lis
     if isinstance(record, Prompt):
         return [record]
     if record.sources:
-        holders = [name for name, other in FORMATS.items() if other.write and not other.plain]
         raise AttemptError(
             f"'{record.ref}' mixes a prompt of its own for every input, which {row.title} cannot express",
-            f"Make it one plain prompt: `attempt compose NEW --flatten {record.ref} --tasks TASK`"
-            + (f"; or export it --to {' or '.join(holders)}." if holders else "."),
+            f"Make it one plain prompt: `attempt compose NEW --flatten {record.ref} --tasks TASK`; "
+            f"or export it --to {_targets(lambda other: not other.plain)}.",
         )
     return [registry.prompt(ref) for ref in record.targets]

@@ -34,6 +34,7 @@ class Format:
         several: whether an export may hold more than one prompt.
         loads: whether an export loads the backbone, in a dtype that can be chosen.
         placements: where a prompt may stand.
+        in_chat: whether a prompt may stand inside the user's turn of a chat template.
         options: fields of `importing.Options` that its reader reads.
     """
 
@@ -47,6 +48,7 @@ class Format:
     several: bool = False
     loads: bool = False
     placements: tuple[str, ...] = PLACEMENTS
+    in_chat: bool = True
     options: tuple[str, ...] = ("task", "name", "kind", "note", "tags")
 
 
@@ -59,6 +61,7 @@ FORMATS: dict[str, Format] = {
         recognises="attempt_cli.exchange.peft:recognises",
         read="attempt_cli.exchange.peft:read",
         placements=("before",),
+        in_chat=False,
     ),
     "npy": Format(
         "NumPy",

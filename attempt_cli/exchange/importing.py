@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from attempt_cli.changes import TARGET
 from attempt_cli.composing import checked_parts
 from attempt_cli.errors import ArgumentsError, AttemptError
+from attempt_cli.exchange import provenance
 from attempt_cli.exchange.content import CompositionDraft
 from attempt_cli.exchange.formats import FORMATS, imported, recognised
 from attempt_registry.references import parse
@@ -81,6 +82,12 @@ def import_path(
     """
     if not path.exists():
         raise AttemptError(f"there is nothing at {path}", "Check the path.")
+    written = FORMATS.get(provenance.written_as(path) or "")
+    if written is not None and not written.read:
+        raise AttemptError(
+            f"{path} is an export of {written.title}, which is not read back",
+            "Export the prompt --to bundle for another registry, or --to npy.",
+        )
     name = recognised(path)
     if name is None:
         known = ", ".join(row.title for row in FORMATS.values() if row.read)

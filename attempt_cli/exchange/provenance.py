@@ -110,6 +110,17 @@ def read(folder: Path, format: str) -> dict[str, Any] | None:
     return found
 
 
+def written_as(path: Path) -> str | None:
+    """Returns the format that the file beside an export names; None where there is none, or it cannot be read."""
+    file = (path if path.is_dir() else path.parent) / PROVENANCE
+    try:
+        said = json.loads(file.read_text("utf-8")) if file.stat().st_size <= LARGEST else None
+    except (OSError, ValueError, RecursionError):
+        return None
+    format = said.get("format") if isinstance(said, dict) else None
+    return format if isinstance(format, str) else None
+
+
 def content(said: Mapping[str, Any], tensors: Sequence[Array], folder: Path) -> Content:
     """Makes drafts of prompts that are read as they enter the model, from what the file beside them says.
 

@@ -7,10 +7,12 @@ What serves the model then serves every prompt by plain text. `write` makes a co
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from attempt_cli.bars import bars_on_terminals_only
 from attempt_cli.errors import AttemptError
 from attempt_cli.exchange.peft import model_name
 
@@ -51,8 +53,9 @@ class Tokens:
 def write(selection: Selection, folder: Path) -> None:
     """Writes a copy of the model that holds the prompts.
 
-    Tied input and output embeddings of decoder-only models come apart: the new tokens' output rows are zero, so that no
-    greedy choice takes one. `generation_config.json` also suppresses them.
+    Tied input and output embeddings of decoder-only models come apart: the new tokens' output rows are copies of the
+    row of a token that the model hardly expects, so that what knows no `generation_config.json`, which suppresses them,
+    writes none either. (Zeros would not do: there are models whose logits are all below zero.)
 
     Raises:
         AttemptError: see `_prepared`.
@@ -63,6 +66,7 @@ def write(selection: Selection, folder: Path) -> None:
     model, tokenizer = backbone.model, backbone.tokenizer
     if getattr(backbone, "own_attention", False):
         backbone.use_own_attention(False)  # type: ignore[attr-defined]
+    known = len(tokenizer)
     ids = [_add(tokenizer, part) for part in parts]
     needed = max(map(max, ids)) + 1
     tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
@@ -75,12 +79,18 @@ def write(selection: Selection, folder: Path) -> None:
     with torch.no_grad():
         for part, own in zip(parts, ids, strict=True):
             model.get_input_embeddings().weight[own] = part.rows.to(backbone.dtype)
-            if model.get_output_embeddings().weight is not model.get_input_embeddings().weight:
-                model.get_output_embeddings().weight[own] = 0
+        head = model.get_output_embeddings()
+        if head.weight is not model.get_input_embeddings().weight:
+            unlikely = _unlikely(backbone, parts, ids, known)
+            for own in ids:
+                head.weight[own] = head.weight[unlikely].clone()
+                if head.bias is not None:
+                    head.bias[own] = head.bias[unlikely].clone()
     usage = [_usage(backbone, part, own) for part, own in zip(parts, ids, strict=True)]
     every = [number for own in ids for number in own]
     model.generation_config.suppress_tokens = sorted({*(model.generation_config.suppress_tokens or []), *every})
-    model.save_pretrained(folder)
+    with bars_on_terminals_only():
+        model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     _write_usage(folder, selection, usage)
 
@@ -149,10 +159,25 @@ def _add(tokenizer: Any, part: Tokens) -> list[int]:
     """Adds a prompt's tokens to a tokenizer; returns their numbers."""
     from tokenizers import AddedToken
 
-    # not special: llama.cpp finds such tokens in plain text, and decoding never meets one
+    # not special: a server that takes control tokens in a text as plain text still finds these
     tokenizer.add_tokens([AddedToken(name, normalized=False, special=False) for name in part.names])
     ids: list[int] = tokenizer.convert_tokens_to_ids(list(part.names))
     return ids
+
+
+def _unlikely(backbone: FrozenBackbone, parts: Sequence[Tokens], ids: Sequence[list[int]], known: int) -> int:
+    """Returns the token, of the first `known`, whose largest logit beside the prompts is the smallest."""
+    import torch
+
+    (row,) = backbone.encode([PROBES[0]], None, 512)
+    config, largest = backbone.model.config, []
+    start = {"decoder_input_ids": torch.tensor([[config.decoder_start_token_id]])} if config.is_encoder_decoder else {}
+    for part, own in zip(parts, ids, strict=True):
+        read = [*row.input_ids, *own] if part.prompt.placement == "after" else [*own, *row.input_ids]
+        with torch.no_grad():
+            logits = backbone.model(input_ids=torch.tensor([read]), **start).logits[0, :, :known]
+        largest.append(logits.float().amax(0))
+    return int(torch.stack(largest).amax(0).argmin())
 
 
 def _usage(backbone: FrozenBackbone, part: Tokens, ids: list[int]) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from attempt_cli.cli.main import attempt
 from attempt_cli.experiments.cells import CellSpec
 from attempt_cli.experiments.plan import Plan
 from attempt_cli.experiments.run import GridOptions
+from attempt_cli.server.settings import ServerSettings
 from attempt_cli.session import Session
 from attempt_cli.training.config import TrainingConfig
 from attempt_cli.training.methods import METHODS
@@ -86,7 +87,9 @@ def test_every_parameter_of_a_function_is_read(folder: str) -> None:
     assert unread == {}
 
 
-@pytest.mark.parametrize("kind", [*GROUPS, GridOptions, Plan, CellSpec, Session, Request, TaskRows, TrainingConfig])
+@pytest.mark.parametrize(
+    "kind", [*GROUPS, GridOptions, ServerSettings, Plan, CellSpec, Session, Request, TaskRows, TrainingConfig]
+)
 def test_every_field_that_options_are_gathered_in_is_read(kind: type) -> None:
     fields = kind.model_fields if kind is TrainingConfig else {f.name: f for f in dataclasses.fields(kind)}
     handed_on = hasattr(kind, "arguments")  # as the arguments of a function, whose parameters are all read
@@ -109,7 +112,7 @@ def test_every_option_reaches_a_parameter_that_is_read(name: str) -> None:
     public = [getattr(attempt_cli, each) for each in attempt_cli.__all__]
     public += [each for base in Registry.__mro__ for each in vars(base).values()]
     reading = {each for one in public if inspect.isfunction(one) for each in inspect.signature(one).parameters}
-    reading |= set(TrainingConfig.model_fields)
+    reading |= set(TrainingConfig.model_fields) | {field.name for field in dataclasses.fields(ServerSettings)}
     reading |= {f"{method}_{setting}" for method, row in METHODS.items() for setting in row.settings}
     for option in found.params:
         assert option.name is not None

@@ -15,8 +15,17 @@ import pytest
 import attempt_cli
 from attempt_cli.errors import ArgumentsError, AttemptError
 from attempt_cli.exchange.folders import replacing_folder
+from attempt_cli.listener import Listener
 from attempt_cli.session import Session
-from tests.exchange.conftest import add_prompt
+from tests.exchange.conftest import add_prompt, chat_session, in_chat
+
+
+class Notes(Listener):
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.said.append(text)
 
 
 def test_a_round_trip_through_npy(sessions: Callable[..., Session], tmp_path: Path) -> None:
@@ -159,3 +168,43 @@ def test_nothing_known_is_told(sessions: Callable[..., Session], tmp_path: Path)
     add_prompt(session)
     with pytest.raises(AttemptError, match="no export format named 'pefft'"):
         attempt_cli.export("moods", tmp_path / "x", to="pefft", session=session)
+
+
+@pytest.mark.parametrize("to", ["vocabulary", "vocabulary-delta", "vllm"])
+def test_what_is_written_only_is_refused_by_name(to: str, sessions: Callable[..., Session], tmp_path: Path) -> None:
+    session = sessions()
+    add_prompt(session, placement="after")
+    attempt_cli.export("moods", tmp_path / "model", to=to, session=session)
+    for path in (tmp_path / "model", next((tmp_path / "model").iterdir())):
+        with pytest.raises(AttemptError, match=r"is an export of .*, which is not read back") as failure:
+            attempt_cli.import_from(path, task="moods", session=session)
+        assert "--to bundle" in (failure.value.hint or "")
+    assert len(session.store.versions("moods")) == 1
+    # what another tool says in a file of that name is not ours
+    for said in ("[]", '{"format": ["vllm"]}', "{", '{"format": "some"}'):
+        (tmp_path / "model" / "attempt.json").write_text(said)
+        with pytest.raises(AttemptError, match=r"holds nothing that can be imported|--prefix says nothing of"):
+            attempt_cli.import_from(tmp_path / "model", prefix="x-", session=session)
+
+
+@pytest.mark.parametrize("to", ["npy", "bundle"])
+def test_a_prompt_of_a_chat_template_stays_one(to: str, tmp_path: Path) -> None:
+    session, text = chat_session(tmp_path, "after")
+    attempt_cli.export("moods", tmp_path / "out", to=to, session=session)
+    other = Session(tmp_path / "other", backbone=session.backbone, device="cpu", dtype="float32")
+    (again,) = attempt_cli.import_from(tmp_path / "out", session=other).prompts
+    assert again.chat_template == session.store.prompt("moods").chat_template
+    assert again.chat_template is not None
+    assert again.placement == "after"
+    expected, found = in_chat(session, text)[1], in_chat(other, text)[1]
+    np.testing.assert_allclose(found.numpy(), expected.numpy(), atol=1e-5)
+
+
+def test_peft_cannot_put_a_prompt_into_a_chat_template(tmp_path: Path) -> None:
+    session, _ = chat_session(tmp_path, "before")
+    with pytest.raises(AttemptError, match="inside a chat template's user turn, which PEFT cannot express") as caught:
+        attempt_cli.export("moods", tmp_path / "out", to="peft", session=session)
+    assert caught.value.hint == (
+        "Train one with --no-chat-template, or export it --to npy, bundle, vocabulary, vocabulary-delta or vllm."
+    )
+    assert not (tmp_path / "out").exists()

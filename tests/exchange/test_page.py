@@ -41,7 +41,7 @@ def test_the_page_runs(tmp_path: Path) -> None:
     )
     found = re.findall(r"^```(console|python)\n(.*?)^```", PAGE, flags=re.S | re.M)
     script = "".join(text if kind == "console" else f"python - <<'END'\n{text}END\n" for kind, text in found)
-    assert len(found) == 10
+    assert len(found) == 15
     script = re.sub(r"--steps \d+", "--steps 2", script).replace("smollm2-135m", str(model))
     script = script.replace("HuggingFaceTB/SmolLM2-135M-Instruct", str(model))
     environment = {
@@ -60,7 +60,7 @@ def test_the_page_runs(tmp_path: Path) -> None:
             env=os.environ | environment,
             capture_output=True,
             text=True,
-            timeout=500,
+            timeout=1200,
         )
     assert done.returncode == 0, done.stderr
     assert "their-support-chats-attempt@1" in done.stdout

@@ -141,7 +141,9 @@ def test_what_peft_cannot_say_is_refused_with_the_way_out(sessions: Callable[...
     add_prompt(session, "behind", placement="after")
     with pytest.raises(AttemptError, match="stands after the input, which PEFT cannot express") as failure:
         attempt_cli.export("behind", tmp_path / "adapter", to="peft", session=session)
-    assert failure.value.hint == "Train one with --placement before, or export it --to npy or bundle."
+    assert failure.value.hint == (
+        "Train one with --placement before, or export it --to npy, bundle, vocabulary, vocabulary-delta or vllm."
+    )
     add_prompt(session, "one", kind="source")
     add_prompt(session, "two")
     attempt_cli.compose(

