@@ -15,6 +15,7 @@ from attempt_registry import Registry
 
 if TYPE_CHECKING:
     from attempt_cli.backbones.base import FrozenBackbone
+    from attempt_cli.backbones.table import EmbeddingTable
     from attempt_registry import Attention, Composition, Prompt
 
 
@@ -131,6 +132,18 @@ class Session:
                 )
             self._loaded[name] = backbone
         return self._loaded[name]
+
+    def load_table(self, record: Prompt | Composition | Attention) -> EmbeddingTable:
+        """Loads the embeddings and the tokenizer of a record's backbone alone, without its layers.
+
+        Raises:
+            AttemptError: they cannot be loaded, or are others than those that the record's prompts were trained for.
+        """
+        from attempt_cli.backbones.names import recorded_backbone
+        from attempt_cli.backbones.table import load_table
+
+        name = self._chosen or recorded_backbone(self.store, record)
+        return load_table(name, self.store.backbone(record.fingerprint))
 
     @classmethod
     def of(cls, session: Session | None) -> Session:

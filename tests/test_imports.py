@@ -44,7 +44,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 MAY_IMPORT["exchange"] = MAY_IMPORT["evaluation"] | {"evaluation", "composing"}
 MAY_IMPORT["sharing"] = MAY_IMPORT["exchange"] | {"exchange"}
-MAY_IMPORT["server"] = MAY_IMPORT["evaluation"] | {"evaluation"}
+MAY_IMPORT["server"] = MAY_IMPORT["exchange"] | {"exchange"}
 MAY_IMPORT["training"] = MAY_IMPORT["evaluation"] | {"evaluation"}
 MAY_IMPORT["experiments"] = MAY_IMPORT["training"] | {"training", "plots"}
 MAY_IMPORT["api"] = MAY_IMPORT["experiments"] | {"experiments", "exchange", "sharing", "server", "sources", "composing"}

@@ -28,10 +28,11 @@ def serve(
         started: is told the address when the server listens.
         session: says where the registry and the backbone are, and how much memory inputs that were read may take.
         settings: `host`, `port`, `api_key`, `max_tokens`, `wait`, `max_body`, `max_rows`, `max_new_tokens`,
-            `timeout`, `max_queue`, as docs/serving.md describes them.
+            `timeout`, `max_queue`, `upstream`, `upstream_model`, `upstream_key`, as docs/serving.md describes them.
 
     Raises:
-        AttemptError: the extra `serve` is not installed, there is nothing to serve, or the port is taken.
+        AttemptError: the extra `serve` is not installed, there is nothing to serve, the port is taken, or the upstream
+            does not answer or has another model.
         ArgumentsError: a setting that no server can have.
 
         attempt.serve("support-chats-attempt", port=8000)

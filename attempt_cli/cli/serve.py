@@ -6,11 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from attempt_cli.cli.options import BackboneOptions, max_tokens_option, where_options
+from attempt_cli.cli.options import BackboneOptions, max_tokens_option, refuse_options, where_options
 
 if TYPE_CHECKING:
     from attempt_cli.cli.main import Settings
     from attempt_cli.server.run import Serving
+
+# what says how layers are computed here
+LOCAL = ("input_cache", "max_tokens", "wait", "device", "dtype")
 
 
 @click.command("serve")
@@ -26,6 +29,9 @@ if TYPE_CHECKING:
 @click.option("--max-new-tokens", type=int, default=256, show_default=True, help="The longest text that is written.")
 @click.option("--timeout", type=float, default=60.0, show_default=True, help="Seconds for a request.")
 @click.option("--max-queue", type=int, default=1024, show_default=True, help="Inputs that may wait.")
+@click.option("--upstream", metavar="URL", help="Forward embeddings to this server, which has the layers (vLLM).")
+@click.option("--upstream-model", metavar="NAME", help="The model's name there. [default: the backbone's]")
+@click.option("--upstream-key", envvar="ATTEMPT_UPSTREAM_KEY", help="Its key. [default: $ATTEMPT_UPSTREAM_KEY]")
 @where_options
 @click.pass_obj
 def command(
@@ -34,6 +40,7 @@ def command(
     names: tuple[str, ...],
     input_cache: str | None,
     max_body: str,
+    upstream: str | None,
     where: BackboneOptions,
     **limits: Any,
 ) -> None:
@@ -43,10 +50,14 @@ def command(
     is OpenAI's (/v1/models, /v1/completions, /v1/chat/completions, model = a prompt's name), with /predict for several
     prompts on one input, and a page to try them at /. Ctrl-C or SIGTERM ends it when what was taken is answered.
 
+    With --upstream the backbone's layers are another server's, which takes prompt embeddings, as vLLM does with
+    --enable-prompt-embeds: here only its embedding table is loaded, prompts are mixed, and embeddings are forwarded.
+
     \b
       attempt serve
       attempt serve mood topic --port 8100
       ATTEMPT_API_KEY=… attempt serve --host 0.0.0.0
+      attempt serve --upstream http://127.0.0.1:8001
     """
     from attempt_cli.api.serving import serve
     from attempt_cli.byte_sizes import parse_size
@@ -55,6 +66,8 @@ def command(
         settings.output.record("serving", serving.record(), name="url")
         settings.output.note("Ctrl-C ends it.")
 
+    unread, where_unread = (LOCAL, "with --upstream") if upstream else (("upstream_key",), "without --upstream")
+    refuse_options(click.get_current_context(), unread, where_unread)
     session = settings.session(where, input_cache=parse_size(input_cache) if input_cache is not None else None)
-    serve(names, started=started, session=session, max_body=parse_size(max_body), **limits)
+    serve(names, started=started, session=session, max_body=parse_size(max_body), upstream=upstream, **limits)
     settings.output.note("Stopped.")

@@ -36,12 +36,20 @@ def encoded(embeddings: Tensor) -> str:
 
 
 def entering_embeddings(model: PromptedModel, rows: Sequence[Any], task: int = 0) -> list[Tensor]:
-    """Returns what enters the first layer for each row, prompt and input in their places, float32 [positions, width].
+    """Returns what `entering` does, without the mixture's weights."""
+    return entering(model, rows, task)[0]
+
+
+def entering(model: PromptedModel, rows: Sequence[Any], task: int = 0) -> tuple[list[Tensor], Tensor | None]:
+    """Computes what enters the first layer for each row.
 
     Args:
         model: its backbone may be an `EmbeddingTable`.
         rows: encoded for the model (`PromptedModel.around`).
         task: the index of the target prompt.
+
+    Returns:
+        Prompt and input in their places, float32 [positions, width] of each row, and the mixture's weights, [b, t + 1].
     """
     import torch
 
@@ -49,14 +57,14 @@ def entering_embeddings(model: PromptedModel, rows: Sequence[Any], task: int = 0
     with torch.no_grad():
         batch = model.backbone.collate(rows)
         embeddings = model.backbone.embed(batch.input_ids)
-        prompts, _ = model.prompts(batch, embeddings, tasks)
+        prompts, weights = model.prompts(batch, embeddings, tasks)
     found = []
     for place, row in enumerate(rows):
         parts = [embeddings[place, : len(row.input_ids)].float()]
         if prompts is not None:
             parts.insert(0 if model.placement == "before" else 1, prompts[place].float())
         found.append(torch.cat(parts))
-    return found
+    return found, weights
 
 
 def completion(model: str, embeddings: Tensor, max_tokens: int = 1) -> dict[str, Any]:

@@ -36,6 +36,7 @@ class Answer:
         truncated: tokens of the input that did not fit.
         new_tokens: tokens of the label, or those that were generated.
         finish: "stop" or "length".
+        estimated: label words whose probability another server did not list (`forwarding.word_scores`).
     """
 
     prediction: RowPrediction
@@ -43,6 +44,7 @@ class Answer:
     truncated: int
     new_tokens: int
     finish: str = "stop"
+    estimated: tuple[str, ...] = ()
 
 
 @dataclass(eq=False)
@@ -70,6 +72,21 @@ class Ask:
 
 class BrokenModelError(AttemptError):
     """A model that cannot be loaded: no fault of the request."""
+
+
+class UpstreamError(AttemptError):
+    """Another server that has the layers does not answer as it should.
+
+    Args:
+        status: of HTTP, for whoever asked here.
+        message: what is wrong.
+        code: for programs.
+        retry: seconds after which the same request may work.
+    """
+
+    def __init__(self, status: int, message: str, code: str, retry: int | None = None) -> None:
+        super().__init__(message)
+        self.status, self.code, self.retry = status, code, retry
 
 
 class FullError(AttemptError):
@@ -105,6 +122,8 @@ class Engine:
         queue: the largest number of inputs that wait.
     """
 
+    forwards = False  # whether another server has the layers
+
     def __init__(self, backbone: FrozenBackbone, *, max_tokens: int, wait: float, queue: int) -> None:
         self.backbone = backbone
         self.max_tokens = max_tokens
@@ -138,6 +157,13 @@ class Engine:
         """The number of inputs that wait."""
         return len(self._waiting)
 
+    def own_counts(self) -> tuple[tuple[str, str, int], ...]:
+        """Returns name, meaning and number of what this kind of engine alone counts."""
+        return (
+            ("attempt_batches", "Batches of labels that were computed.", self.counts.batches),
+            ("attempt_inputs_read", "Inputs in these batches.", self.counts.rows),
+        )
+
     def put(self, asks: Sequence[Ask]) -> None:
         """Takes inputs; their futures get the answers.
 
@@ -153,20 +179,22 @@ class Engine:
             self._waiting.extend(asks)
             self._changed.notify()
 
+    def _wait_for_inputs(self) -> bool:
+        """Waits until there are inputs; returns whether there are, and not the end."""
+        with self._changed:
+            if not self._waiting:
+                while not (self._waiting or self._stopping):
+                    self._changed.wait()
+                until = time.monotonic() + self.wait
+                while not self._stopping and len(self._waiting) < TAKEN_AT_ONCE:
+                    left = until - time.monotonic()
+                    if left <= 0:
+                        break
+                    self._changed.wait(left)
+            return bool(self._waiting)
+
     def _run(self) -> None:
-        while True:
-            with self._changed:
-                if not self._waiting:
-                    while not (self._waiting or self._stopping):
-                        self._changed.wait()
-                    until = time.monotonic() + self.wait
-                    while not self._stopping and len(self._waiting) < TAKEN_AT_ONCE:
-                        left = until - time.monotonic()
-                        if left <= 0:
-                            break
-                        self._changed.wait(left)
-                if not self._waiting:
-                    return
+        while self._wait_for_inputs():
             self._answer_labels()
             if writing := self._take(lambda ask: not ask.served.task.is_classification, WRITTEN_AT_ONCE):
                 self._guarded(writing, self._write)
@@ -347,9 +375,11 @@ class _Ready:
         """Positions of the prompt and the label words."""
         return self.loaded.model.prompt_length + sum(map(len, self.words))
 
-    def give(self, prediction: RowPrediction, new_tokens: int, finish: str = "stop") -> None:
+    def give(
+        self, prediction: RowPrediction, new_tokens: int, finish: str = "stop", estimated: tuple[str, ...] = ()
+    ) -> None:
         row = self.row
-        self.ask.future.set_result(Answer(prediction, len(row.input_ids), row.truncated, new_tokens, finish))
+        self.ask.future.set_result(Answer(prediction, len(row.input_ids), row.truncated, new_tokens, finish, estimated))
 
 
 class _Text:

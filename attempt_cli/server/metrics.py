@@ -54,8 +54,7 @@ class Metrics:
         engine, cache = self._engine, self._engine.backbone.input_cache
         yield GaugeMetricFamily("attempt_waiting_inputs", "Inputs in the queue.", engine.waiting)
         for name, text, value in (
-            ("attempt_batches", "Batches of labels that were computed.", engine.counts.batches),
-            ("attempt_inputs_read", "Inputs in these batches.", engine.counts.rows),
+            *engine.own_counts(),
             ("attempt_labels", "Labels that were answered.", engine.counts.labels),
             ("attempt_texts", "Texts that were generated.", engine.counts.texts),
             ("attempt_tokens", "Tokens of these texts.", engine.counts.tokens),

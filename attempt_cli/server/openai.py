@@ -266,7 +266,11 @@ class Shape:
 def details(answer: Answer, prediction: Prediction) -> dict[str, Any]:
     """Returns what OpenAI's shape has no place for: the label's value, probabilities, attention, tokens cut off."""
     found = prediction.record()
-    return {**found, **({"truncated": answer.truncated} if answer.truncated else {})}
+    if answer.truncated:
+        found["truncated"] = answer.truncated
+    if answer.estimated:
+        found["estimated"] = list(answer.estimated)
+    return found
 
 
 def _token(word: str, logprob: float) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 
 from attempt_cli.errors import AttemptError
 from attempt_cli.server.catalogue import UnknownModelError
-from attempt_cli.server.engine import BrokenModelError
+from attempt_cli.server.engine import BrokenModelError, UpstreamError
 from attempt_registry.errors import RegistryError
 
 
@@ -76,6 +76,10 @@ def explain_errors(app: FastAPI) -> None:
     async def broken(_: Request, error: AttemptError) -> Response:
         return ApiError(500, error_text(error), "model_broken").response()
 
+    @app.exception_handler(UpstreamError)
+    async def upstream(_: Request, error: UpstreamError) -> Response:
+        return upstream_problem(error).response()
+
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> Response:
         return invalid_request(error).response()
@@ -87,6 +91,11 @@ def explain_errors(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def failed(_: Request, error: Exception) -> Response:
         return ApiError(500, "the server failed; its log says why", "internal_error").response()
+
+
+def upstream_problem(error: UpstreamError) -> ApiError:
+    """Says what is wrong with another server."""
+    return ApiError(error.status, error.message, error.code, retry=error.retry)
 
 
 def invalid_request(error: RequestValidationError) -> ApiError:

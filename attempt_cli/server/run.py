@@ -6,6 +6,7 @@ import importlib.util
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from attempt_cli.errors import AttemptError, shortened
@@ -13,6 +14,8 @@ from attempt_cli.evaluation.models import find_model, records_of
 from attempt_cli.server.settings import ServerSettings
 
 if TYPE_CHECKING:
+    from attempt_cli.server.engine import Engine
+    from attempt_cli.server.upstream import Upstream
     from attempt_cli.session import Session
     from attempt_registry.records import Composition, Prompt
 
@@ -29,16 +32,19 @@ class Serving:
         backbone: its backbone's name.
         models: the names that requests can use.
         protected: whether it asks for a key.
+        upstream: the address of the server that has the layers; None for none.
     """
 
     url: str
     backbone: str
     models: tuple[str, ...]
     protected: bool
+    upstream: str | None = None
 
     def record(self) -> dict[str, Any]:
         """Returns it as JSON holds it."""
-        return {"url": self.url, "backbone": self.backbone, "models": len(self.models), "api_key": self.protected}
+        found = {"url": self.url, "backbone": self.backbone, "models": len(self.models), "api_key": self.protected}
+        return found if self.upstream is None else {**found, "upstream": self.upstream}
 
 
 def run_server(
@@ -53,9 +59,11 @@ def run_server(
         started: is told when it listens.
 
     Raises:
-        AttemptError: the extra is missing, nothing can be served, prompts of several backbones, a port in use.
+        AttemptError: the extra is missing, nothing can be served, prompts of several backbones, a port in use, or an
+            upstream that does not answer or has another model.
     """
-    if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
+    needed = NEEDED if settings.upstream is None else (*NEEDED, "httpx")
+    if missing := [name for name in needed if importlib.util.find_spec(name) is None]:
         raise AttemptError(
             f"a server needs {' and '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed",
             "Install it: `pip install 'attempt-cli[serve]'`.",
@@ -66,25 +74,22 @@ def run_server(
         session.listener.note(
             f"Note: {settings.host} is open to other machines and no --api-key is set: whoever reaches it can ask."
         )
+    make_engine = partial(_local_engine, session, record, settings)
+    if settings.upstream is not None:
+        from attempt_cli.server.upstream import find_upstream
+
+        upstream = find_upstream(settings, session.store.backbone(record.fingerprint))
+        make_engine = partial(_forwarding_engine, session, record, settings, upstream)
     with bound(settings) as taken:
-        _serve(session, names, record, settings, taken, started)
+        _serve(session, names, make_engine(), settings, taken, started)
 
 
-def _serve(
-    session: Session,
-    names: Sequence[str],
-    record: Prompt | Composition,
-    settings: ServerSettings,
-    taken: socket.socket,
-    started: Callable[[Serving], object],
-) -> None:
+def _local_engine(session: Session, record: Prompt | Composition, settings: ServerSettings) -> Engine:
+    """Loads the backbone."""
     from attempt_cli.artefacts import check_backbone
     from attempt_cli.backbones.input_cache import RecentInputs
     from attempt_cli.byte_sizes import parse_size, total_memory
-    from attempt_cli.server.app import create_app
-    from attempt_cli.server.catalogue import Catalogue
     from attempt_cli.server.engine import Engine
-    from attempt_cli.server.process import run
 
     budget = parse_size(str(session.input_cache)) if session.input_cache is not None else total_memory() // 4
     backbone = replace(session, input_cache=0).load_backbone([record])
@@ -92,8 +97,34 @@ def _serve(
     backbone.input_cache = None
     if budget and "after" in backbone.placements:
         backbone.input_cache = RecentInputs(budget, on_host=backbone.on_gpu)
-    engine = Engine(backbone, max_tokens=settings.max_tokens, wait=settings.wait / 1000, queue=settings.max_queue)
-    catalogue = Catalogue(session, names, backbone.fingerprint)
+    return Engine(backbone, max_tokens=settings.max_tokens, wait=settings.wait / 1000, queue=settings.max_queue)
+
+
+def _forwarding_engine(
+    session: Session, record: Prompt | Composition, settings: ServerSettings, upstream: Upstream
+) -> Engine:
+    """Loads the embeddings alone, and compares them with those of the server that has the layers."""
+    from attempt_cli.server.forwarding import UpstreamEngine
+    from attempt_cli.server.upstream import compare_tables
+
+    table = session.load_table(record)
+    compare_tables(upstream, table)
+    return UpstreamEngine(table, upstream, queue=settings.max_queue)
+
+
+def _serve(
+    session: Session,
+    names: Sequence[str],
+    engine: Engine,
+    settings: ServerSettings,
+    taken: socket.socket,
+    started: Callable[[Serving], object],
+) -> None:
+    from attempt_cli.server.app import create_app
+    from attempt_cli.server.catalogue import Catalogue
+    from attempt_cli.server.process import run
+
+    catalogue = Catalogue(session, names, engine.backbone.fingerprint)
     app = create_app(catalogue, engine, settings)
     host, port = taken.getsockname()[:2]
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
@@ -103,7 +134,8 @@ def _serve(
         raise _port_error(settings, error) from None
     engine.start()
     try:
-        serving = Serving(url, backbone.name, tuple(catalogue.all()), settings.api_key is not None)
+        models = tuple(catalogue.all())
+        serving = Serving(url, engine.backbone.name, models, settings.api_key is not None, settings.upstream)
         run(app, taken, settings.timeout, lambda: started(serving))
     finally:
         engine.stop()

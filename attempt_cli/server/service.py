@@ -16,9 +16,9 @@ from attempt_cli.errors import AttemptError
 from attempt_cli.evaluation.prediction import MAX_NEW_TOKENS
 from attempt_cli.evaluation.serving import Prediction, ServedTask, prediction_of, rendered
 from attempt_cli.server.catalogue import Catalogue
-from attempt_cli.server.engine import Answer, Ask, Engine, FullError, StoppedError
+from attempt_cli.server.engine import Answer, Ask, Engine, FullError, StoppedError, UpstreamError
 from attempt_cli.server.openai import ChatRequest, CompletionRequest, Name, Shape, details, row_of
-from attempt_cli.server.problems import ApiError, error_text
+from attempt_cli.server.problems import ApiError, error_text, upstream_problem
 from attempt_cli.server.settings import ServerSettings
 
 
@@ -126,7 +126,7 @@ class Service:
                 yield shape.last(index, answer)
             yield shape.end([answers[index] for index in range(len(asks))])
         except asyncio.TimeoutError:  # before Python 3.11 not the built-in one
-            raise self._late() from None
+            raise self._late(asks) from None
         finally:
             for ask in asks:
                 ask.gone = True
@@ -169,14 +169,16 @@ class Service:
         try:
             found = await asyncio.wait_for(asyncio.gather(*futures), self.settings.timeout)
         except asyncio.TimeoutError:  # before Python 3.11 not the built-in one
-            raise self._late() from None
+            raise self._late(asks) from None
         finally:
             for ask in asks:
                 ask.gone = True
         return dict(zip(asks, found, strict=True))
 
-    def _late(self) -> ApiError:
+    def _late(self, asks: Sequence[Ask]) -> ApiError:
         seconds = self.settings.timeout
+        if self.engine.forwards and any(ask.future.running() for ask in asks):
+            return ApiError(504, f"the upstream did not answer within {seconds:g} seconds", "upstream_timeout", retry=5)
         return ApiError(503, f"not answered within {seconds:g} seconds. Ask again later.", "timeout", retry=5)
 
 
@@ -187,9 +189,10 @@ async def _chained(first: str, rest: AsyncIterator[str]) -> AsyncIterator[str]:
         async for event in rest:
             yield event
     except Exception as error:
-        problem = error if isinstance(error, ApiError) else ApiError(500, "the server failed", "internal_error")
+        known = upstream_problem(error) if isinstance(error, UpstreamError) else error
+        problem = known if isinstance(known, ApiError) else ApiError(500, "the server failed", "internal_error")
         yield f"data: {bytes(problem.response().body).decode()}\n\n"
-        if problem is not error:
+        if problem is not known:
             raise  # into the log
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import ipaddress
 from dataclasses import dataclass, fields
+from urllib.parse import urlsplit
 
 from attempt_cli.errors import ArgumentsError
+
+PATHS = ("", "/", "/v1", "/v1/")  # of an upstream's address
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,10 @@ class ServerSettings:
         max_new_tokens: the longest text that is generated.
         timeout: seconds until a request that was not answered is given up.
         max_queue: inputs that wait; more are turned away.
+        upstream: the address of a server that has the layers and takes prompt embeddings; None computes here. What
+            `max_tokens` and `wait` say is then its own business.
+        upstream_model: the model's name there; None finds it by the backbone's.
+        upstream_key: the bearer token that it asks for.
     """
 
     host: str = "127.0.0.1"
@@ -35,6 +42,9 @@ class ServerSettings:
     max_new_tokens: int = 256
     timeout: float = 60.0
     max_queue: int = 1024
+    upstream: str | None = None
+    upstream_model: str | None = None
+    upstream_key: str | None = None
 
     def check(self) -> None:
         """Refuses settings that no server can have.
@@ -58,8 +68,29 @@ class ServerSettings:
                 f"a request may have {self.max_rows} rows, but only {self.max_queue} may wait",
                 "Give a lower max_rows or a higher max_queue.",
             )
-        if self.api_key is not None and not (self.api_key and self.api_key.isascii() and self.api_key.isprintable()):
-            raise ArgumentsError("the API key cannot be sent in a header", "Choose printable ASCII characters.")
+        for key in (self.api_key, self.upstream_key):
+            if key is not None and not (key and key.isascii() and key.isprintable()):
+                raise ArgumentsError("the API key cannot be sent in a header", "Choose printable ASCII characters.")
+        self._check_upstream()
+
+    def _check_upstream(self) -> None:
+        if self.upstream is None:
+            if self.upstream_model is not None:
+                raise ArgumentsError("upstream_model says nothing without upstream", "Give upstream, its address.")
+            return
+        for name, default in (("max_tokens", ServerSettings.max_tokens), ("wait", ServerSettings.wait)):
+            if getattr(self, name) != default:
+                raise ArgumentsError(f"{name} says nothing with upstream, which makes batches itself", "Leave it out.")
+        try:
+            parts = urlsplit(self.upstream)
+            plain = parts.scheme in ("http", "https") and parts.hostname and (parts.port or 1) and parts.path in PATHS
+        except ValueError:  # a port that is none
+            plain = False
+            parts = urlsplit("")
+        if not plain or parts.query or parts.fragment or "@" in parts.netloc or not self.upstream.isprintable():
+            raise ArgumentsError(
+                f"upstream is '{self.upstream}', which is no address of a server", "Give one as http://127.0.0.1:8001."
+            )
 
     @property
     def is_local(self) -> bool:

@@ -13,13 +13,18 @@ import time
 from pathlib import Path
 
 import httpx
+import openai
 import pytest
 
 from tests.models import save_llama
+from tests.server.shop import Shop
+from tests.standins.vllm import vllm_server
 
 PAGE = (Path(__file__).parents[2] / "docs" / "serving.md").read_text("utf-8")
-TRAINING, ASKING, _ = re.findall(r"```console\n(.*?)```", PAGE, flags=re.S)  # the last measures
+TRAINING, ASKING, FORWARDING, _ = re.findall(r"```console\n(.*?)```", PAGE, flags=re.S)  # the last measures
 (PYTHON,) = re.findall(r"```python\n(.*?)```", PAGE, flags=re.S)
+
+UNSET = ("upstream", "upstream_model", "upstream_key")  # without a default
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")]
 
@@ -68,6 +73,34 @@ def test_the_page_s_commands_run(tmp_path: Path) -> None:
         assert server.wait(60) == 0
 
 
+def test_the_command_in_front_of_another_server_runs(tmp_path: Path, shop: Shop, llama: Path) -> None:
+    """With the stand-in in vLLM's place."""
+    _, command = FORWARDING.strip().splitlines()
+    command = command.replace("--port 8000", "--port 0")
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "ATTEMPT_REGISTRY": str(shop.registry.folder),
+        "ATTEMPT_UPSTREAM_KEY": "secret",
+    }
+    with vllm_server(llama) as upstream, (tmp_path / "out").open("w") as out:
+        upstream.key = "secret"
+        script = f"exec {command.replace('http://127.0.0.1:8001', upstream.url)}"
+        with subprocess.Popen(["bash", "-ec", script], env=environment, stdout=out, stderr=out) as server:
+            try:
+                deadline = time.monotonic() + 100
+                while not (found := re.search(r"http://[\d.]+:(?!8001)\d+", (tmp_path / "out").read_text())):
+                    assert server.poll() is None, (tmp_path / "out").read_text()
+                    assert time.monotonic() < deadline
+                    time.sleep(0.2)
+                client = openai.OpenAI(base_url=f"{found[0]}/v1", api_key="none", max_retries=0)
+                answer = client.completions.create(model="mood", prompt="it was good", logprobs=2)
+                assert set(answer.choices[0].logprobs.top_logprobs[0]) == {"yes", "no"}  # type: ignore[union-attr,index]
+            finally:
+                server.terminate()
+        assert server.wait(60) == 0
+
+
 def test_options_and_defaults_are_those_of_the_command() -> None:
     from attempt_cli.cli.serve import command
     from attempt_cli.server.settings import ServerSettings
@@ -80,6 +113,6 @@ def test_options_and_defaults_are_those_of_the_command() -> None:
         assert default == row[1]
     own = ServerSettings()
     for option in options.values():
-        if option.name in vars(own) and option.name not in ("max_body", "api_key"):
+        if option.name in vars(own) and option.name not in ("max_body", "api_key", *UNSET):
             assert getattr(own, str(option.name)) == option.default
     assert own.max_body == 1 << 20

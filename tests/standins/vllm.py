@@ -10,10 +10,12 @@ import base64
 import io
 import json
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +37,23 @@ class Server:
         asked: bodies of all requests.
         url: its address.
         failing: statuses that the next requests are answered with.
+        key: what it asks for as a bearer token; None lets all in.
+        old: it does not know `logprob_token_ids`, and ignores it as any field that it does not know.
+        delay: seconds before each answer, and before each piece of a stream.
+        under_way, most_at_once: requests being answered now, and the most that there were.
+        broken_off: streams that nobody listened to until their end.
     """
 
     folder: str
     asked: list[dict[str, Any]] = field(default_factory=list)
     url: str = ""
     failing: list[int] = field(default_factory=list)
+    key: str | None = None
+    old: bool = False
+    delay: float = 0.0
+    under_way: int = 0
+    most_at_once: int = 0
+    broken_off: int = 0
 
     def __post_init__(self) -> None:
         from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -65,48 +78,83 @@ class Server:
             raise RefusedError(f"prompt_embeds must be [tokens, {self.model.config.hidden_size}]")
         return tensor.float()
 
-    @torch.no_grad()
-    def complete(self, sequence: torch.Tensor, body: dict[str, Any], most: int) -> tuple[str, list[dict[str, float]]]:
-        """Continues embeddings greedily; returns the text, and the log-probabilities of each step's first tokens."""
+    def complete(self, sequence: torch.Tensor, body: dict[str, Any], most: int) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Continues embeddings greedily; yields each token, and the log-probabilities of its step's first tokens.
+
+        As OpenAI's, they are the most probable ones and, at the end, the chosen token where it is not among them.
+        """
         if body.get("temperature") != 0:
             raise RefusedError("this stand-in is greedy: temperature 0")
-        ids: list[int] = []
-        steps: list[dict[str, float]] = []
+        own = body.get("logprob_token_ids") if not self.old else None
+        ends = {self.tokenizer.eos_token_id, *(body.get("stop_token_ids") or [])}
         for _ in range(body.get("max_tokens", 16)):
-            logits = self.model(inputs_embeds=sequence[None]).logits[0, -1].float()
-            top = logits.log_softmax(-1).topk(most)
-            steps.append(
-                {
-                    self.tokenizer.decode([i]): score
-                    for i, score in zip(top.indices.tolist(), top.values.tolist(), strict=True)
-                }
-            )
-            ids.append(int(logits.argmax()))
-            if ids[-1] == self.tokenizer.eos_token_id:
-                break
-            last = self.model.get_input_embeddings()(torch.tensor(ids[-1:]))
+            with torch.no_grad():
+                scores = self.model(inputs_embeds=sequence[None]).logits[0, -1].float().log_softmax(-1)
+            token = int(scores.argmax())
+            listed = [*own, *({token} - {*own})] if own else scores.topk(most).indices.tolist()
+            yield token, {self.named(i, body): float(scores[i]) for i in listed}
+            if token in ends:
+                return
+            last = self.model.get_input_embeddings()(torch.tensor([token])).detach()
             sequence = torch.cat([sequence, last])
-        return self.tokenizer.decode(ids, skip_special_tokens=True), steps
 
-    def answer(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        """Answers one request."""
+    def named(self, token: int, body: dict[str, Any]) -> str:
+        """Writes a token as its text, or by its number where the request wants that."""
+        return f"token_id:{token}" if body.get("return_tokens_as_token_ids") else self.tokenizer.decode([token])
+
+    def written(self, ids: list[int]) -> str:
+        """The text of tokens."""
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+
+    def completion(self, body: dict[str, Any]) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Checks a request for a completion, and begins it."""
+        most = body.get("logprobs") or 0
+        if most > MOST_LOGPROBS:
+            raise RefusedError(f"Requested sample logprobs of {most}, which is greater than max allowed: 20")
+        if body.get("prompt") is not None:
+            sequence = self.model.get_input_embeddings()(torch.tensor(body["prompt"])).detach()
+        else:
+            sequence = self.embeddings(body.get("prompt_embeds"))
+        return self.complete(sequence, body, most)
+
+    def stream(self, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """Yields the events of a completion, one for each token; the last says why it ended."""
+        most = body.get("max_tokens", 16)
+        for number, (token, step) in enumerate(self.completion(body), start=1):
+            name = self.named(token, body)
+            logprobs = {
+                "top_logprobs": [step],
+                "tokens": [name],
+                "token_logprobs": [step[name]],
+                "text_offset": [0],
+            }
+            ends = {self.tokenizer.eos_token_id, *(body.get("stop_token_ids") or [])}
+            finish = "stop" if token in ends else "length" if number == most else None
+            text = "" if token in ends else self.tokenizer.decode([token])
+            yield {"choices": [{"index": 0, "text": text, "logprobs": logprobs, "finish_reason": finish}]}
+
+    def check_model(self, body: dict[str, Any]) -> None:
+        """Refuses requests for another model."""
         self.asked.append(body)
         if body.get("model") != self.folder:
             raise RefusedError(f"The model `{body.get('model')}` does not exist.")
+
+    def answer(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        """Answers one request."""
+        self.check_model(body)
         if path == "/v1/completions":
-            most = body.get("logprobs") or 0
-            if most > MOST_LOGPROBS:
-                raise RefusedError(f"Requested sample logprobs of {most}, which is greater than max allowed: 20")
-            text, steps = self.complete(self.embeddings(body.get("prompt_embeds")), body, most)
-            logprobs = {"top_logprobs": steps, "tokens": [], "token_logprobs": [], "text_offset": []}
+            ids, steps = zip(*self.completion(body), strict=True)
+            tokens = [self.named(token, body) for token in ids]
+            logprobs = {"top_logprobs": steps, "tokens": tokens, "token_logprobs": [], "text_offset": []}
+            text = self.written([*ids])
             return {"choices": [{"index": 0, "text": text, "logprobs": logprobs, "finish_reason": "length"}]}
         if path == "/v1/chat/completions":
-            text, steps = self.complete(self.rendered(body["messages"]), body, body.get("top_logprobs") or 0)
+            found = [*self.complete(self.rendered(body["messages"]), body, body.get("top_logprobs") or 0)]
             content = [
                 {"token": "", "logprob": 0.0, "top_logprobs": [{"token": t, "logprob": p} for t, p in step.items()]}
-                for step in steps
+                for _, step in found
             ]
-            message = {"role": "assistant", "content": text}
+            message = {"role": "assistant", "content": self.written([token for token, _ in found])}
             return {"choices": [{"index": 0, "message": message, "logprobs": {"content": content}}]}
         raise RefusedError("Not Found")
 
@@ -133,16 +181,58 @@ def vllm_server(folder: Path) -> Iterator[Server]:
     """Runs the stand-in on a free port of the loopback address."""
     server = Server(str(folder))
 
+    counting = threading.Lock()
+
     class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if refused := self.refused():
+                self.say(*refused)
+            elif self.path == "/v1/models":
+                self.say(200, {"object": "list", "data": [{"id": server.folder, "root": server.folder}]})
+            else:
+                self.say(404, {"detail": "Not Found"})
+
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            with counting:
+                server.under_way += 1
+                server.most_at_once = max(server.most_at_once, server.under_way)
+            try:
+                time.sleep(server.delay)
+                if refused := self.refused():
+                    self.say(*refused)
+                elif body.get("stream"):
+                    self.send_stream(body)
+                else:
+                    self.say(200, server.answer(self.path, body))
+            except RefusedError as error:
+                self.say(400, {"error": {"message": str(error)}})
+            except OSError:
+                server.broken_off += 1
+            finally:
+                with counting:
+                    server.under_way -= 1
+
+        def refused(self) -> tuple[int, Any] | None:
             if server.failing:
-                status, said = server.failing.pop(0), {"error": {"message": "not now"}}
-            else:
-                try:
-                    status, said = 200, server.answer(self.path, body)
-                except RefusedError as error:
-                    status, said = 400, {"error": {"message": str(error)}}
+                return server.failing.pop(0), {"error": {"message": "not now"}}
+            if server.key is not None and self.headers["Authorization"] != f"Bearer {server.key}":
+                return 401, {"error": "Unauthorized"}
+            return None
+
+        def send_stream(self, body: dict[str, Any]) -> None:
+            server.check_model(body)
+            events = server.stream(body)
+            first = next(events)  # what is refused has a status of its own
+            self.send_response(200)
+            self.send_header("Content-Type", "text/event-stream")
+            self.end_headers()
+            for event in chain([first], events):
+                self.wfile.write(f"data: {json.dumps(event)}\n\n".encode())
+                time.sleep(server.delay)
+            self.wfile.write(b"data: [DONE]\n\n")
+
+        def say(self, status: int, said: Any) -> None:
             data = json.dumps(said).encode()
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
@@ -153,7 +243,10 @@ def vllm_server(folder: Path) -> Iterator[Server]:
         def log_message(self, format: str, *args: Any) -> None:
             pass
 
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    class Http(ThreadingHTTPServer):
+        request_queue_size = 256  # connections at once; five are the library's
+
+    http = Http(("127.0.0.1", 0), Handler)
     server.url = f"http://127.0.0.1:{http.server_port}"
     thread = threading.Thread(target=http.serve_forever, daemon=True)
     thread.start()
