@@ -85,7 +85,7 @@ def train_together(
     resume: bool = False,
     listener: Listener | None = None,
     on_trained: Callable[[Mapping[int, PromptedModel]], None] | None = None,
-) -> list[Outcome | AttemptError]:
+) -> Iterator[tuple[int, Outcome | AttemptError]]:
     """Trains prompts that differ in rows, seed, rates or method in one pass, and records each as `train` would.
 
     Those whose rows can go through the backbone together (of one placement, length and chat template) are a bank.
@@ -96,8 +96,9 @@ def train_together(
         listener: is told how the banks go, and can stop them.
         on_trained: is given each bank's models by their requests' numbers, before they are recorded.
 
-    Returns:
-        What was recorded of each request, or why it failed: what does not fit, or a loss that is no number.
+    Yields:
+        A request's number, and what was recorded of it or why it failed (it does not fit, or its loss is no number), as
+        soon as that is known: each request once, in the order of banks.
 
     Raises:
         TrainingStoppedError: stopped by a signal or by the listener; all checkpoints are written.
@@ -105,7 +106,6 @@ def train_together(
     if not all(request.joins_banks for request in requests):
         raise ValueError("a bank trains prompts alone, neither weights nor what changes inputs")
     listener = listener or Listener()
-    results: dict[int, Outcome | AttemptError] = {}
     banks: dict[Hashable, dict[int, _Prepared]] = {}
     for number, request in enumerate(requests):
         # whether layers are compiled is no part of a training's key
@@ -113,7 +113,7 @@ def train_together(
         try:
             one = _prepared(registry, backbone, plain, Processes())
         except AttemptError as error:
-            results[number] = error
+            yield number, error
             continue
         config = one.request.config
         banks.setdefault((one.model.joins, config.max_tokens, config.gradient_checkpointing), {})[number] = one
@@ -127,9 +127,10 @@ def train_together(
         if on_trained is not None:
             on_trained({number: members[number].model for number, how in ended.items() if isinstance(how, Trained)})
         for number, how in ended.items():
-            one = members[number]
-            results[number] = one.recorded(registry, how, command, Processes()) if isinstance(how, Trained) else how
-    return [results[number] for number in range(len(requests))]
+            if isinstance(how, Trained):
+                yield number, members[number].recorded(registry, how, command, Processes())
+            else:
+                yield number, how
 
 
 class _Member(Listener):
