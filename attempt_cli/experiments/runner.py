@@ -10,7 +10,7 @@ from attempt_cli.backbones.base import FrozenBackbone
 from attempt_cli.backbones.input_cache import InputCache
 from attempt_cli.backbones.load import load_backbone
 from attempt_cli.data.fields import task_fields
-from attempt_cli.errors import AttemptError, StoppedError
+from attempt_cli.errors import AttemptError, StoppedError, first_line
 from attempt_cli.evaluation.evaluate import Evaluation, evaluate_many
 from attempt_cli.evaluation.prediction import PromptedTask, encode_examples
 from attempt_cli.evaluation.record import record_evaluation, rows_record
@@ -193,12 +193,29 @@ class Runner:
             listener=listener,
             on_trained=score,
         )
-        for number, outcome in outcomes:
-            if isinstance(outcome, AttemptError):
-                found[number] = outcome
-            else:
-                found[number] = self._kept(trainings[number], outcome, scores[number], listener)
+        try:
+            for number, outcome in outcomes:
+                if isinstance(outcome, AttemptError):
+                    found[number] = outcome
+                else:
+                    found[number] = self._kept(trainings[number], outcome, scores[number], listener)
+        except AttemptError:
+            raise
+        except Exception as error:  # memory that does not hold all of them, or one that is ill: each on its own, then
+            listener.note(f"{first_line(error)}: {len(trainings) - len(found)} cells are trained one by one.")
+            for number, one in enumerate(trainings):
+                if number not in found:
+                    found[number] = self._alone(one, listener)
         return [found[number] for number in range(len(trainings))]
+
+    def _alone(self, one: _Training, listener: Listener) -> CellResult | AttemptError:
+        """Trains a cell's model as if there were no others; returns why that failed."""
+        try:
+            return self._trained(one, listener)
+        except StoppedError:
+            raise
+        except Exception as error:
+            return error if isinstance(error, AttemptError) else AttemptError(first_line(error))
 
     def _kept(self, one: _Training, outcome: Outcome, results: Sequence[Evaluation], listener: Listener) -> CellResult:
         """Records the cells of a training that has ended."""

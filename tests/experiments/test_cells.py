@@ -407,3 +407,20 @@ def test_a_stopped_bank_of_cells_continues(few: Few) -> None:
     assert steps == [3, 4]
     expected = [cell for spec in specs for cell in few.runner().run(spec).cells]
     assert [(cell.key, cell.score) for cell in resumed] == [(cell.key, cell.score) for cell in expected]
+
+
+def test_a_bank_that_memory_does_not_hold_is_trained_cell_by_cell(few: Few, monkeypatch: pytest.MonkeyPatch) -> None:
+    notes: list[str] = []
+
+    class Noting(Listener):
+        def note(self, text: str) -> None:
+            notes.append(text)
+
+    def full(*_: Any) -> Any:
+        raise MemoryError("no room")
+
+    monkeypatch.setattr("attempt_cli.training.bank.joint_gradient", full)
+    specs = [few.spec(method) for method in ("prompt-tuning", "attempt")]
+    cells = cells_of(few.runner().run_many(specs, Noting()))
+    assert [(cell.method, cell.steps, cell.bank) for cell in cells] == [("prompt-tuning", 4, 1), ("attempt", 4, 1)]
+    assert "MemoryError: no room: 2 cells are trained one by one." in notes
