@@ -90,7 +90,19 @@ class PromptedModel:
 
     def one_for_all(self, tasks: Iterable[int]) -> bool:
         """Tells whether all rows of these tasks have the same prompt: one task, and a method that reads no input."""
-        return self.mixture is not None and self.mixture.attention is None and len(set(tasks)) == 1
+        return self.mixture is not None and not self.reads_input and len(set(tasks)) == 1
+
+    @property
+    def reads_input(self) -> bool:
+        """Whether a row's prompt depends on its input: there is a G."""
+        return self.mixture is not None and self.mixture.attention is not None
+
+    @property
+    def joins(self) -> tuple[object, ...] | None:
+        """What models have in common whose rows can go through the backbone in one pass; None if this one cannot."""
+        if self.mixture is None or self.mixture.changes_input:
+            return None
+        return id(self.backbone), self.placement, self.prompt_length, self.frame
 
     def overhead(self, longest: int, tasks: Iterable[int] = (0,)) -> int:
         """Returns the number of positions that a prompt adds to every row when scores are computed.
@@ -119,12 +131,16 @@ class PromptedModel:
         """
         if self.mixture is None:
             return None, None
-        if task_ids is None:
-            task_ids = batch.task_ids
-        pooled = None
-        if self.mixture.attention is not None:
-            pooled = pool_input(embeddings, self._text_mask(batch)).float() / self.scale
-        prompts, weights = self.mixture(task_ids, pooled)
+        pooled = self.pooled(batch, embeddings) if self.reads_input else None
+        return self._mixed(batch.task_ids if task_ids is None else task_ids, pooled)
+
+    def pooled(self, batch: Batch, embeddings: Tensor) -> Tensor:
+        """Returns what G reads of each row, [b, d], as it enters the model: not yet in the prompts' unit."""
+        return pool_input(embeddings, self._text_mask(batch)).float()
+
+    def _mixed(self, task_ids: Tensor, pooled: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        assert self.mixture is not None
+        prompts, weights = self.mixture(task_ids, None if pooled is None else pooled / self.scale)
         prompts = prompts * self.scale
         if self._beside_prompt:
             ids = self.backbone.on_device(self._beside_prompt)
@@ -358,6 +374,53 @@ def generate_each(
         reading.batch, reading.embeddings, prompts, max_new_tokens, first.placement, first.ends, watch
     )
     return texts, weights
+
+
+def joint_log_likelihood(
+    models: Sequence[PromptedModel], pairs: Sequence[tuple[int, EncodedRow]], suffixes: int = 1
+) -> Tensor:
+    """Returns log p of each row's own target under its own model, [n], from one pass through the frozen backbone.
+
+    It is differentiable in every model's mixture.
+
+    Args:
+        models: models of one backbone, one placement and one prompt length (`PromptedModel.joins`).
+        pairs: each row with its model's number.
+        suffixes: so many pairs in a row, from the first on, share what stands in front, which is computed once for
+            them: the input where prompts stand after it, else the prompt of one model and one task that reads no input.
+    """
+    first = models[pairs[0][0]]
+    backbone, after = first.backbone, first.placement == "after"
+    rows = [row for _, row in pairs]
+    heads = rows[::suffixes]  # a row of each shared input
+    batch, embeddings = first._enter(heads if after else rows)
+    past = backbone.read(heads) if after else None
+    pooled = None
+    if any(models[number].reads_input for number in {number for number, _ in pairs}):
+        pooled = first.pooled(batch, embeddings)
+    if after and suffixes > 1:
+        assert past is not None
+        past = replace(past, suffixes=suffixes)
+        pooled = None if pooled is None else pooled.repeat_interleave(suffixes, dim=0)
+        batch = backbone.collate([replace(row, input_ids=row.input_ids[:1]) for row in rows])  # inputs are read
+    # each model makes the prompts of its own rows
+    places: dict[int, list[int]] = {}
+    for place in range(0, len(pairs), 1 if after else suffixes):
+        places.setdefault(pairs[place][0], []).append(place)
+    order = [place for own in places.values() for place in own]
+    index = backbone.on_device(order)
+    counts = [len(own) for own in places.values()]
+    tasks = torch.split(batch.task_ids[index], counts)
+    inputs = [None] * len(counts) if pooled is None else torch.split(pooled[index], counts)
+    parts = []
+    for (number, own), task_ids, read in zip(places.items(), tasks, inputs, strict=True):
+        one = models[number].one_for_all(rows[place].task for place in own)
+        own_read = read if models[number].reads_input else None
+        prompts, _ = models[number]._mixed(task_ids[:1] if one else task_ids, own_read)
+        parts.append(prompts.expand(len(own), -1, -1))
+    back = sorted(range(len(order)), key=order.__getitem__)
+    prompts = torch.cat(parts)[backbone.on_device(back)]
+    return backbone.target_log_likelihood(batch, embeddings, prompts, past)
 
 
 def _repeated(task_id: int, rows: Sequence[object], model: PromptedModel) -> Tensor:

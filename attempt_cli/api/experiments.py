@@ -31,6 +31,7 @@ def fewshot(
     limit: int | None = 500,
     steps: int = 100,
     tags: Sequence[str] = ("fewshot",),
+    bank: int = 16,
     session: Session | None = None,
     **settings: Any,
 ) -> FewShotResult:
@@ -52,6 +53,7 @@ def fewshot(
         limit: test rows, a random sample of each task; None takes all.
         steps: optimiser steps, for all methods.
         tags: for the records.
+        bank: the most trainings of prompts in one pass through the model; 1 trains each alone.
         session: where the call works.
         settings: fields of `training.config.TrainingConfig`, for all methods.
 
@@ -63,7 +65,7 @@ def fewshot(
     """
     from attempt_cli.experiments.run import compare_on_few_rows
 
-    for name, number in (("seeds", seeds), ("k", k), ("steps", steps), ("limit", limit)):
+    for name, number in (("seeds", seeds), ("k", k), ("steps", steps), ("bank", bank), ("limit", limit)):
         _check_count(name, number, optional=name == "limit")
     return compare_on_few_rows(
         Session.of(session),
@@ -76,6 +78,7 @@ def fewshot(
         init_from=init_from,
         limit=limit,
         tags=tuple(listed(tags)),
+        bank=bank,
         settings={"steps": steps, **settings},
     )
 
@@ -99,6 +102,7 @@ def reproduce(
     resume: bool = False,
     workers: int = 1,
     on_ray: bool = False,
+    bank: int = 16,
     backbones: Names = (),
     progress: MakeGridListener | None = None,
     session: Session | None = None,
@@ -118,7 +122,7 @@ def reproduce(
             listener is told a line a cell.
         session: where the call works.
         tasks, methods, columns, seeds, k, per_class, limit, train_limit, sources, train_sources, source_steps,
-            init_from, preset, resume, workers, on_ray: as in `experiments.run.GridOptions` and `plan.Terms`.
+            init_from, preset, resume, workers, on_ray, bank: as in `experiments.run.GridOptions` and `plan.Terms`.
         settings: fields of `training.config.TrainingConfig`, for all methods.
 
     Returns:
@@ -135,6 +139,7 @@ def reproduce(
     numbers = {"seeds": seeds, "limit": limit, "train_limit": train_limit, "source_steps": source_steps}
     for option, number in numbers.items():
         _check_count(option, number)
+    _check_count("bank", bank, optional=False)
     session = Session.of(session)
     named = session.backbone or os.environ.get("ATTEMPT_BACKBONE")
     options = GridOptions(
@@ -155,6 +160,7 @@ def reproduce(
         resume=resume,
         workers=workers,
         on_ray=on_ray,
+        bank=bank,
     )
     return run_experiment(session, experiments()[name], options, listed(backbones or named or ()), progress)
 

@@ -387,8 +387,9 @@ class FrozenBackbone(SwitchedLayers, ABC):
         Args:
             batch: rows with targets.
             embeddings: X of the batch, [b, l, d].
-            prompts: P of each row, [b, m, d], or of all rows, [1, m, d]; None for the bare model.
-            past: what `read` returned for these rows; the prompts are then placed after the input.
+            prompts: P of each row, [b, m, d], or [p, m, d], each for the next b / p rows; None for the bare model.
+            past: what `read` returned for these rows; the prompts are then placed after the input. With several
+                suffixes behind an input, as many rows of the batch in a row are that input's.
 
         Returns:
             Sums over each target's tokens, [b], float32.
@@ -485,10 +486,11 @@ def _bf16_bytes(weight: Tensor) -> bytes:
 
 
 def with_prompts(embeddings: Tensor, prompts: Tensor | None) -> Tensor:
-    """Returns [P ; X], the prompts cast to X's dtype; one prompt, [1, m, d], serves every row."""
+    """Returns [P ; X], the prompts cast to X's dtype; of fewer prompts than rows each serves the next b / p rows."""
     if prompts is None:
         return embeddings
-    return torch.cat([prompts.to(embeddings.dtype).expand(len(embeddings), -1, -1), embeddings], dim=1)
+    each = prompts.to(embeddings.dtype)[:, None].expand(-1, len(embeddings) // len(prompts), -1, -1).flatten(0, 1)
+    return torch.cat([each, embeddings], dim=1)
 
 
 def stopping(watch: Watch | None) -> Any:

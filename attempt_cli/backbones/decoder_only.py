@@ -196,11 +196,11 @@ class DecoderOnlyBackbone(FrozenBackbone):
     ) -> Tensor:
         """Returns hidden states of a sequence behind prompts, at the sequence's rows and positions `at`, [k, d].
 
-        A prompt that all rows share has a pass of its own: no input enters it, so its keys and values are computed
+        A prompt that rows share has a pass of its own: no input enters it, so its keys and values are computed
         once per batch, and their gradients are sums over the rows.
 
         Args:
-            prompts: [b, m, d], or [1, m, d] for all rows; None for no prompts.
+            prompts: [b, m, d], or [p, m, d], each for b / p rows that follow each other; None for no prompts.
             sequence: [b, s, d].
             at: rows and positions.
             mask: between the sequence's own positions, [b, 1, s, s]; causal by default.
@@ -213,7 +213,8 @@ class DecoderOnlyBackbone(FrozenBackbone):
             first = torch.zeros(1, dtype=torch.long, device=self.device)  # one position: the output itself is not used
             self._hidden(prompts.to(sequence.dtype), keep=keep, at=(first, first))
             keys, values = zip(*keep, strict=True)
-            past = Past(keys, values, self.on_device([m]), padded=False, suffixes=b)
+            lengths = self.on_device([m] * len(prompts))
+            past = Past(keys, values, lengths, padded=False, suffixes=b // len(prompts))
             return self._hidden_behind(past, sequence, mask, steps, at)
         arguments: dict[str, Any] = {} if mask is None else {"attention_mask": mask, "position_ids": steps}
         if m and mask is not None and steps is not None:

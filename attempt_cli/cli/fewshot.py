@@ -10,6 +10,7 @@ import click
 from attempt_cli.cli.options import (
     BackboneOptions,
     CacheOptions,
+    bank_option,
     cache_options,
     chat_template_option,
     max_length_option,
@@ -48,6 +49,7 @@ COLUMNS = ["task", "method", "score", "against_prompt_tuning", "p", "seeds", "n"
 @click.option("--batch-size", type=int, help="[default: 16]")
 @rate_options
 @max_length_option
+@bank_option
 @click.option(
     "--limit",
     type=click.IntRange(min=1),

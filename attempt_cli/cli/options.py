@@ -117,6 +117,13 @@ placement_option = click.option(
     "[default: the sources' own, else after on decoder-only backbones, before on encoder-decoders]",
 )
 max_length_option = click.option("--max-length", type=int, help="Input tokens of a row. [default: the task's]")
+bank_option = click.option(
+    "--bank",
+    type=click.IntRange(min=1),
+    default=16,
+    show_default=True,
+    help="The most trainings of prompts in one pass through the model; 1 trains each alone.",
+)
 eval_every_option = click.option(
     "--eval-every", type=int, help="Steps between evaluations, 0 for none. [default: ten in all]"
 )

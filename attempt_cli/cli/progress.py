@@ -214,7 +214,11 @@ class GridProgress(_Progress):
 
     def _show(self) -> None:
         if self._bar is not None:
-            parts = [f"{spec} {where}".strip() for spec, where in self._running.items()]
+            # of cells that are trained together one tells of the steps
+            shown = [item for item in self._running.items() if item[1]] or list(self._running.items())[:1]
+            parts = [f"{spec} {where}".strip() for spec, where in shown]
+            more = len(self._running) - len(shown)
+            parts += [f"and {more} more"] if more else []
             left = self._time_left()
             parts += [f"{self._failed} failed"] if self._failed else []
             parts += [f"about {left} left"] if left else []

@@ -10,6 +10,7 @@ import click
 
 from attempt_cli.cli.options import (
     BackboneOptions,
+    bank_option,
     chat_template_option,
     eval_every_option,
     max_length_option,
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
 @click.option("--batch-size", type=int, help="[default: 16]")
 @rate_options
 @max_length_option
+@bank_option
 @click.option("--max-tokens", type=int, help="Positions computed at once, pads included. [default: 8192]")
 @eval_every_option
 @click.option(

@@ -27,9 +27,11 @@ class WorkerDiedError(AttemptError):
 
 
 class Worker(Protocol):
-    """Fills one cell at a time."""
+    """Fills one bank of cells at a time."""
 
-    def run(self, spec: CellSpec, listener: Listener | None = None) -> CellResult: ...
+    def run_many(
+        self, specs: Sequence[CellSpec], listener: Listener | None = None
+    ) -> list[CellResult | AttemptError]: ...
 
     def close(self) -> None: ...
 
@@ -48,6 +50,7 @@ class GridListener(Protocol):
     def failed(self, spec: CellSpec, error: str, seconds: float) -> None: ...
 
 
+Bank = Sequence[CellSpec]  # cells that a worker fills together
 KeepFailure = Callable[[CellSpec, str, float], None]  # records a cell, the line that says why it failed, its seconds
 
 
@@ -70,32 +73,36 @@ class GridResult:
 
 
 class CellQueue:
-    """The cells that no worker has taken yet.
+    """The banks of cells that no worker has taken yet.
 
     A worker keeps its affinity (backbone and tasks) while cells of it are left, so that it loads nothing twice.
+
+    Args:
+        together: cells that are filled together, of one affinity each.
     """
 
-    def __init__(self, specs: Sequence[CellSpec]) -> None:
-        self._specs = list(specs)
+    def __init__(self, together: Sequence[Bank]) -> None:
+        self._banks = list(together)
         self._taken: list[tuple[str, tuple[str, ...]]] = []  # the affinities of the workers
         self._lock = threading.Lock()
 
-    def take(self, last: CellSpec | None) -> CellSpec | None:
-        """Hands out a worker's next cell: of its own affinity, else of one that no worker has, else any.
+    def take(self, last: Bank | None) -> Bank | None:
+        """Hands out a worker's next cells: of its own affinity, else of one that no worker has, else any.
 
         Args:
-            last: the worker's previous cell, which is finished.
+            last: the worker's previous cells, which are finished.
         """
         with self._lock:
-            if last is not None:
-                self._taken.remove(last.affinity)
-            if not self._specs:
+            own = last[0].affinity if last is not None else None
+            if own is not None:
+                self._taken.remove(own)
+            if not self._banks:
                 return None
-            same = [spec for spec in self._specs if last is not None and spec.affinity == last.affinity]
-            free = [spec for spec in self._specs if spec.affinity not in self._taken]
-            chosen = (same or free or self._specs)[0]
-            self._specs.remove(chosen)
-            self._taken.append(chosen.affinity)
+            same = [bank for bank in self._banks if bank[0].affinity == own]
+            free = [bank for bank in self._banks if bank[0].affinity not in self._taken]
+            chosen = (same or free or self._banks)[0]
+            self._banks.remove(chosen)
+            self._taken.append(chosen[0].affinity)
             return chosen
 
 
@@ -105,6 +112,7 @@ def fill(
     listener: GridListener,
     keep_failure: KeepFailure,
     *,
+    together: Sequence[Bank] | None = None,
     workers: int = 0,
     fresh: bool = False,
 ) -> GridResult:
@@ -115,8 +123,9 @@ def fill(
         make_worker: makes a worker, and a new one for each that died.
         listener: follows the progress.
         keep_failure: records a failed cell.
+        together: the same cells, put together as a worker fills them; each alone without it.
         workers: how many at once; 0 for one in this thread, where signals reach the training.
-        fresh: makes a new worker for every cell (to measure its memory).
+        fresh: makes a new worker for each (to measure its memory).
 
     Raises:
         TrainingStoppedError: stopped by a signal. What was finished is in the registry.
@@ -135,10 +144,11 @@ def fill(
             keep_failure(*arguments)
         getattr(listener, name)(*arguments)
 
+    together = [[spec] for spec in specs] if together is None else together
     if workers == 0:
-        finished = _fill_here(specs, make_worker, handle)
+        finished = _fill_here(together, make_worker, handle)
     else:
-        finished = _fill_in_threads(specs, make_worker, handle, min(workers, len(specs)), fresh)
+        finished = _fill_in_threads(together, make_worker, handle, min(workers, len(together)), fresh)
     if not finished:
         raise TrainingStoppedError(
             "stopped; what was finished is in the registry", "Continue with the same command and --resume."
@@ -149,28 +159,28 @@ def fill(
     )
 
 
-def _fill_here(specs: Sequence[CellSpec], make_worker: Callable[[], Worker], put: Callable[[Event], None]) -> bool:
+def _fill_here(together: Sequence[Bank], make_worker: Callable[[], Worker], put: Callable[[Event], None]) -> bool:
     """Fills the cells in this thread, one after the other; returns False where a signal stopped them."""
     worker = make_worker()
     try:
-        return not any(isinstance(_fill_cell(spec, lambda: worker, put), TrainingStoppedError) for spec in specs)
+        return not any(isinstance(_fill_cells(one, lambda: worker, put), TrainingStoppedError) for one in together)
     finally:
         worker.close()
 
 
 def _fill_in_threads(
-    specs: Sequence[CellSpec],
+    together: Sequence[Bank],
     make_worker: Callable[[], Worker],
     handle: Callable[[Event], None],
     count: int,
     fresh: bool,
 ) -> bool:
     """Fills the cells with a thread for each worker; returns False where a signal stopped them."""
-    cells, events, stopping = CellQueue(specs), queue.SimpleQueue[Event](), threading.Event()
+    cells, events, stopping = CellQueue(together), queue.SimpleQueue[Event](), threading.Event()
 
     def work() -> None:
         worker: Worker | None = None
-        spec: CellSpec | None = None
+        taken: Bank | None = None
 
         def current() -> Worker:
             nonlocal worker
@@ -178,8 +188,8 @@ def _fill_in_threads(
             return worker
 
         try:
-            while not stopping.is_set() and (spec := cells.take(spec)) is not None:
-                error = _fill_cell(spec, current, events.put)
+            while not stopping.is_set() and (taken := cells.take(taken)) is not None:
+                error = _fill_cells(taken, current, events.put)
                 if isinstance(error, TrainingStoppedError):
                     stopping.set()
                 if worker is not None and (fresh or isinstance(error, WorkerDiedError)):
@@ -209,23 +219,31 @@ def _fill_in_threads(
     return not stopping.is_set()
 
 
-def _fill_cell(spec: CellSpec, worker: Callable[[], Worker], put: Callable[[Event], None]) -> Exception | None:
-    """Fills one cell and puts its events; returns the error that ended it."""
-    put(("began", spec))
+def _fill_cells(specs: Bank, worker: Callable[[], Worker], put: Callable[[Event], None]) -> Exception | None:
+    """Fills cells together and puts their events; returns the error that ended them all."""
+    for spec in specs:
+        put(("began", spec))
     started = time.monotonic()
+    results: Sequence[CellResult | AttemptError]
+    ended: Exception | None = None
     try:
-        result = worker().run(spec, _Forwarder(spec, put))
+        results = worker().run_many(specs, _Forwarder(specs[0], put))
     except TrainingStoppedError as error:
         return error
-    except Exception as error:  # whatever it is, the failure is this cell's
-        put(("failed", spec, first_line(error), time.monotonic() - started))
-        return error
-    put(("done", spec, result, time.monotonic() - started))
-    return None
+    except Exception as error:  # whatever it is, the failure is these cells'
+        ended = error
+        results = [AttemptError(first_line(error))] * len(specs)
+    seconds = (time.monotonic() - started) / len(specs)
+    for spec, result in zip(specs, results, strict=True):
+        if isinstance(result, AttemptError):
+            put(("failed", spec, first_line(result), seconds))
+        else:
+            put(("done", spec, result, seconds))
+    return ended
 
 
 class _Forwarder(Listener):
-    """Listens to the training of one cell and passes on its progress."""
+    """Listens to the training of cells and passes on its progress, as the first cell's."""
 
     def __init__(self, spec: CellSpec, put: Callable[[Event], None]) -> None:
         self._spec = spec

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from attempt_cli.experiments.methods import METHODS, PREPARED
 from attempt_registry import Registry, Run
 
 
@@ -49,6 +51,11 @@ class CellSpec:
         return "+".join(self.tasks)
 
     @property
+    def banked(self) -> bool:
+        """Whether it can be trained in one pass with others: it trains prompts."""
+        return self.kind not in PREPARED and METHODS[self.method].trains_prompts
+
+    @property
     def affinity(self) -> tuple[str, tuple[str, ...]]:
         """Backbone and tasks: cells that share them share weights and rows, so one worker fills them in a row."""
         return self.backbone, self.tasks
@@ -71,8 +78,9 @@ class Cell:
         sources: how many source prompts could be used; None where the method uses none.
         trained_parameters: the number of trained parameters.
         peak_memory: the most bytes in use during training, where they were measured.
-        seconds: the duration of training and evaluation.
-        key: a hash of everything that the result depends on.
+        seconds: the duration of training and evaluation; of cells that were trained in one pass each one's share.
+        key: a hash of everything that the result depends on, up to rounding.
+        bank: how many trainings went through the backbone together; then `peak_memory` is that of all.
     """
 
     task: str
@@ -91,6 +99,27 @@ class Cell:
     peak_memory: int | None = None
     seconds: float = 0.0
     key: str = ""
+    bank: int = 1
+
+
+def banks(specs: Sequence[CellSpec], most: int) -> list[list[CellSpec]]:
+    """Puts cells that can be trained in one pass together: prompts of one affinity, in the order of the grid.
+
+    Args:
+        specs: the cells.
+        most: the largest number of cells of a bank.
+    """
+    found: list[list[CellSpec]] = []
+    filling: dict[object, list[CellSpec]] = {}
+    for spec in specs:
+        key = (spec.affinity, spec.kind)
+        if spec.banked and key in filling and len(filling[key]) < most:
+            filling[key].append(spec)
+            continue
+        found.append([spec])
+        if spec.banked:
+            filling[key] = found[-1]
+    return found
 
 
 @dataclass(frozen=True)

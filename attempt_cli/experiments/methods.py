@@ -53,6 +53,11 @@ class Comparison:
         return self.uses_sources and not (self.source == "starts" and self.mixes is None and start_is_given)
 
     @property
+    def trains_prompts(self) -> bool:
+        """Whether it trains prompts, neither weights nor what changes inputs."""
+        return self.trains and TRAINED[self.settings["method"]].kept
+
+    @property
     def prepared(self) -> str | None:
         """A name in PREPARED: trained on the source tasks once, before any target; None where nothing is."""
         return "attention" if self.prior else self.source if self.source in PREPARED else None

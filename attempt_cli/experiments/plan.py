@@ -11,6 +11,8 @@ from attempt_cli.data.rows import load_examples
 from attempt_cli.data.task import Task
 from attempt_cli.errors import AttemptError
 
+BANK = 16  # cells in one pass: more of them save little more, and a kill costs all of them their last steps
+
 
 @dataclass(frozen=True, kw_only=True)
 class Terms:
@@ -24,6 +26,7 @@ class Terms:
         train_limit: the most training rows of a task, a random sample by seed.
         per_class: k rows of every class, not k in total.
         resume: take finished cells from the registry, and unfinished trainings from their checkpoints.
+        bank: the most cells of prompts that are trained in one pass; 1 trains each alone.
     """
 
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -33,6 +36,7 @@ class Terms:
     train_limit: int | None = None
     per_class: bool = False
     resume: bool = False
+    bank: int = BANK
 
     def terms(self) -> dict[str, Any]:
         """Returns them by name, for another that has them, too."""

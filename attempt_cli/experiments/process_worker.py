@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -36,20 +36,20 @@ class ProcessWorker:
         self._process.start()
         theirs.close()
 
-    def run(self, spec: CellSpec, listener: Listener | None = None) -> CellResult:
-        """Sends the cell to the process and passes on its progress until the result comes back.
+    def run_many(self, specs: Sequence[CellSpec], listener: Listener | None = None) -> list[CellResult | AttemptError]:
+        """Sends the cells to the process and passes on its progress until the results come back.
 
         Raises:
             WorkerDiedError: the process ended before.
-            AttemptError: the cell failed.
+            AttemptError: all cells failed.
         """
         try:
-            self._pipe.send(spec)
+            self._pipe.send(specs)
             while True:
                 name, *arguments = self._pipe.recv()
                 if name == "done":
-                    result: CellResult = arguments[0]
-                    return result
+                    results: list[CellResult | AttemptError] = arguments[0]
+                    return results
                 if name == "raised":
                     raise arguments[0]
                 if listener is not None:
@@ -89,9 +89,12 @@ def _serve(plan: Plan, pipe: Connection, threads: int, number: int) -> None:
     runner = Runner(plan)
     listener: Any = Listening()
     with contextlib.suppress(EOFError):
-        while (spec := pipe.recv()) is not None:
+        while (specs := pipe.recv()) is not None:
             try:
-                pipe.send(("done", runner.run(spec, listener)))
+                results = runner.run_many(specs, listener)
+                # some errors cannot be sent, and their causes neither
+                plain = [AttemptError(first_line(one)) if isinstance(one, AttemptError) else one for one in results]
+                pipe.send(("done", plain))
             except TrainingStoppedError as error:
                 pipe.send(("raised", TrainingStoppedError(error.message)))
             except Exception as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 from attempt_cli.errors import AttemptError, first_line
@@ -27,16 +28,16 @@ class RayWorker:
         self._ray = ray
         self._actor = ray.remote(num_cpus=threads, num_gpus=gpus)(Runner).remote(plan)
 
-    def run(self, spec: CellSpec, listener: Listener | None = None) -> CellResult:
-        """Returns the actor's result; the listener hears nothing of its progress.
+    def run_many(self, specs: Sequence[CellSpec], listener: Listener | None = None) -> list[CellResult | AttemptError]:
+        """Returns the actor's results; the listener hears nothing of its progress.
 
         Raises:
             WorkerDiedError: the actor died.
-            AttemptError: the cell failed.
+            AttemptError: all cells failed.
         """
         try:
-            result: CellResult = self._ray.get(self._actor.run.remote(spec))
-            return result
+            results: list[CellResult | AttemptError] = self._ray.get(self._actor.run_many.remote(specs))
+            return results
         except self._ray.exceptions.RayTaskError as error:
             raise AttemptError(first_line(error.cause or error)) from error
         except self._ray.exceptions.RayError as error:

@@ -13,7 +13,7 @@ from attempt_cli.data.catalogue import load_task, task_names
 from attempt_cli.data.task import Task
 from attempt_cli.errors import ArgumentsError, AttemptError
 from attempt_cli.experiments.cell_queue import GridListener, GridResult
-from attempt_cli.experiments.cells import Cell, CellSpec
+from attempt_cli.experiments.cells import Cell, CellResult, CellSpec, banks
 from attempt_cli.experiments.methods import ALONE, METHODS, PREPARED, check_methods, unknown_names
 from attempt_cli.experiments.paper import Experiment, paper_sources
 from attempt_cli.experiments.plan import Plan, Terms, check_rows
@@ -66,9 +66,10 @@ def compare_on_few_rows(
     init_from: str | None,
     limit: int | None,
     tags: tuple[str, ...],
+    bank: int,
     settings: Mapping[str, Any],
 ) -> FewShotResult:
-    """Fills the cells of a few-shot comparison one after the other; see `api.experiments.fewshot`."""
+    """Fills the cells of a few-shot comparison, those of prompts together; see `api.experiments.fewshot`."""
     check_methods(methods, ALONE)
     store = session.store
     start = store.prompt(init_from) if init_from else None
@@ -101,6 +102,7 @@ def compare_on_few_rows(
         per_class=per_class,
         command=session.command,
         tags=tags,
+        bank=bank,
     )
     specs = [
         CellSpec((task.name,), method, seed, name, k) for task in whole for seed in range(seeds) for method in methods
@@ -112,7 +114,13 @@ def compare_on_few_rows(
         runner.choices.test_rows(task)
     in_chat = bool(settings.get("chat_template"))
     runner.use_backbone(name, session.load_backbone(used, chat_template=in_chat))
-    cells = [cell for spec in specs for cell in runner.run(spec, session.listener).cells]
+    results: dict[CellSpec, CellResult] = {}
+    for together in banks(specs, bank):
+        for spec, result in zip(together, runner.run_many(together, session.listener), strict=True):
+            if isinstance(result, AttemptError):
+                raise result
+            results[spec] = result
+    cells = [cell for spec in specs for cell in results[spec].cells]
     numbers = {key: [example.row for example in drawn.examples] for key, drawn in rows.items()}
     return FewShotResult(k, per_class, config.total_steps(k), cells, numbers)
 

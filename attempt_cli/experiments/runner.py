@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 
 from attempt_cli.artefacts import bare, load_prompt, versions
 from attempt_cli.backbones.base import FrozenBackbone
 from attempt_cli.backbones.input_cache import InputCache
 from attempt_cli.backbones.load import load_backbone
 from attempt_cli.data.fields import task_fields
-from attempt_cli.data.task import Task
-from attempt_cli.errors import AttemptError
-from attempt_cli.evaluation.evaluate import Evaluation, evaluate
-from attempt_cli.evaluation.prediction import encode_examples
+from attempt_cli.errors import AttemptError, StoppedError, first_line
+from attempt_cli.evaluation.evaluate import Evaluation, evaluate_many
+from attempt_cli.evaluation.prediction import PromptedTask, encode_examples
 from attempt_cli.evaluation.record import record_evaluation, rows_record
 from attempt_cli.experiments.cells import Cell, CellResult, CellSpec, finished_cells
 from attempt_cli.experiments.choices import Choices
@@ -24,8 +23,8 @@ from attempt_cli.listener import Listener
 from attempt_cli.prompted import PromptedModel
 from attempt_cli.training.config import TrainingConfig, make_config
 from attempt_cli.training.loop import TrainingStoppedError
-from attempt_cli.training.request import Outcome, TaskRows
-from attempt_cli.training.run import train
+from attempt_cli.training.request import Outcome, Request, TaskRows
+from attempt_cli.training.run import train, train_together
 from attempt_registry import Registry
 
 
@@ -50,17 +49,40 @@ class Runner:
             AttemptError: what the cell needs is missing or does not fit.
             TrainingStoppedError: stopped by a signal; the checkpoint is written.
         """
-        self.choices.turn_to(spec)
         listener = listener or Listener()
-        if spec.kind in PREPARED:
-            return CellResult(artefact=self._prepared(spec, listener))
-        rows = self.choices.rows(spec)
-        for one in rows:
-            self.choices.test_rows(one.task)  # missing ones are found before a backbone is loaded
-        if not METHODS[spec.method].trains:
-            return CellResult((self._untrained(spec, rows[0]),))
-        cells = self._trained(spec, rows, listener)
-        return CellResult(cells, cells[0].prompt if spec.kind == "source" else None)
+        begun = self._begun(spec, listener)
+        return begun if isinstance(begun, CellResult) else self._trained(begun, listener)
+
+    def run_many(self, specs: Sequence[CellSpec], listener: Listener | None = None) -> list[CellResult | AttemptError]:
+        """Returns each cell's results, or why it failed; those of prompts are trained in one pass where that can be.
+
+        Args:
+            specs: cells of one affinity.
+            listener: is told how it goes.
+
+        Raises:
+            TrainingStoppedError: stopped by a signal; the checkpoints are written.
+        """
+        listener = listener or Listener()
+        found: dict[int, CellResult | AttemptError] = {}
+        together: dict[int, _Training] = {}
+        for number, spec in enumerate(specs):
+            try:
+                begun = self._begun(spec, listener)
+                if isinstance(begun, CellResult):
+                    found[number] = begun
+                elif begun.request.joins_banks and len(specs) > 1:
+                    together[number] = begun
+                else:
+                    found[number] = self._trained(begun, listener)
+            except StoppedError:
+                raise
+            except AttemptError as error:
+                found[number] = error
+        if together:
+            results = self._trained_together(list(together.values()), listener)
+            found |= {number: results[place] for place, number in enumerate(together)}
+        return [found[number] for number in range(len(specs))]
 
     def close(self) -> None:
         """Closes the registry."""
@@ -93,11 +115,19 @@ class Runner:
         if key in self.finished:
             return self._for(spec, self.finished[key])
         config = make_config(None, **{name: value for name, value in settings.items() if "max_" in name})
-        result = self._scored(loaded.model, rows.task, config)
+        (result,) = self._read([PromptedTask(loaded.model, rows.task)], config)
         return self._recorded(spec, rows, config, key, result, loaded.name, loaded.inputs)
 
-    def _trained(self, spec: CellSpec, rows: Sequence[TaskRows], listener: Listener) -> tuple[Cell, ...]:
-        """Trains a cell's model, or that of several tasks, and scores it on the test rows of each task."""
+    def _begun(self, spec: CellSpec, listener: Listener) -> CellResult | _Training:
+        """Returns what a cell is to train; the result of one that trains nothing, or is finished."""
+        self.choices.turn_to(spec)
+        if spec.kind in PREPARED:
+            return CellResult(artefact=self._prepared(spec, listener))
+        rows = self.choices.rows(spec)
+        for one in rows:
+            self.choices.test_rows(one.task)  # missing ones are found before a backbone is loaded
+        if not METHODS[spec.method].trains:
+            return CellResult((self._untrained(spec, rows[0]),))
         backbone = self._backbone(spec.backbone)
         request = self.choices.request(spec, rows, backbone)
         training = request.key(backbone)
@@ -113,17 +143,20 @@ class Runner:
             for one in rows
         ]
         if all(key in self.finished for key in keys):
-            return tuple(self._for(spec, self.finished[key]) for key in keys)
-        results: list[Evaluation] = []
+            return _result(spec, tuple(self._for(spec, self.finished[key]) for key in keys))
+        return _Training(spec, rows, request, keys)
+
+    def _trained(self, one: _Training, listener: Listener) -> CellResult:
+        """Trains a cell's model, or that of several tasks, and scores it on the test rows of each task."""
+        request, results = one.request, list[Evaluation]()
 
         def score(model: PromptedModel) -> None:
-            for number, one in enumerate(rows):
-                results.append(self._scored(model, one.task, request.config, request.task_index(number)))
+            results.extend(self._scored([model], [one], number)[0] for number in range(len(one.rows)))
 
         try:
             outcome = train(
                 self.registry,
-                backbone,
+                self._backbone(one.spec.backbone),
                 request,
                 command=self.plan.command,
                 resume=self.plan.resume,
@@ -136,17 +169,76 @@ class Runner:
             ) from None
         assert outcome is not None
         try:
-            for warning in outcome.trained.warnings:
-                listener.note(f"Warning: {request.name}, seed {spec.seed}: {warning}")
-            return tuple(
-                self._recorded(spec, one, request.config, key, result, *named(outcome, one.task.name), outcome)
-                for one, key, result in zip(rows, keys, results, strict=True)
-            )
+            return self._kept(one, outcome, results, listener)
         finally:
             outcome.release()
 
-    def _scored(self, model: PromptedModel, task: Task, config: TrainingConfig, task_index: int = 0) -> Evaluation:
-        """Scores a model on the test rows, which are read once for all models whose prompts stand after the input."""
+    def _trained_together(self, trainings: Sequence[_Training], listener: Listener) -> list[CellResult | AttemptError]:
+        """Trains the models of several cells in one pass, and scores them on one reading of the test rows."""
+        found: dict[int, CellResult | AttemptError] = {}
+        scores: dict[int, list[Evaluation]] = {}
+
+        def score(models: Mapping[int, PromptedModel]) -> None:
+            own = [trainings[number] for number in models]
+            for task in range(len(own[0].rows)):
+                for number, result in zip(models, self._scored(list(models.values()), own, task), strict=True):
+                    scores.setdefault(number, []).append(result)
+
+        outcomes = train_together(
+            self.registry,
+            self._backbone(trainings[0].spec.backbone),
+            [one.request for one in trainings],
+            command=self.plan.command,
+            resume=self.plan.resume,
+            listener=listener,
+            on_trained=score,
+        )
+        try:
+            for number, outcome in outcomes:
+                if isinstance(outcome, AttemptError):
+                    found[number] = outcome
+                else:
+                    found[number] = self._kept(trainings[number], outcome, scores[number], listener)
+        except AttemptError:
+            raise
+        except Exception as error:  # memory that does not hold all of them, or one that is ill: each on its own, then
+            listener.note(f"{first_line(error)}: {len(trainings) - len(found)} cells are trained one by one.")
+            for number, one in enumerate(trainings):
+                if number not in found:
+                    found[number] = self._alone(one, listener)
+        return [found[number] for number in range(len(trainings))]
+
+    def _alone(self, one: _Training, listener: Listener) -> CellResult | AttemptError:
+        """Trains a cell's model as if there were no others; returns why that failed."""
+        try:
+            return self._trained(one, listener)
+        except StoppedError:
+            raise
+        except Exception as error:
+            return error if isinstance(error, AttemptError) else AttemptError(first_line(error))
+
+    def _kept(self, one: _Training, outcome: Outcome, results: Sequence[Evaluation], listener: Listener) -> CellResult:
+        """Records the cells of a training that has ended."""
+        for warning in outcome.trained.warnings:
+            listener.note(f"Warning: {one.request.name}, seed {one.spec.seed}: {warning}")
+        cells = [
+            self._recorded(one.spec, rows, one.request.config, key, result, *named(outcome, rows.task.name), outcome)
+            for rows, key, result in zip(one.rows, one.keys, results, strict=True)
+        ]
+        return _result(one.spec, tuple(cells))
+
+    def _scored(self, models: Sequence[PromptedModel], trainings: Sequence[_Training], number: int) -> list[Evaluation]:
+        """Scores models on the test rows of the task of a number, as `_read` does."""
+        config, task = trainings[0].request.config, trainings[0].rows[number].task
+        prompted = [
+            PromptedTask(model, task, one.request.task_index(number))
+            for model, one in zip(models, trainings, strict=True)
+        ]
+        return self._read(prompted, config)
+
+    def _read(self, prompted: Sequence[PromptedTask], config: TrainingConfig) -> list[Evaluation]:
+        """Scores models of a task on its test rows, which are read once for all models with prompts after the input."""
+        model, task = prompted[0].model, prompted[0].task
         backbone, limit, test = model.backbone, config.max_length, self.choices.test_rows(task)
         if backbone.input_cache is not None and model.placement == "after":
             backbone.input_cache.pin(
@@ -154,9 +246,7 @@ class Runner:
                 lambda: encode_examples(model, task, test.examples, limit),
                 backbone.cache_bytes_per_token,
             )
-        return evaluate(
-            model, task, test.examples, task_index=task_index, max_length=limit, max_tokens=config.max_tokens
-        )
+        return evaluate_many(prompted, test.examples, max_length=limit, max_tokens=config.max_tokens)
 
     def _recorded(
         self,
@@ -190,6 +280,7 @@ class Runner:
             trained_parameters=round(outcome.parameters_per_task) if outcome else 0,
             peak_memory=numbers.get("peak_memory"),
             seconds=round(numbers.get("seconds", 0.0) / count + result.predictions.seconds, 1),
+            bank=numbers.get("bank", 1),
             key=key,
         )
         cell = self._for(spec, cell)
@@ -255,6 +346,20 @@ class Runner:
         if isinstance(found, AttemptError):
             raise found
         return found
+
+
+@dataclass(frozen=True)
+class _Training:
+    """What a cell is to train, its rows, and the key of each task's result."""
+
+    spec: CellSpec
+    rows: Sequence[TaskRows]
+    request: Request
+    keys: Sequence[str]
+
+
+def _result(spec: CellSpec, cells: tuple[Cell, ...]) -> CellResult:
+    return CellResult(cells, cells[0].prompt if spec.kind == "source" else None)
 
 
 def named(outcome: Outcome, task: str) -> tuple[str, list[str]]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from attempt_cli.experiments.cell_queue import GridListener, GridResult, KeepFailure, Worker, fill
-from attempt_cli.experiments.cells import CellSpec
+from attempt_cli.experiments.cells import CellSpec, banks
 from attempt_cli.experiments.plan import Plan
 from attempt_cli.experiments.process_worker import ProcessWorker
 from attempt_cli.experiments.ray_worker import RayWorker, processors_of_an_actor
@@ -44,12 +44,14 @@ class WorkerPool:
             TrainingStoppedError: stopped by a signal.
         """
         workers = min(self.workers, len(specs))
+        # no worker goes without cells for the sake of a larger bank
+        together = banks(specs, 1 if fresh else max(1, min(plan.bank, len(specs) // max(1, workers))))
         if not self.on_ray and workers <= 1 and not fresh:
-            return fill(specs, partial(Runner, plan), listener, keep_failure)
+            return fill(specs, partial(Runner, plan), listener, keep_failure, together=together)
         worker: Callable[[], Worker]
         if self.on_ray:  # connects before there are threads, which would each connect
             worker = partial(RayWorker, plan, processors_of_an_actor(workers))
         else:
             numbers, threads = itertools.count(), max(1, (os.cpu_count() or 1) // workers)
             worker = lambda: ProcessWorker(plan, threads, next(numbers))  # noqa: E731
-        return fill(specs, worker, listener, keep_failure, workers=workers, fresh=fresh)
+        return fill(specs, worker, listener, keep_failure, together=together, workers=workers, fresh=fresh)

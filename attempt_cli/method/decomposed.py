@@ -30,6 +30,8 @@ class DecomposedPrompt(PromptModule):
 
     target_prompts: nn.Parameter
 
+    changes_input = True
+
     def __init__(
         self, target_prompts: Tensor, positions: int, rank: int, *, generator: torch.Generator | None = None
     ) -> None:

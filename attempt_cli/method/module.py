@@ -20,6 +20,7 @@ class PromptModule(nn.Module):
     """
 
     attention: PromptAttention | None  # G; None if no input is read
+    changes_input = False  # whether `offsets` returns some
 
     if TYPE_CHECKING:  # a property here would be in the way of a parameter of that name
 

@@ -40,6 +40,7 @@ class TrainingState:
         positions: computed positions of its steps, pads included, and those among them that hold a token.
         peak_memory: bytes at the most, of the GPU or of the process, over all runs.
         compiled: whether its layers are compiled; None while that is open.
+        bank: how many trainings shared its passes, at the most.
     """
 
     __pydantic_config__: ClassVar = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
@@ -55,6 +56,7 @@ class TrainingState:
     positions: tuple[int, int] = (0, 0)
     peak_memory: int = 0
     compiled: bool | None = None
+    bank: int = 1
 
 
 _FIELDS = [one.name for one in fields(TrainingState) if one.name != "best"]  # tensors are kept as such

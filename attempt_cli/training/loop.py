@@ -77,6 +77,8 @@ class Trained:
             numbers["padding"] = round(computed / real, 3)  # computed positions a real one
         if self.state.compiled:
             numbers["compiled"] = True
+        if self.state.bank > 1:
+            numbers["bank"] = self.state.bank
         best = next((entry for entry in self.state.history if entry["step"] == self.state.best_step), None)
         if best:
             numbers["best_step"] = best["step"]
@@ -149,6 +151,10 @@ class TrainingLoop:
         self.begin(resume)
         with caught_signals() as signals:
             self.run(signals)
+        return self.end()
+
+    def end(self) -> Trained:
+        """Saves the state, and puts the best evaluated one into the model."""
         self.save()
         self.tell()
         warnings = warnings_of(self.state, self.before, self.module, self.config)
@@ -180,12 +186,8 @@ class TrainingLoop:
     def run(self, signals: list[int]) -> None:
         """Takes the steps that are left."""
         state, config = self.state, self.config
-        if state.step == 0 and self.eval_every and not state.history:
-            self.score()
-        while state.step < self.total:
-            # on a GPU two processes may score a hair apart: they leave together or not at all
-            if config.patience is not None and self.processes.any(state.stale >= config.patience):
-                break
+        self.score_start()
+        while self.has_steps():
             if self.processes.any(bool(signals) or self.listener.stopped):
                 self.save()
                 raise TrainingStoppedError(
@@ -196,17 +198,7 @@ class TrainingLoop:
             if not self.rows_since:  # what went before (an evaluation, a trial of the compiler) is no time of steps
                 self.since = started
             rows = self.batch(state.step)
-            factor = config.learning_rate_factor(state.step, self.total)
-            for group in self.optimizer.param_groups:
-                group["lr"] = group["peak"] * factor
-            loss = gradient_step(self.model, rows, config, self.processes, self.positions)
-            norm = torch.nn.utils.clip_grad_norm_(trained_tensors(self.module), config.clip_norm)
-            self.pending.append(torch.stack([loss, norm.to(loss.device)]))
-            if len(self.pending) >= self.look_every:
-                self.read_pending()
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
-            state.step += 1
+            self.update(gradient_step(self.model, rows, config, self.processes, self.positions))
             self.rows_since += len(rows)
             if not self.pending:
                 self.tell()
@@ -218,6 +210,36 @@ class TrainingLoop:
                     seen = [self.batch(step) for step in (state.step - 2, state.step - 1)]
                     state.compiled = compiling_pays(self.model, seen, config, left, self.listener.note)
             self.after_step()
+
+    def has_steps(self) -> bool:
+        """Tells whether steps are left that the settings want."""
+        if self.state.step >= self.total:
+            return False
+        patience = self.config.patience
+        # on a GPU two processes may score a hair apart: they leave together or not at all
+        return patience is None or not self.processes.any(self.state.stale >= patience)
+
+    def update(self, loss: Tensor) -> None:
+        """Takes a step along the gradient that is there.
+
+        Raises:
+            NotFiniteError: a loss or a gradient was no number.
+        """
+        factor = self.config.learning_rate_factor(self.state.step, self.total)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak"] * factor
+        norm = torch.nn.utils.clip_grad_norm_(trained_tensors(self.module), self.config.clip_norm)
+        self.pending.append(torch.stack([loss, norm.to(loss.device)]))
+        if len(self.pending) >= self.look_every:
+            self.read_pending()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.state.step += 1
+
+    def score_start(self) -> None:
+        """Scores what the training starts from."""
+        if self.state.step == 0 and self.eval_every and not self.state.history:
+            self.score()
 
     def after_step(self) -> None:
         """Scores and saves when it is time to."""

@@ -130,6 +130,11 @@ class Request:
         """Whether all tasks' rows get one prompt, so that all are task 0 to the model."""
         return self.keep == "shared" and not self.config.row.factors
 
+    @property
+    def joins_banks(self) -> bool:
+        """Whether it can be trained in a bank: it trains a prompt, neither weights nor the input itself."""
+        return self.config.row.kept
+
     def task_index(self, number: int) -> int:
         """Returns the prompt's index in the model for the task of that number."""
         return 0 if self.one_prompt else number

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from attempt_cli.artefacts import remember_backbone
 from attempt_cli.backbones.base import FrozenBackbone
 from attempt_cli.backbones.rows import EncodedRow
 from attempt_cli.data.fields import task_fields
+from attempt_cli.errors import AttemptError
 from attempt_cli.evaluation.prediction import encode_examples
 from attempt_cli.listener import Listener
 from attempt_cli.prompted import PromptedModel
+from attempt_cli.training.bank import PromptBank
 from attempt_cli.training.build import build_model
 from attempt_cli.training.config import TrainingConfig
-from attempt_cli.training.loop import TrainingLoop
+from attempt_cli.training.loop import Trained, TrainingLoop
 from attempt_cli.training.memory import largest_batch
 from attempt_cli.training.order import task_shares
 from attempt_cli.training.processes import Processes
@@ -60,6 +62,130 @@ def train(
         AttemptError: rows, prompts or settings do not fit; or see `training.loop.TrainingLoop`.
     """
     processes, listener = processes or Processes(), listener or Listener()
+    one = _prepared(registry, backbone, request, processes)
+    with released_on_failure(one.model):
+        plan_input_cache([one])
+        listener.begin(one.request.name)
+        with layers_for(one.model, one.request.config):
+            trained = one.loop(registry, listener, processes).train(resume)
+        if not processes.is_main:
+            one.model.release()
+            return None
+        if on_trained is not None:
+            on_trained(one.model)
+        return one.recorded(registry, trained, command, processes)
+
+
+def train_together(
+    registry: Registry,
+    backbone: FrozenBackbone,
+    requests: Sequence[Request],
+    *,
+    command: str = "",
+    resume: bool = False,
+    listener: Listener | None = None,
+    on_trained: Callable[[Mapping[int, PromptedModel]], None] | None = None,
+) -> Iterator[tuple[int, Outcome | AttemptError]]:
+    """Trains prompts that differ in rows, seed, rates or method in one pass, and records each as `train` would.
+
+    Those whose rows can go through the backbone together (of one placement, length and chat template) are a bank.
+
+    Args:
+        registry, backbone, command, resume: as in `train`.
+        requests: what is to be trained, no two of them the same; methods that keep a prompt.
+        listener: is told how the banks go, and can stop them.
+        on_trained: is given each bank's models by their requests' numbers, before they are recorded.
+
+    Yields:
+        A request's number, and what was recorded of it or why it failed (it does not fit, or its loss is no number), as
+        soon as that is known: each request once, in the order of banks.
+
+    Raises:
+        TrainingStoppedError: stopped by a signal or by the listener; all checkpoints are written.
+    """
+    if not all(request.joins_banks for request in requests):
+        raise ValueError("a bank trains prompts alone, neither weights nor what changes inputs")
+    listener = listener or Listener()
+    banks: dict[Hashable, dict[int, _Prepared]] = {}
+    for number, request in enumerate(requests):
+        # whether layers are compiled is no part of a training's key
+        plain = replace(request, config=request.config.model_copy(update={"compile": False}))
+        try:
+            one = _prepared(registry, backbone, plain, Processes())
+        except AttemptError as error:
+            yield number, error
+            continue
+        config = one.request.config
+        banks.setdefault((one.model.joins, config.max_tokens, config.gradient_checkpointing), {})[number] = one
+    for members in banks.values():
+        first, *others = members.values()
+        plan_input_cache([first, *others])
+        listener.begin(f"{first.request.name} and {len(others)} more at once" if others else first.request.name)
+        with layers_for(first.model, first.request.config):
+            loops = [one.loop(registry, _Member(listener, one.request.name), Processes()) for one in members.values()]
+            ended = dict(zip(members, PromptBank(loops, listener).train(resume), strict=True))
+        if on_trained is not None:
+            on_trained({number: members[number].model for number, how in ended.items() if isinstance(how, Trained)})
+        for number, how in ended.items():
+            if isinstance(how, Trained):
+                yield number, members[number].recorded(registry, how, command, Processes())
+            else:
+                yield number, how
+
+
+class _Member(Listener):
+    """Passes on the remarks of a bank's member, with its name; the bank itself tells of steps.
+
+    Args:
+        listener: is told.
+        name: of the training.
+    """
+
+    def __init__(self, listener: Listener, name: str) -> None:
+        self._listener, self._name = listener, name
+
+    def note(self, text: str) -> None:
+        self._listener.note(f"{self._name}: {text}")
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A request on its backbone, with the model before its first step and the tokens of each task's rows."""
+
+    request: Request
+    model: PromptedModel
+    rows: list[list[EncodedRow]]
+    key: str
+
+    def loop(self, registry: Registry, listener: Listener, processes: Processes) -> TrainingLoop:
+        """Returns the training that is to be taken."""
+        request = self.request
+        validates = any(task.validation is not None for task in request.tasks)
+        return TrainingLoop(
+            self.model,
+            [row for own in self.rows for row in own],
+            request.config,
+            (lambda trained: validation_scores(trained, request)) if validates else None,
+            checkpoint_path(registry, self.key),
+            self.key,
+            listener,
+            processes,
+            mixed_tasks(request, self.rows),
+        )
+
+    def recorded(self, registry: Registry, trained: Trained, command: str, processes: Processes) -> Outcome:
+        """Records what is kept; the checkpoint is needed no more."""
+        outcome = record_training(
+            registry, self.request, self.model, trained, command=command, processes=processes.count
+        )
+        # and what a kill left of writing it
+        for file in checkpoint_path(registry, self.key).parent.glob(f"{self.key}.*"):
+            file.unlink(missing_ok=True)
+        return replace(outcome, notes=row_notes(self.request, self.rows))
+
+
+def _prepared(registry: Registry, backbone: FrozenBackbone, request: Request, processes: Processes) -> _Prepared:
+    """Checks a request, and builds its model and rows."""
     request.check()
     request = request.on(backbone)
     if processes.is_main:
@@ -69,33 +195,7 @@ def train(
         rows = [encoded_rows(model, request, number) for number in range(len(request.tasks))]
         if request.largest_batch:
             request = with_largest_batch(model, request, [row for own in rows for row in own])
-        plan_input_cache(model, request, rows)
-        listener.begin(request.name)
-        key = request.key(backbone, processes.count)
-        checkpoint = checkpoint_path(registry, key)
-        validates = any(task.validation is not None for task in request.tasks)
-        with layers_for(model, request.config):
-            loop = TrainingLoop(
-                model,
-                [row for own in rows for row in own],
-                request.config,
-                (lambda trained: validation_scores(trained, request)) if validates else None,
-                checkpoint,
-                key,
-                listener,
-                processes,
-                mixed_tasks(request, rows),
-            )
-            trained = loop.train(resume)
-        if not processes.is_main:
-            model.release()
-            return None
-        if on_trained is not None:
-            on_trained(model)
-        outcome = record_training(registry, request, model, trained, command=command, processes=processes.count)
-        for file in checkpoint.parent.glob(f"{key}.*"):  # and what a kill left of writing it
-            file.unlink(missing_ok=True)
-        return replace(outcome, notes=row_notes(request, rows))
+        return _Prepared(request, model, rows, request.key(backbone, processes.count))
 
 
 @contextmanager
@@ -141,16 +241,19 @@ def with_largest_batch(model: PromptedModel, request: Request, encoded: Sequence
     return replace(request, config=request.config.model_copy(update=update))
 
 
-def plan_input_cache(model: PromptedModel, request: Request, encoded: Sequence[Sequence[EncodedRow]]) -> None:
+def plan_input_cache(trainings: Sequence[_Prepared]) -> None:
     """Keeps the inputs of rows that are read more than once: those of validation, then those of training."""
-    cache = model.backbone.input_cache
-    if cache is None or model.placement != "after":
+    cache = trainings[0].model.backbone.input_cache
+    if cache is None or trainings[0].model.placement != "after":
         return
-    validated = [row for i in range(len(request.tasks)) for row in encoded_rows(model, request, i, validation=True)]
-    rows = [row for own in encoded for row in own]
-    config = request.config
-    again = config.total_steps(len(rows)) * config.rows_per_step() > len(rows)
-    cache.plan([validated, rows if again else []], model.backbone.cache_bytes_per_token)
+    validated, read_again = [], []
+    for one in trainings:
+        config, rows = one.request.config, [row for own in one.rows for row in own]
+        for number in range(len(one.request.tasks)):
+            validated += encoded_rows(one.model, one.request, number, validation=True)
+        if config.total_steps(len(rows)) * config.rows_per_step() > len(rows):
+            read_again += rows
+    cache.plan([validated, read_again], trainings[0].model.backbone.cache_bytes_per_token)
 
 
 def mixed_tasks(request: Request, encoded: Sequence[Sequence[EncodedRow]]) -> tuple[list[int], list[int]] | None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from attempt_cli.artefacts import load_prompt
@@ -23,6 +24,7 @@ from attempt_cli.experiments.runner import Runner
 from attempt_cli.experiments.summary import summarise
 from attempt_cli.listener import Listener
 from attempt_cli.training.config import TrainingConfig
+from attempt_cli.training.loop import TrainingStoppedError
 from attempt_cli.training.request import TaskRows
 from attempt_registry import Registry
 from tests.training.requests import request_for, trained
@@ -84,6 +86,11 @@ def few(tmp_path: Path, backbone: FrozenBackbone, task: Task) -> Few:
         tags=("fewshot",),
     )
     return Few(plan, registry, backbone)
+
+
+def cells_of(found: list[Any]) -> list[Cell]:
+    assert not [one for one in found if isinstance(one, AttemptError)]
+    return [cell for one in found for cell in one.cells]
 
 
 METHODS = ["none", "source", "prompt-tuning", "spot", "attempt"]
@@ -204,10 +211,11 @@ def test_under_a_preset_all_methods_train_on_the_rows_that_are_recorded(
         assert run.budget["training_rows"] == 10 * len(recorded)
 
 
-@pytest.mark.parametrize("method", ["attempt", "bitfit"])
-def test_a_kill_while_a_cell_is_scored_repeats_no_step_and_leaves_no_double(
-    few: Few, method: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("methods", [["attempt"], ["bitfit"], ["attempt", "spot"]])
+def test_a_kill_while_cells_are_scored_repeats_no_step_and_leaves_no_double(
+    few: Few, methods: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    specs = [few.spec(method) for method in methods]
     steps = list[int]()
     before = len(few.registry.runs())
 
@@ -219,18 +227,19 @@ def test_a_kill_while_a_cell_is_scored_repeats_no_step_and_leaves_no_double(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("attempt_cli.experiments.runner.evaluate", killed)
+        patched.setattr("attempt_cli.experiments.runner.evaluate_many", killed)
         with pytest.raises(KeyboardInterrupt):
-            few.runner().run(few.spec(method), Counter())
+            few.runner().run_many(specs, Counter())
     assert steps == [1, 2, 3, 4]
     assert len(few.registry.runs()) == before  # nothing half done is on record
-    (cell,) = few.runner(resume=True).run(few.spec(method), Counter()).cells
+    cells = cells_of(few.runner(resume=True).run_many(specs, Counter()))
     assert steps == [1, 2, 3, 4]
-    assert cell.steps == 4
-    (training,) = (run for run in few.registry.runs()[before:] if "last_loss" in run.numbers)
-    assert cell.peak_memory == training.numbers["peak_memory"] > 0  # of the steps, which another process took
-    assert training.numbers["padding"] >= 1
-    assert len(few.registry.runs()) == before + 2  # the training and its score
+    trainings = [run for run in few.registry.runs()[before:] if "last_loss" in run.numbers]
+    for cell, training in zip(cells, trainings, strict=True):
+        assert cell.steps == 4
+        assert cell.peak_memory == training.numbers["peak_memory"] > 0  # of the steps, which another process took
+        assert training.numbers["padding"] >= 1
+    assert len(few.registry.runs()) == before + 2 * len(specs)  # the training and its score
     assert list((few.registry.folder / "checkpoints").glob("*")) == []
     assert few.backbone.tuned is None
 
@@ -325,3 +334,93 @@ def test_tasks_are_kept_apart_and_attention_is_averaged() -> None:
     assert (first.task, first.mean) == ("toy", pytest.approx(0.6))
     assert first.attention == pytest.approx({"one@1": 0.3, "target": 0.7})
     assert (second.task, second.mean, second.attention) == ("other", 0.9, None)
+
+
+TOGETHER = ["none", "prompt-tuning", "spot", "attempt", "lora", "attempt-token", "mpt-mean"]
+
+
+@pytest.mark.parametrize("placement", ["after", "before"])
+def test_cells_that_are_trained_together_are_what_they_are_alone(few: Few, placement: str) -> None:
+    settings = {**few.plan.settings, "placement": placement}
+    if placement != "after":  # as the sources
+        for seed, name in enumerate(("bad", "good")):
+            config = TrainingConfig(**{**settings, "seed": seed, "steps": 2})
+            request = request_for(few.plan.tasks["toy"], kind="source", name=f"{name}-before", config=config)
+            trained(few.registry, few.backbone, request)
+        few.plan = replace(few.plan, sources={("tiny", "toy"): ("bad-before@1", "good-before@1")})
+    specs = [few.spec(method, seed) for seed in (0, 1) for method in TOGETHER]
+    together = cells_of(few.runner(settings=settings).run_many(specs))
+    alone = [cell for spec in specs for cell in few.runner(settings=settings).run(spec).cells]
+    own = ["none", "lora"]
+    assert [cell.bank for cell in together] == [1 if cell.method in own else 10 for cell in together]
+    assert {cell.bank for cell in alone} == {1}
+    for one, other in zip(together, alone, strict=True):
+        assert replace(one, seconds=0, bank=1, prompt="", attention=None, peak_memory=None) == replace(
+            other, seconds=0, prompt="", attention=None, peak_memory=None
+        )
+        if one.attention:
+            assert list(one.attention.values()) == pytest.approx(list((other.attention or {}).values()), abs=1e-4)
+        if one.prompt.partition("@")[0] in {f"toy-8-shot-{method}" for method in TOGETHER[1:4]}:
+            first, second = (few.registry.prompt(cell.prompt) for cell in (one, other))
+            ours, theirs = (few.registry.prompt_tensor(prompt) for prompt in (first, second))
+            assert np.linalg.norm(ours - theirs) <= 1e-4 * np.linalg.norm(theirs)
+            assert first.numbers["bank"] == 10
+            assert "bank" not in second.numbers
+
+
+def test_cells_that_were_trained_together_are_found_again(few: Few) -> None:
+    specs = [few.spec(method) for method in ("prompt-tuning", "spot", "attempt")]
+    together = cells_of(few.runner().run_many(specs))
+    before = len(few.registry.runs())
+    assert cells_of(few.runner(resume=True).run_many(specs)) == together
+    assert few.runner(resume=True).run(specs[1]).cells == (together[1],)
+    assert len(few.registry.runs()) == before
+    assert not list((few.registry.folder / "checkpoints").iterdir())
+
+
+def test_a_cell_that_does_not_fit_leaves_the_others_of_its_bank_alone(
+    few: Few, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    specs = [few.spec(method) for method in ("prompt-tuning", "attempt", "spot")]
+    runner = few.runner(settings={**few.plan.settings, "attention_rank": 10_000})
+    first, failed, last = runner.run_many(specs)
+    assert isinstance(failed, AttemptError)
+    assert "--attention-rank" in failed.message
+    assert len(cells_of([first, last])) == 2
+
+
+def test_a_stopped_bank_of_cells_continues(few: Few) -> None:
+    class Stopping(Listener):
+        def step(self, step: int, loss: float, rows_per_second: float) -> None:
+            self.stopped = step == 2
+
+    specs = [few.spec(method) for method in ("prompt-tuning", "attempt")]
+    with pytest.raises(TrainingStoppedError, match="2 trainings"):
+        few.runner().run_many(specs, Stopping())
+    steps: list[int] = []
+
+    class Counting(Listener):
+        def step(self, step: int, loss: float, rows_per_second: float) -> None:
+            steps.append(step)
+
+    resumed = cells_of(few.runner(resume=True).run_many(specs, Counting()))
+    assert steps == [3, 4]
+    expected = [cell for spec in specs for cell in few.runner().run(spec).cells]
+    assert [(cell.key, cell.score) for cell in resumed] == [(cell.key, cell.score) for cell in expected]
+
+
+def test_a_bank_that_memory_does_not_hold_is_trained_cell_by_cell(few: Few, monkeypatch: pytest.MonkeyPatch) -> None:
+    notes: list[str] = []
+
+    class Noting(Listener):
+        def note(self, text: str) -> None:
+            notes.append(text)
+
+    def full(*_: Any) -> Any:
+        raise MemoryError("no room")
+
+    monkeypatch.setattr("attempt_cli.training.bank.joint_gradient", full)
+    specs = [few.spec(method) for method in ("prompt-tuning", "attempt")]
+    cells = cells_of(few.runner().run_many(specs, Noting()))
+    assert [(cell.method, cell.steps, cell.bank) for cell in cells] == [("prompt-tuning", 4, 1), ("attempt", 4, 1)]
+    assert "MemoryError: no room: 2 cells are trained one by one." in notes

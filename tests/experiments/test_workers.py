@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +16,7 @@ import pytest
 from attempt_cli.data.catalogue import load_task
 from attempt_cli.errors import AttemptError, first_line
 from attempt_cli.experiments.cell_queue import CellQueue, GridResult, WorkerDiedError, fill
-from attempt_cli.experiments.cells import Cell, CellResult, CellSpec
+from attempt_cli.experiments.cells import Cell, CellResult, CellSpec, banks
 from attempt_cli.experiments.plan import Plan
 from attempt_cli.experiments.process_worker import ProcessWorker
 from attempt_cli.experiments.ray_worker import RayWorker
@@ -58,7 +58,8 @@ class Scripted:
         type(self).made += 1
         self.ran = 0
 
-    def run(self, spec: CellSpec, listener: Listener | None = None) -> CellResult:
+    def run_many(self, specs: Sequence[CellSpec], listener: Listener | None = None) -> list[CellResult | AttemptError]:
+        (spec,) = specs
         self.ran += 1
         if spec.method == "fails":
             raise AttemptError("no rows\nand more", "hint")
@@ -67,7 +68,7 @@ class Scripted:
         if spec.method == "stops":
             raise TrainingStoppedError("stopped")
         time.sleep(0.02)
-        return result_for(spec)
+        return [result_for(spec)]
 
     def close(self) -> None: ...
 
@@ -115,14 +116,26 @@ def test_fresh_workers_have_one_cell_each() -> None:
 
 def test_a_worker_stays_on_its_task_and_others_take_other_tasks() -> None:
     specs = [cell_spec("a"), cell_spec("a", seed=1), cell_spec("b"), cell_spec("b", seed=1), cell_spec("c")]
-    cells = CellQueue(specs)
+    cells = CellQueue([[spec] for spec in specs])
     first, second = cells.take(None), cells.take(None)
-    assert (first, second) == (specs[0], specs[2])  # not two workers on one task while others wait
-    assert cells.take(first) == specs[1]
-    assert cells.take(second) == specs[3]
-    assert cells.take(specs[1]) == specs[4]
-    assert cells.take(specs[3]) is None
-    assert cells.take(specs[4]) is None
+    assert (first, second) == ([specs[0]], [specs[2]])  # not two workers on one task while others wait
+    assert cells.take(first) == [specs[1]]
+    assert cells.take(second) == [specs[3]]
+    assert cells.take([specs[1]]) == [specs[4]]
+    assert cells.take([specs[3]]) is None
+    assert cells.take([specs[4]]) is None
+
+
+def test_prompts_of_one_task_are_a_bank_and_all_else_is_alone() -> None:
+    methods = ["none", "prompt-tuning", "attempt", "dept", "lora", "spot"]
+    specs = [cell_spec(task, method, seed) for task in "ab" for seed in (0, 1) for method in methods]
+    prompts = ("prompt-tuning", "attempt", "spot")
+    own = {task: [spec for spec in specs if spec.task == task and spec.method in prompts] for task in "ab"}
+    alone = [[spec] for spec in specs if spec.method not in prompts]
+    found = banks(specs, 4)
+    assert [bank for bank in found if len(bank) > 1] == [own["a"][:4], own["a"][4:], own["b"][:4], own["b"][4:]]
+    assert [bank for bank in found if len(bank) == 1] == alone
+    assert banks(specs, 1) == [[spec] for spec in specs]
 
 
 def test_a_failure_s_line_names_the_type_of_a_foreign_error() -> None:
@@ -142,18 +155,25 @@ def plan(tmp_path: Path, llama: Path) -> Plan:
 
 def test_a_process_fills_cells_and_passes_failures_on(plan: Plan, llama: Path) -> None:
     worker = ProcessWorker(plan, 1)
+
+    def run(spec: CellSpec) -> CellResult:
+        (result,) = worker.run_many([spec])
+        if isinstance(result, AttemptError):
+            raise result
+        return result
+
     try:
-        (cell,) = worker.run(CellSpec(("support-chats",), "none", 0, str(llama), k=4)).cells
+        (cell,) = run(CellSpec(("support-chats",), "none", 0, str(llama), k=4)).cells
         assert (cell.n, cell.prompt, cell.k) == (6, "no prompt", 4)
         with pytest.raises(AttemptError, match="5000 are wanted"):
-            worker.run(CellSpec(("support-chats",), "none", 0, str(llama), k=10000))
-        (again,) = worker.run(CellSpec(("support-chats",), "none", 1, str(llama), k=4)).cells  # the worker continues
+            run(CellSpec(("support-chats",), "none", 0, str(llama), k=10000))
+        (again,) = run(CellSpec(("support-chats",), "none", 1, str(llama), k=4)).cells  # the worker continues
         assert (again.score, again.seed) == (cell.score, 1)
         pid = worker._process.pid
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
         with pytest.raises(WorkerDiedError, match="SIGKILL"):
-            worker.run(CellSpec(("support-chats",), "none", 2, str(llama), k=4))
+            run(CellSpec(("support-chats",), "none", 2, str(llama), k=4))
     finally:
         worker.close()
 
@@ -177,7 +197,7 @@ def test_two_ray_actors_give_the_numbers_of_this_process(
         worker = RayWorker(plan, 1)
         ray.kill(worker._actor)
         with pytest.raises(WorkerDiedError, match="the Ray actor died"):
-            worker.run(specs[0])
+            worker.run_many([specs[0]])
     finally:
         ray.shutdown()
 
