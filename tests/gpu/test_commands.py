@@ -53,6 +53,6 @@ def test_every_command_that_computes(attempt: Attempt) -> None:
     run(f"rank-sources aim.yaml --sources one,two {ON}")
     run(f"predict aim-attempt texts.txt {ON}")
     run(f"predict --prompts one,two texts.txt {ON}")
-    run("export aim-spot adapter --to peft")
+    run("export aim-spot matrix --to npy")
     run(f"fewshot -k 4 --tasks aim.yaml --sources one,two --seeds 1 --methods prompt-tuning,attempt {train}")
     assert not wrong, "\n".join(wrong)
