@@ -263,7 +263,8 @@ def score_many(
             places = [place for place, (j, _) in enumerate(pairs) if j == i]
             columns = [union.index(tuple(word)) for word in labels[i]]
             own_weights = [weight for place in places if (weight := weights[place]) is not None]
-            results[i] = scores[places][:, columns], torch.stack(own_weights) if own_weights else None
+            own_scores = scores[shared.backbone.on_device(places)][:, shared.backbone.on_device(columns)]
+            results[i] = own_scores, torch.stack(own_weights) if own_weights else None
     return [results[i] for i in range(len(models))]
 
 
@@ -304,8 +305,9 @@ class _Reading:
         for part, suffixes in self._passes(placement, pairs, width, max_tokens):
             of = [row for _, row in part][::suffixes]
             prompts, weights = self.prompts(part)
-            past = replace(self.past.of_rows(of), suffixes=suffixes) if placement == "after" else None
-            batch, embeddings = self.batch.of_rows(of), self.embeddings[of]
+            at = self.backbone.on_device(of)
+            past = replace(self.past.of_rows(of, at), suffixes=suffixes) if placement == "after" else None
+            batch, embeddings = self.batch.of_rows(at), self.embeddings[at]
             found = self.backbone.label_log_likelihoods(batch, embeddings, prompts, words, past)
             scores |= zip(part, found, strict=True)
             mixed |= zip(part, weights, strict=True)
@@ -339,8 +341,9 @@ class _Reading:
         weights: dict[tuple[int, int], Tensor | None] = {}
         for i in dict.fromkeys(i for i, _ in pairs):
             of = [row for j, row in pairs if j == i]
-            model, batch = self.models[i], self.batch.of_rows(of)
-            own, mixed = model.prompts(batch, self.embeddings[of], _repeated(self.task_ids[i], of, model))
+            model, at = self.models[i], self.backbone.on_device(of)
+            batch, tasks = self.batch.of_rows(at), _repeated(self.task_ids[i], of, self.models[i])
+            own, mixed = model.prompts(batch, self.embeddings[at], tasks)
             assert own is not None
             for place, row in enumerate(of):
                 prompts[i, row], weights[i, row] = own[place], None if mixed is None else mixed[place]

@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("registry", type=Path)
     session = Session(parser.parse_args().registry)
     registry = session.store
-    prompts = [prompt for name in LICENCES for prompt in registry.prompts(name=name)[-1:]]
+    prompts = [prompt for name in LICENCES for prompt in registry.prompts(task=name, kind="source")[-1:]]
     FOLDER.mkdir(exist_ok=True)
     export_records(session, prompts, FOLDER / f"{BACKBONE}.attempt", "bundle", force=True, for_others=True)
     bare = {one.task: one for one in [*evaluations(registry, "none", "no prompt")][::-1]}

@@ -46,11 +46,10 @@ class Past:
         """Returns the keys and values of one layer; itself if it holds one layer only."""
         return self if len(self.keys) == 1 else replace(self, keys=[self.keys[layer]], values=[self.values[layer]])
 
-    def of_rows(self, numbers: Sequence[int]) -> Past:
-        """Returns some of the prefixes, by number; nothing is copied where all are meant."""
+    def of_rows(self, numbers: Sequence[int], at: Tensor) -> Past:
+        """Returns some of the prefixes, by number (`at` has them on the device); copies nothing where all are meant."""
         if list(numbers) == list(range(len(self.lengths))):
             return self
-        at = torch.tensor(numbers, device=self.lengths.device)
         keys, values = [key[at] for key in self.keys], [value[at] for value in self.values]
         return replace(self, keys=keys, values=values, lengths=self.lengths[at])
 

@@ -50,8 +50,7 @@ class Batch:
         """True at real input tokens, [b, l]."""
         return torch.arange(self.input_ids.shape[1], device=self.input_ids.device) < self.input_lengths[:, None]
 
-    def of_rows(self, numbers: list[int]) -> Batch:
-        """Returns some of its rows, by number and without targets; a row may come several times."""
-        at = torch.tensor(numbers, device=self.input_ids.device)
+    def of_rows(self, at: Tensor) -> Batch:
+        """Returns some of its rows, by number, [n], and without targets; a row may come several times."""
         none = (at[:0], at[:0])
         return Batch(self.input_ids[at], self.input_lengths[at], self.target_ids[at, :0], none, none, self.task_ids[at])
