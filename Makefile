@@ -36,7 +36,7 @@ fuzz: $(VENV)/installed
 	ATTEMPT_FUZZ=$${ATTEMPT_FUZZ:-10000} $(BIN)/pytest -q tests/fuzz
 
 # how fast, against whom: benchmarks/README.md. BENCH_ROUNDS sets the rounds
-BENCHES := training_speed mixture t5_training_speed evaluation_speed many_tasks serving memory startup compiled growth
+BENCHES := training_speed mixture t5_training_speed evaluation_speed many_tasks serving bank memory startup compiled growth
 bench: $(VENV)/installed
 	for script in $(BENCHES); do $(BIN)/python -m benchmarks.$$script || exit 1; done
 	$(BIN)/python -m benchmarks.check

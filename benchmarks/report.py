@@ -23,6 +23,7 @@ QUESTIONS = {
     "evaluation_speed": "Evaluation, against lm-evaluation-harness' way and `generate`",
     "many_tasks": "Many tasks on one input",
     "serving": "Serving, against one request at a time and against a server around PEFT",
+    "bank": "Many prompts trained in one pass, against one after the other",
     "memory": "Peak memory of training",
     "startup": "Start-up",
     "compiled": "What torch.compile brings a training",
