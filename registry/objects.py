@@ -179,7 +179,7 @@ def safetensors_entries(data: bytes, path: Path) -> dict[str, dict[str, Any]]:
         return dict(deserialize(data))
     except safetensors.SafetensorError as error:
         raise RegistryError(
-            f"{path} is not a complete safetensors file ({error})", "Download or write the file again."
+            f"{path} is not a complete safetensors file ({str(error)[:200]})", "Download or write the file again."
         ) from error
 
 
