@@ -202,7 +202,8 @@ def test_two_ray_actors_give_the_numbers_of_this_process(
         ray.shutdown()
 
     def numbers(result: GridResult) -> list[Cell]:
-        return [replace(cell, seconds=0.0, peak_memory=None) for cell in result.cells]
+        # how many cells shared a pass is no number of theirs
+        return [replace(cell, seconds=0.0, peak_memory=None, bank=1) for cell in result.cells]
 
     assert numbers(there) == numbers(here)
     assert [cell.k for cell in there.cells] == [4, 8]
