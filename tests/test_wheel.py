@@ -67,6 +67,8 @@ def test_no_package_and_no_data_file_is_forgotten(wheel: Built) -> None:
         ".html",
         ".js",
         ".css",
+        ".attempt",
+        ".md",
     }
     assert {name for name in wheel.files if ".dist-info/" not in name} == wheel.source
 
