@@ -6,6 +6,7 @@ benchmarks/starters.sh FOLDER
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from attempt_cli.evaluation.record import evaluations
@@ -25,6 +26,11 @@ LICENCES = {
 }
 
 
+def _missing(there: Sequence[str]) -> list[str]:
+    left = [name for name in LICENCES if name not in there]
+    return [f"The script also trains {', '.join(left)}, which are not among them yet."] if left else []
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("registry", type=Path)
@@ -41,6 +47,7 @@ def main() -> None:
         "placed after the input, of SmolLM2-135M-Instruct (Apache-2.0). They were trained by `benchmarks/starters.sh`",
         "on samples of the tasks' training rows; the best validated step is kept. Test rows are those of",
         "the official validation split, or 1,000 of them; the interval is 95 %.",
+        *_missing([prompt.task for prompt in prompts]),
         "",
         "| name | metric | rows | steps | best at | validation | test | no prompt | test rows | licence of the rows |",
         "|---|---|---:|---:|---:|---:|---:|---:|---:|---|",

@@ -21,6 +21,7 @@ ANYWHERE = {
     "bars",
     "hub",
     "keys",
+    "late_imports",
     "listener",
     "byte_sizes",
     "name_lists",
@@ -58,6 +59,7 @@ ALONE = {
     "placement": set(),
     "bars": {"tqdm"},
     "keys": set(),
+    "late_imports": set(),
     "listener": set(),
     "name_lists": set(),
 }

@@ -277,7 +277,7 @@ def check_gradients(backbone: FrozenBackbone) -> None:
             with torch.no_grad():
                 change = (module(x).float() - module(torch.zeros_like(x)).float()).sum(1)
             passes = bool(((gradient * x).float().sum(1) - change).norm() <= 0.1 * change.norm() + 1e-6)
-        except (RuntimeError, NotImplementedError, TypeError):
+        except (RuntimeError, NotImplementedError, TypeError):  # a kernel without a backward pass
             passes = False
         if not passes:
             raise AttemptError(

@@ -10,18 +10,19 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attempt_cli.errors import AttemptError
 from attempt_cli.exchange.content import AttentionDraft, CompositionDraft, Content, PromptDraft
 from attempt_cli.exchange.provenance import (
+    backbone_of_fields,
     checked_fields,
     portable_settings,
     portable_texts,
     prompt_fields,
-    recorded_backbone,
+    public_source,
 )
 from attempt_registry.objects import decode, safetensors_entries, to_safetensors
 from attempt_registry.references import check_name, parse
@@ -58,7 +59,7 @@ def write(selection: Selection, path: Path) -> None:
         "version": VERSION,
         "made_by": f"attempt {__version__}",
         "main": [record.ref for record in selection.records],
-        "backbone": asdict(selection.backbone),
+        "backbone": asdict(replace(selection.backbone, source=public_source(selection.backbone))),
         "prompts": [prompt_fields(prompt) for prompt in prompts],
         "attentions": [_fields(attention) for attention in attentions],
         "compositions": [_fields(composition) for composition in compositions],
@@ -205,7 +206,7 @@ class _Reading:
             backbone=backbone,
             fingerprint=fingerprint,
             bundle=True,
-            recorded=recorded_backbone(self.manifest["backbone"], str(self.path)),
+            recorded=backbone_of_fields(self.manifest["backbone"], str(self.path)),
         )
 
     def _drafts(self, kind: str, make: Any) -> list[Any]:

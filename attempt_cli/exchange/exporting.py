@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from attempt_cli.checked_files import replacing
 from attempt_cli.errors import ArgumentsError, AttemptError
 from attempt_cli.exchange.folders import check_free, replacing_folder
-from attempt_cli.exchange.formats import FORMATS, TARGETS, Format, find_target, imported
+from attempt_cli.exchange.formats import FORMATS, TARGETS, Format, find_target
+from attempt_cli.late_imports import imported
 from attempt_registry.records import Composition, Prompt
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def export_records(
         path: a folder that does not exist or is empty; of some formats a file.
         to: a name in `formats.TARGETS`.
         force: replace an earlier export.
-        for_others: name no folder of this machine, where the backbone is in one.
+        for_others: name no folder of this machine even where another tool would load the backbone from it.
 
     Raises:
         AttemptError: the format cannot express a record (with the way out), or something is at `path`.

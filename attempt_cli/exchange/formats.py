@@ -6,13 +6,11 @@ are derived from this table. A format is one module and one row. Nothing heavy i
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from attempt_cli.errors import unknown_name
+from attempt_cli.late_imports import imported
 from attempt_cli.placement import PLACEMENTS
 
 
@@ -129,10 +127,3 @@ def recognised(path: Path) -> str | None:
 def target_help() -> str:
     """Returns one sentence on all formats that can be written, for `--to`."""
     return "; ".join(f"{name}: {FORMATS[name].help}" for name in TARGETS) + "."
-
-
-def imported(place: str) -> Callable[..., Any]:
-    """Imports a function by its "module:function"."""
-    module, _, name = place.partition(":")
-    function: Callable[..., Any] = getattr(importlib.import_module(module), name)
-    return function

@@ -14,7 +14,8 @@ from attempt_cli.composing import checked_parts
 from attempt_cli.errors import ArgumentsError, AttemptError
 from attempt_cli.exchange import provenance
 from attempt_cli.exchange.content import CompositionDraft
-from attempt_cli.exchange.formats import FORMATS, imported, recognised
+from attempt_cli.exchange.formats import FORMATS, recognised
+from attempt_cli.late_imports import imported
 from attempt_registry.references import parse
 
 if TYPE_CHECKING:

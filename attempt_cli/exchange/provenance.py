@@ -41,7 +41,7 @@ def write(folder: Path, format: str, prompts: Sequence[Prompt], backbone: Backbo
         "version": VERSION,
         "made_by": f"attempt {__version__}",
         "format": format,
-        "backbone": asdict(backbone),
+        "backbone": asdict(replace(backbone, source=public_source(backbone))),
         # all fields of the records: what a format has no place for is at least said here
         "prompts": [prompt_fields(prompt) for prompt in prompts],
         "files": {file.relative_to(folder).as_posix(): file_hash(file) for file in files},
@@ -241,7 +241,7 @@ def checked_fields(fields: Any, origin: str, kind: str = "prompt") -> dict[str, 
     return checked
 
 
-def recorded_backbone(fields: Mapping[str, Any], origin: str) -> Backbone:
+def backbone_of_fields(fields: Mapping[str, Any], origin: str) -> Backbone:
     """Returns a backbone as another registry recorded it; what uses it compares the fingerprint of the real one.
 
     Raises:

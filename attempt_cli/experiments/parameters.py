@@ -16,10 +16,10 @@ from attempt_cli.experiments.figures import Panel, Series, draw_panels
 from attempt_cli.experiments.methods import unknown_names
 from attempt_cli.experiments.published import published_parameters
 from attempt_cli.experiments.report_table import ReportTable
+from attempt_cli.late_imports import imported
 from attempt_cli.method import BuildInputs
 from attempt_cli.training.config import make_config
 from attempt_cli.training.methods import METHODS as TRAINED
-from attempt_cli.training.methods import imported
 
 LENGTH, RANK = 100, 100  # m and r of the paper
 SOURCES = 6

@@ -7,12 +7,12 @@ Nothing heavy is imported before a method is built: help is made from this table
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from attempt_cli.errors import AttemptError, unknown_name
+from attempt_cli.late_imports import imported
 
 OF_PROMPTS = ("prompt_length", "units")  # settings that methods without a prompt do not read
 RATES = {"prompts": "learning_rate", "attention": "attention_learning_rate", "weights": "weight_learning_rate"}
@@ -100,13 +100,6 @@ class Method:
             "init_from": "a prompt to start from: --init-from NAME",
         }
         return f"{self.title} needs {' or '.join(wanted[name] for name in self.needs)}"
-
-
-def imported(place: str) -> Callable[..., Any]:
-    """Imports a function by its "module:function"."""
-    module, _, name = place.partition(":")
-    function: Callable[..., Any] = getattr(importlib.import_module(module), name)
-    return function
 
 
 def _weights(title: str, help: str, build: str, parameters: str) -> Method:

@@ -13,8 +13,8 @@ from attempt_cli.data.rows import Rows, load_examples
 from attempt_cli.data.task import Task
 from attempt_cli.errors import AttemptError
 from attempt_cli.keys import content_key
+from attempt_cli.late_imports import imported
 from attempt_cli.training.config import TrainingConfig
-from attempt_cli.training.methods import imported
 from attempt_registry import Attention, Composition, Prompt, Registry
 from attempt_registry.add import check_one_placement, checked_tags
 from attempt_registry.references import check_name, check_seen

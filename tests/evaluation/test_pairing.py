@@ -15,13 +15,6 @@ from attempt_cli.data.task import Task
 from attempt_cli.errors import AttemptError
 from attempt_cli.evaluation.pairing import PerRow, compare, per_row
 
-
-@pytest.fixture(autouse=True)
-def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is held here does not depend on their number, and F1 of one takes milliseconds."""
-    monkeypatch.setattr("attempt_cli.evaluation.statistics.RESAMPLES", 250)
-
-
 ANSWERS = ["yes", "no", "yes", "yes", "no", "no"]
 
 

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 
+import attempt_cli
 from attempt_cli.exchange.provenance import portable_texts, public_source
+from attempt_cli.session import Session
 from attempt_registry import Backbone
+from tests.exchange.conftest import add_prompt
 
 
 @pytest.mark.parametrize(
@@ -41,3 +47,15 @@ def test_texts(text: str, portable: str) -> None:
 )
 def test_the_place_of_a_backbone(source: str, public: str) -> None:
     assert public_source(Backbone("x", "f", "decoder-only", 3, 0.1, 1, source)) == public
+
+
+@pytest.mark.parametrize("to", ["bundle", "npy"])
+def test_an_export_names_no_folder_of_this_machine(
+    to: str, sessions: Callable[..., Session], folders: dict[str, Path], tmp_path: Path
+) -> None:
+    session = sessions("llama")
+    add_prompt(session, placement="after")
+    exported = attempt_cli.export("moods", tmp_path / "out", to=to, session=session)
+    for name in exported.files:
+        file = tmp_path / "out" if to == "bundle" else tmp_path / "out" / name
+        assert str(folders["llama"].parent).encode() not in file.read_bytes(), name
