@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from attempt_cli.bars import bars_on_terminals_only
 from attempt_cli.errors import AttemptError, first_line
+from attempt_cli.hub import Place, hub_errors
 
 # what readers may open; weights of whole models and code are not fetched
 PATTERNS = ("adapter_config.json", "adapter_model.safetensors", "attempt.json", "*.npy", "*.pt", "*.attempt")
@@ -28,8 +30,14 @@ def downloaded(address: str) -> tuple[Path, dict[str, Any]]:
 
     try:
         uri = parse_hf_uri(address)
-        kind, inside = str(uri.type), uri.path_in_repo.strip("/")
-        at: Any = {"repo_type": kind, "revision": uri.revision}
+    except ValueError as error:
+        raise AttemptError(
+            f"'{address}' is no address of the hub ({first_line(error)[:300]})",
+            "Write hf://OWNER/REPO or hf://OWNER/REPO@REVISION/FOLDER.",
+        ) from None
+    kind, inside = str(uri.type), uri.path_in_repo.strip("/")
+    at: Any = {"repo_type": kind, "revision": uri.revision}
+    with hub_errors(Place(uri.id, uri.revision, kind)), bars_on_terminals_only():
         revision = HfApi().repo_info(uri.id, **at).sha
         under = [f"{inside}/{pattern}" if inside else pattern for pattern in PATTERNS]
         allowed = [*under, inside] if Path(inside).suffix else under
@@ -38,14 +46,6 @@ def downloaded(address: str) -> tuple[Path, dict[str, Any]]:
         if sum(file.file_size for file in files) > LARGEST:
             raise AttemptError(f"{address} has more than {LARGEST} bytes of prompts", "Name a folder or file in it.")
         folder = Path(snapshot_download(uri.id, **what))
-    except AttemptError:
-        raise
-    except Exception as error:  # of httpx, the hub's own, or the offline switch
-        raise AttemptError(
-            f"{address} cannot be fetched ({first_line(error)[:300]})",
-            "Write hf://OWNER/REPO or hf://OWNER/REPO@REVISION/FOLDER, and check the network; or download it and name "
-            "the folder.",
-        ) from None
     path = folder / inside
     if not path.exists():
         raise AttemptError(f"there is no prompt at {address}", "Look at the repository's files.")

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from attempt_cli.errors import AttemptError
 from attempt_cli.exchange.folders import PROVENANCE
 from attempt_cli.exchange.importing import Options, import_path
+from attempt_cli.hub import Place, unknown_repository
 from attempt_cli.sharing import repository
 from attempt_cli.sharing.files import ADAPTER, BUNDLE
-from attempt_cli.sharing.repository import Place
 
 if TYPE_CHECKING:
     from attempt_cli.session import Session
@@ -66,7 +66,7 @@ def pull_place(session: Session, place: Place, options: Options) -> Pulled:
     """Pulls what lies at a place; see `api.sharing.pull`."""
     state = repository.find_state(place)
     if state is None:
-        raise repository.unknown_repository(place)
+        raise unknown_repository(place)
     wanted = wanted_files(place, state.sizes)
     with tempfile.TemporaryDirectory(prefix="attempt-pull-") as temporary:
         folder = Path(temporary)

@@ -14,11 +14,12 @@ from attempt_cli.errors import ArgumentsError, AttemptError
 from attempt_cli.exchange.exporting import export_records
 from attempt_cli.exchange.folders import PROVENANCE
 from attempt_cli.exchange.provenance import portable_settings, public_source
+from attempt_cli.hub import Place
 from attempt_cli.sharing import repository
 from attempt_cli.sharing.card import HUB_ID, LICENSE, Subject, model_card
 from attempt_cli.sharing.files import ADAPTER, BUNDLE, CARD, FROM_THE_HUB, OURS
 from attempt_cli.sharing.references import record_push
-from attempt_cli.sharing.repository import Place, State
+from attempt_cli.sharing.repository import State
 from attempt_cli.sharing.results import FOLDER, results_yaml
 from attempt_registry.records import Composition, Prompt
 

@@ -1,17 +1,17 @@
-"""Speaks with the hub: finds a repository, commits files to it, downloads some of them; its errors become ours."""
+"""Speaks with the hub: finds a repository, commits files to it, downloads some of them."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attempt_cli.bars import bars_on_terminals_only
-from attempt_cli.errors import AttemptError, first_line
+from attempt_cli.errors import AttemptError
+from attempt_cli.hub import LOG_IN, Place, hub_errors
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -20,32 +20,8 @@ if TYPE_CHECKING:
 _PART = r"(?!.*(?:--|\.\.))\w(?:[\w.-]{0,94}\w)?"
 _PLACE = re.compile(rf"({_PART}/{_PART})(?:@(.+))?", re.ASCII)
 _REVISION = re.compile(r"(?!.*\.\.)[\w][\w./-]{0,199}", re.ASCII)
-LOG_IN = "Log in with `hf auth login`, or set HF_TOKEN."
 # of a repository with more files than this the rest is not listed: ours have a handful
 MOST_FILES = 10_000
-
-
-@dataclass(frozen=True)
-class Place:
-    """A repository on the hub.
-
-    Args:
-        repository: "owner/name".
-        revision: a branch, a tag or a commit's hash; None is the main branch.
-    """
-
-    repository: str
-    revision: str | None = None
-
-    def __str__(self) -> str:
-        return self.repository if self.revision is None else f"{self.repository}@{self.revision}"
-
-    @property
-    def url(self) -> str:
-        """The address of its page."""
-        from huggingface_hub import constants
-
-        return f"{constants.ENDPOINT}/{self.repository}"
 
 
 @dataclass(frozen=True)
@@ -190,79 +166,6 @@ def download(place: Place, commit: str, names: Mapping[str, int], folder: Path) 
         file = folder / name
         if file.is_symlink() or not file.is_file() or file.stat().st_size != size:
             raise AttemptError(f"'{name}' of {place} did not arrive as the hub lists it", "Pull it again.")
-
-
-@contextmanager
-def hub_errors(place: Place) -> Iterator[None]:
-    """Turns the errors of the hub's library into ours.
-
-    Raises:
-        AttemptError: says what is wrong with the place, the token or the connection.
-    """
-    try:
-        yield
-    except AttemptError:
-        raise
-    except OSError as error:
-        if error.errno is not None and not isinstance(error, ConnectionError):  # of this machine: a full disk
-            raise
-        raise _told(place, error) from error
-    except Exception as error:  # of huggingface_hub, httpx or the offline switch, depending on the library's version
-        raise _told(place, error) from error
-
-
-def _told(place: Place, error: BaseException) -> AttemptError:
-    from huggingface_hub import constants, errors
-
-    if constants.HF_HUB_OFFLINE:
-        return AttemptError("the hub is switched off by HF_HUB_OFFLINE", "Unset it and try again.")
-    if isinstance(error, ValueError) and not isinstance(error, errors.HfHubHTTPError):  # of names and the front matter
-        return AttemptError(f"the hub would not take this: {_short(error)}", "Change what it names.")
-    causes = [error]  # transfers wrap what went wrong
-    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
-        causes.append(cause)
-    answered = next((cause for cause in causes if isinstance(cause, errors.HfHubHTTPError)), None)
-    if answered is not None:
-        return _answered(place, answered)
-    silent = next((cause for cause in causes if "Connect" in type(cause).__name__), causes[0])
-    return AttemptError(
-        f"no answer from {constants.ENDPOINT} ({first_line(silent)})", "Check the connection and try again."
-    )
-
-
-def _answered(place: Place, error: Any) -> AttemptError:
-    from huggingface_hub import constants, errors
-
-    status = error.response.status_code
-    if isinstance(error, errors.GatedRepoError):
-        return AttemptError(f"'{place.repository}' asks for consent first", f"Give it on {place.url}, then try again.")
-    if isinstance(error, errors.RevisionNotFoundError):
-        return AttemptError(f"'{place.repository}' has no revision '{place.revision}'", f"{place.url} shows all.")
-    if isinstance(error, errors.RepositoryNotFoundError):
-        return unknown_repository(place)
-    if status == 401:
-        return AttemptError("the hub does not accept the token", LOG_IN)
-    if status == 403:
-        return AttemptError(
-            f"the token may not do that with '{place.repository}'",
-            "Use a token that may write there (`hf auth login`), or name a repository of your own.",
-        )
-    if status in (409, 412):
-        return AttemptError(f"somebody else changed '{place.repository}' meanwhile", "Push again.")
-    return AttemptError(f"{constants.ENDPOINT} answers with status {status} ({_short(error)})", "Try again later.")
-
-
-def _short(error: BaseException) -> str:
-    """Returns what the hub or its library says, as one line."""
-    return " ".join(str(getattr(error, "server_message", None) or error).split())[:200]
-
-
-def unknown_repository(place: Place) -> AttemptError:
-    """Returns the error for a repository that does not exist, or that is hidden: the hub tells them alike."""
-    return AttemptError(
-        f"the hub has no model repository '{place.repository}' that you may read",
-        f"Check the name. If it is private: {LOG_IN[0].lower()}{LOG_IN[1:]}",
-    )
 
 
 def _api() -> HfApi:

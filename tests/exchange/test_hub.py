@@ -67,7 +67,8 @@ def test_imports_from_the_hub_pin_the_revision(
     assert whole["imported"]["revision"] == file["imported"]["revision"] == COMMIT
     assert file["ref"] == "rte@1"
     assert "there is no prompt at" in refused[0]["error"]
-    assert all("cannot be fetched" in one["error"] and "hf://OWNER/REPO" in one["hint"] for one in refused[1:])
+    assert "the hub has no model repository 'someone/other' that you may read" in refused[1]["error"]
+    assert "'hf://moods' is no address of the hub" in refused[2]["error"] and "hf://OWNER/REPO" in refused[2]["hint"]
     assert not [
         line for line in asked if "modeling.py" in line or ("model.safetensors" in line and "adapter" not in line)
     ]

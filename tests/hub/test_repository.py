@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from attempt_cli.errors import AttemptError
+from attempt_cli.hub import Place
 from attempt_cli.sharing import repository
-from attempt_cli.sharing.repository import Place, parse_place
+from attempt_cli.sharing.repository import parse_place
 from tests.hub.stand_in import STRANGER_TOKEN, Repository, UploadHub
 
 
