@@ -115,9 +115,7 @@ def load(
         model = attempt.load("rte-attempt", changes=attempt.Changes(drop=["sst2"]))
     """
     session = Session.of(session)
-    found = find_model(session, name).with_changes(changes)
-    if chat_template and found.record is not None:
-        raise ArgumentsError(f"'{found.name}' is used as it was trained", "Leave chat_template out.")
+    found = find_model(session, name, chat_template=chat_template).with_changes(changes)
     model = Model(found.record, session, found.changes, chat_template)
     model.load()
     return model

@@ -33,7 +33,12 @@ WAITING = "Waiting for rows from the keyboard, one a line; Ctrl-D (Windows: Ctrl
 @click.argument("name", required=False)
 @click.argument("file", required=False, type=click.Path(dir_okay=False, allow_dash=True))
 @click.option("--prompts", help="Ask several prompts or compositions at once, comma separated, instead of NAME.")
-@click.option("--task", "task_name", help="For a composition with several targets: the task to predict.")
+@click.option("--task", "task_name", help="For `none`, or a composition with several targets: the task to predict.")
+@click.option(
+    "--chat-template",
+    is_flag=True,
+    help="Of `none`, the bare backbone: read inside the tokenizer's chat template. A prompt is used as it was trained.",
+)
 @click.option("--max-length", type=click.IntRange(min=4), help="Input tokens of a row. [default: as trained]")
 @max_tokens_option
 @encoding_option
@@ -48,12 +53,15 @@ def command(
     file: str | None,
     prompts: str | None,
     task_name: str | None,
+    chat_template: bool,
     encoding: str | None,
     mixture: MixtureOptions,
     where: BackboneOptions,
     **options: Any,
 ) -> None:
     """Predict with the composition or prompt NAME for the rows of FILE (standard input without one).
+
+    `none` is the bare backbone, without a prompt; it needs --task.
 
     FILE is JSONL, CSV, TSV, JSON or parquet (also .gz, .zst, or an address such as hf://…) with the columns of the
     task's input, or plain lines where the task reads a single column. Standard input and files of another ending are
@@ -67,11 +75,13 @@ def command(
       echo "It broke on the second day." | attempt predict reviews
       attempt predict glue pairs.jsonl --task rte
       attempt predict glue pairs.jsonl --task rte --drop sst2
+      attempt predict none pairs.jsonl --task rte --chat-template
       attempt predict --prompts mood,topic,urgent messages.jsonl
     """
     from attempt_cli.api.scoring import predict
     from attempt_cli.cli.progress import RowProgress
     from attempt_cli.data.unlabelled import read_unlabelled
+    from attempt_cli.evaluation.models import find_model
     from attempt_cli.evaluation.serving import check_one_task, find_served
 
     if (name is None) == (prompts is None) and (name is None or file is not None):
@@ -81,7 +91,8 @@ def command(
     with RowProgress(settings.output) as progress:
         session = settings.session(where, input_cache=0, listener=progress)
         names, changes = split_names(prompts) if prompts is not None else [str(name)], mixture.changes()
-        served = find_served(session, names, task_name, changes)
+        models: list[Any] = [find_model(session, one, chat_template=True) for one in names] if chat_template else names
+        served = find_served(session, models, task_name, changes)
         if name is not None:
             check_one_task(served)
         if file in (None, "-") and sys.stdin is not None and sys.stdin.isatty():
@@ -91,7 +102,7 @@ def command(
             progress.note(note)
         numbers = [number for number, row in enumerate(given.rows) if row is not None]
         found = predict(
-            names,
+            models,
             [row for row in given.rows if row is not None],
             task=task_name,
             changes=changes,

@@ -127,14 +127,17 @@ class TrainedModel:
         return replace(load_composition(self.session.store, backbone, self.record), name=self.name)
 
 
-def find_model(session: Session, name: str) -> TrainedModel:
+def find_model(session: Session, name: str, *, chat_template: bool = False) -> TrainedModel:
     """Finds the composition or prompt of a name; of both, what was made last. `none` is the bare backbone.
 
     Raises:
         RegistryError: there is neither; the error says the nearest names of both.
+        ArgumentsError: `chat_template` for a prompt or composition.
     """
     if name == "none":
-        return TrainedModel(None, session)
+        return TrainedModel(None, session, chat_template=chat_template)
+    if chat_template:
+        raise ArgumentsError(f"'{name}' is used as it was trained", "Leave the chat template to it.")
     return TrainedModel(named_record(session.store, name), session)
 
 

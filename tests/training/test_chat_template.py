@@ -28,6 +28,7 @@ from tests.training.toy import READ, toy_rows, write_csv
 pytestmark = pytest.mark.usefixtures("one_thread")
 QUICK: dict[str, Any] = {"steps": 3, "batch_size": 8, "learning_rate": 0.1, "prompt_length": 4, "eval_every": 0}
 TEMPLATE = "<s>system\nbe good<end>\n<s>user\n{input}<end>\n<s>assistant\n"
+CATALOGUED, FILM = "sst2", "a fine film\n"
 ASK = ["it was good", "the text is bad"]
 
 
@@ -135,6 +136,20 @@ def test_the_bare_model_reads_inside_it_too(session: Session, task: Task) -> Non
     assert session.store.run(int(found[0].run or 0)).settings["chat_template"] is True
     with pytest.raises(ArgumentsError, match="used as it was trained"):
         load("one", chat_template=True, session=session)
+
+
+def test_predict_asks_the_bare_model_inside_it(session: Session, folder: Path) -> None:
+    attempt = Attempt(session.store.folder.parent, folder, session.store.folder.name)
+    asked = f"predict none - --task {CATALOGUED} --dtype float32"
+    inside, outside = (attempt(f"{asked}{option}", input=FILM) for option in (" --chat-template", ""))
+    assert inside.code == outside.code == 0, inside.err + outside.err
+    model = load("none", chat_template=True, session=session)
+    expected = model.predict([FILM.strip()], task=CATALOGUED)[0].probabilities
+    assert inside.lines[0]["probabilities"] == pytest.approx(expected, abs=1e-4)
+    assert inside.lines != outside.lines
+    refused = attempt("predict one - --chat-template", input=FILM)
+    assert refused.code == 2
+    assert "'one' is used as it was trained" in refused.err
 
 
 def test_rankings_and_inspections_read_as_the_prompts_were_trained(session: Session, task: Task) -> None:
