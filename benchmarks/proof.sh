@@ -1,0 +1,49 @@
+#!/usr/bin/env bash
+# The proof: what docs/results/protocol.md says, in parts that continue where they were stopped.
+# Usage: ATTEMPT_DATA=<rows in the hub's layout> benchmarks/proof.sh FOLDER [tune|fewshot|rows ...]
+# SEEDS, METHODS and TASKS narrow a part; what is done already is taken from the registry in FOLDER.
+set -euo pipefail
+: "${ATTEMPT_DATA:?name the folder with rows in the layout of the hub}"
+here=$(cd "$(dirname "$0")/.." && pwd)
+folder=$(mkdir -p "$1" && cd "$1" && pwd)
+shift
+export ATTEMPT_REGISTRY=$folder/registry ATTEMPT_BACKBONE=${ATTEMPT_BACKBONE:-smollm2-135m}
+ATTEMPT=${ATTEMPT:-attempt} PYTHON=${PYTHON:-python}
+(cd "$here" && $PYTHON -m benchmarks.proof_rows "$folder")
+cd "$folder"
+[ -e sources.done ] || { $ATTEMPT registry add --starter && touch sources.done; }
+
+DEVELOPMENT=sst2,qqp,cola,paws,winogrande,support-chats,shop-reviews,message-topics
+TEST=yelp.yaml,mrpc,rte,cb,boolq,wsc.fixed,stsb,multirc,two-domains.yaml
+# the same rows, steps and batches for every method; no rows choose a step, because a user with 16 rows has none
+grid=(--steps "${STEPS:-100}" --batch-size 4 --max-length 256 --limit 200 --eval-every 0 --resume)
+
+[ $# -gt 0 ] || set -- tune fewshot
+for part in "$@"; do
+  case $part in
+    tune) # three tries for every method, on development tasks only
+      for rate in 0.01 0.03 0.1; do
+        $ATTEMPT reproduce table3 -k 16 --tasks "${TASKS:-$DEVELOPMENT}" --seeds "${SEEDS:-3}" --learning-rate $rate \
+          --methods "${METHODS:-prompt-tuning,spot,attempt}" "${grid[@]}" --output "tune/prompts-$rate"
+      done
+      for rate in 0.0001 0.0003 0.001; do
+        $ATTEMPT reproduce table3 -k 16 --tasks "${TASKS:-$DEVELOPMENT}" --seeds "${SEEDS:-3}" \
+          --weight-learning-rate $rate --methods lora "${grid[@]}" --output "tune/weights-$rate"
+      done
+      ;;
+    fewshot) # looked at once; K narrows it. RATE_PROMPTS, RATE_WEIGHTS: what `tune` chose
+      $ATTEMPT reproduce table3 -k "${K:-4,16,32}" --tasks "${TASKS:-$TEST}" --seeds "${SEEDS:-20}" \
+        --methods "${METHODS:-none,source,prompt-tuning,spot,attempt,lora}" --learning-rate "${RATE_PROMPTS:?}" \
+        --weight-learning-rate "${RATE_WEIGHTS:?}" "${grid[@]}" --output fewshot
+      ;;
+    rows) # 500 and 2,000 training rows
+      for rows in 500 2000; do
+        $ATTEMPT reproduce table3 -k $rows --tasks "${TASKS:-yelp.yaml,mrpc,rte,stsb,multirc,two-domains.yaml}" \
+          --seeds "${SEEDS:-5}" --methods "${METHODS:-source,prompt-tuning,spot,attempt,lora}" \
+          --learning-rate "${RATE_PROMPTS:?}" --weight-learning-rate "${RATE_WEIGHTS:?}" "${grid[@]}" \
+          --steps $((rows * 3 / 4)) --output "rows-$rows"
+      done
+      ;;
+    *) echo "no part named '$part': tune, fewshot, rows" >&2 && exit 2 ;;
+  esac
+done
