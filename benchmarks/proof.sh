@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The proof: what docs/results/protocol.md says, in parts that continue where they were stopped.
 # Usage: ATTEMPT_DATA=<rows in the hub's layout> benchmarks/proof.sh FOLDER [tune|fewshot|rows ...]
-# SEEDS, METHODS and TASKS narrow a part; what is done already is taken from the registry in FOLDER.
+# SEEDS, TASKS and K narrow a part; what is done already is taken from the registry in FOLDER.
 set -euo pipefail
 : "${ATTEMPT_DATA:?name the folder with rows in the layout of the hub}"
 here=$(cd "$(dirname "$0")/.." && pwd)
@@ -31,17 +31,20 @@ for part in "$@"; do
           --weight-learning-rate $rate --methods lora "${grid[@]}" --output "tune/weights-$rate"
       done
       ;;
-    fewshot) # looked at once; K narrows it. RATE_PROMPTS, RATE_WEIGHTS: what `tune` chose
-      $ATTEMPT reproduce table3 -k "${K:-4,16,32}" --tasks "${TASKS:-$TEST}" --seeds "${SEEDS:-20}" \
-        --methods "${METHODS:-none,source,prompt-tuning,spot,attempt,lora}" --learning-rate "${RATE_PROMPTS:?}" \
-        --weight-learning-rate "${RATE_WEIGHTS:?}" "${grid[@]}" --output fewshot
-      ;;
-    rows) # 500 and 2,000 training rows
-      for rows in 500 2000; do
-        $ATTEMPT reproduce table3 -k $rows --tasks "${TASKS:-yelp.yaml,mrpc,rte,stsb,multirc,two-domains.yaml}" \
-          --seeds "${SEEDS:-5}" --methods "${METHODS:-source,prompt-tuning,spot,attempt,lora}" \
-          --learning-rate "${RATE_PROMPTS:?}" --weight-learning-rate "${RATE_WEIGHTS:?}" "${grid[@]}" \
-          --steps $((rows * 3 / 4)) --output "rows-$rows"
+    fewshot | rows) # looked at once. RATES: each method with the learning rate that `tune` chose
+      for pair in ${RATES:?names methods with their learning rates: "attempt=0.03 prompt-tuning=0.1 lora=0.0003 none"}; do
+        method=${pair%%=*} rate=(--learning-rate "${pair##*=}")
+        case $pair in lora=*) rate=(--weight-learning-rate "${pair##*=}") ;; *=*) ;; *) rate=() ;; esac
+        if [ "$part" = fewshot ]; then
+          $ATTEMPT reproduce table3 -k "${K:-4,16,32}" --tasks "${TASKS:-$TEST}" --seeds "${SEEDS:-20}" \
+            --methods "$method" "${rate[@]}" "${grid[@]}" --output "fewshot/$method"
+        else # three passes over 500 and 2,000 training rows
+          for k in ${K:-500 2000}; do
+            $ATTEMPT reproduce table3 -k "$k" --tasks "${TASKS:-yelp.yaml,mrpc,rte,stsb,multirc,two-domains.yaml}" \
+              --seeds "${SEEDS:-5}" --methods "$method" "${rate[@]}" "${grid[@]}" --steps $((k * 3 / 4)) \
+              --output "rows/$method-$k"
+          done
+        fi
       done
       ;;
     *) echo "no part named '$part': tune, fewshot, rows" >&2 && exit 2 ;;
