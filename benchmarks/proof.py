@@ -66,7 +66,7 @@ def per_seed(scores: Scores, places: Sequence[tuple[str, int, int]]) -> list[flo
 
 
 def compared(first: Scores, second: Scores, places: Sequence[tuple[str, int, int]]) -> dict[str, Any]:
-    """Compares two methods on the same cells: the difference, its interval over seeds, p, cells won, what could be shown."""
+    """Compares two methods on the same cells; the interval and p are over seeds."""
     a, b = per_seed(first, places), per_seed(second, places)
     difference, width = paired_difference(a, b)
     won = [0.5 * ((first[place] > second[place]) + (first[place] >= second[place])) for place in places]

@@ -4,8 +4,8 @@
 
 Yelp's official test rows are a download of their own, so 400 of the training rows are test rows here. The task of two
 domains has reviews and questions, half each, under one input column. Its label follows a rule that depends on the
-domain, from the data's own labels: "yes" is a positive review, or a sentence that answers its question. The questions are
-validation rows of QNLI: a source prompt of QNLI was not trained on them.
+domain, from the data's own labels: "yes" is a positive review, or a sentence that answers its question. The questions
+are validation rows of QNLI: a source prompt of QNLI was not trained on them.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def main() -> None:
         "two-domains",
         mixed,
         400,
-        description="Is a review positive, or does a sentence answer a question? (Yelp polarity and QNLI validation rows)",
+        description="Is a review positive; does a sentence answer a question? (Yelp polarity and QNLI validation rows)",
         input="{text}\n  answer:",
         labels='{0: "no", 1: "yes"}',
     )
