@@ -38,6 +38,10 @@ Watch = Callable[[list[int]], list[bool]]
 PROJECTED_AT_ONCE = 256
 
 
+# the states of an input that there are: of its last token, and the mean over its tokens
+STATES = ("last", "mean")
+
+
 class FrozenBackbone(SwitchedLayers, ABC):
     """A language model with fixed weights, used through embeddings and log-likelihoods.
 
@@ -177,8 +181,8 @@ class FrozenBackbone(SwitchedLayers, ABC):
         """Bytes of one input token's keys and values over all layers; 0 if inputs cannot be read on their own."""
         return 0
 
-    def read(self, rows: Sequence[EncodedRow]) -> Past | None:
-        """Returns keys and values of the rows' inputs, for prompts that are placed after them."""
+    def read(self, rows: Sequence[EncodedRow], states: bool = False) -> Past | None:
+        """Returns keys and values of the rows' inputs, for prompts behind them; with `states` those, too."""
         return None
 
     @property
@@ -407,7 +411,11 @@ class FrozenBackbone(SwitchedLayers, ABC):
 
         Of an encoder-decoder they are the encoder's.
         """
-        batch = self.collate(rows)
+        return self.states_of(self.collate(rows))
+
+    @torch.no_grad()
+    def states_of(self, batch: Batch) -> Tensor:
+        """Returns `states` of a batch's inputs."""
         return summarised(self._input_states(batch), batch.input_lengths)
 
     @abstractmethod

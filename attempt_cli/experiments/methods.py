@@ -113,6 +113,12 @@ METHODS: dict[str, Comparison] = {
     "attempt-constant": _attempt("ATTEMPT without attention: every source has 1/t", constant_attention=True),
     "attempt-single": _attempt("ATTEMPT with the best source only", mixes="best"),
     "attempt-token": _attempt("ATTEMPT with a weight for every row of the prompts", level="token"),
+    "attempt-states": _attempt("ATTEMPT whose G reads the last state of the last token", attention_input="last"),
+    "attempt-states-mean": _attempt("ATTEMPT whose G reads the mean of the last states", attention_input="mean"),
+    "attempt-evidence": _attempt("ATTEMPT that starts from the likelihood of training rows", evidence=True),
+    "attempt-top2": _attempt("ATTEMPT with a weight for two prompts only", attention_top=2),
+    "attempt-cosine": _attempt("ATTEMPT whose scores are cosines over a learned temperature", cosine=True),
+    "attempt-one-norm": _attempt("ATTEMPT with sources of one norm", one_norm=True),
     "mpt": Comparison(
         "multitask prompt tuning: a prompt trained on all sources with their factors (no distillation), times its own",
         source="factored",
