@@ -44,6 +44,7 @@ from attempt_registry.errors import nearest_names
 Format = Literal["words", "reference"]
 # what a list of labels gets, wherever it is met
 ONE_LABEL = "A row has one label: split the task into one for each label, or keep one label a row."
+ROWS_OF = "Rows of "  # what the description of a task without a YAML begins with: its files, not what it asks
 RENDERING_ERRORS = (AttributeError, KeyError, TypeError, ValueError)  # of templates and preparations
 
 
@@ -247,7 +248,8 @@ class Task(_Fields):
         """
         if self.instruction:
             return self.instruction
-        said = re.sub(r"\s*\([^()]*\)$", "", self.description)  # without the source, which is for people
+        own = "" if self.files and self.description.startswith(ROWS_OF) else self.description
+        said = re.sub(r"\s*\([^()]*\)$", "", own)  # without the source, which is for people
         if self.label_words:
             words = [f'"{word}"' for word in self.label_words]
             said = f"{said} Answer with {', '.join(words[:-1])} or {words[-1]}.".strip()

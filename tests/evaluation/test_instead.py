@@ -41,6 +41,7 @@ def test_the_instruction_is_the_task_s_own_or_made_of_its_description() -> None:
     assert told.instructions == 'Is it so? Answer with "yes" or "no".'
     assert task().instructions == 'Answer with "yes" or "no".'
     assert task(instruction="Say it.", description="Other words.").instructions == "Say it."
+    assert task(description="Rows of /home/me/rows.csv").instructions == 'Answer with "yes" or "no".'
     with pytest.raises(AttemptError, match="neither an instruction nor a description"):
         _ = task(answers="mood", metrics=["squad_f1"]).instructions
 

@@ -127,7 +127,13 @@ def test_each_ends_as_it_would_alone(
 
 @pytest.mark.parametrize("placement", ["after", "before"])
 def test_methods_may_differ_from_member_to_member(backbone: FrozenBackbone, tmp_path: Path, placement: str) -> None:
-    kinds: list[dict[str, Any]] = [KINDS["prompt tuning"], KINDS["ATTEMPT"], KINDS["MPT"], KINDS["ULPT"], KINDS["last states"]]
+    kinds: list[dict[str, Any]] = [
+        KINDS["prompt tuning"],
+        KINDS["ATTEMPT"],
+        KINDS["MPT"],
+        KINDS["ULPT"],
+        KINDS["last states"],
+    ]
     together = [member(backbone, tmp_path / "a", placement, **kind) for kind in kinds]
     alone = [member(backbone, tmp_path / "b", placement, **kind) for kind in kinds]
     PromptBank(together, Listener()).train()
