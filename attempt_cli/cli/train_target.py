@@ -14,6 +14,7 @@ from attempt_cli.cli.options import (
     attention_rate_option,
     names_or_all,
     sampling_options,
+    shape_options,
     stacked,
     temperature_option,
     training_options,
@@ -78,14 +79,7 @@ method_options = stacked(
     type=click.Choice(["instance", "token"]),
     help="What has a weight: a prompt (equation 3), or each of its rows (equation 5). [default: instance]",
 )
-@click.option(
-    "--attention-input",
-    type=click.Choice(["words", "last", "mean"]),
-    help="What G reads of an input: its word embeddings, max-pooled; or the frozen model's last hidden state of its "
-    "last token, or their mean. These are there for nothing with the prompt after the input. [default: words]",
-)
-@click.option("--attention-top", type=click.IntRange(min=1), help="So many prompts have a weight. [default: all]")
-@click.option("--cosine", is_flag=True, default=None, help="Scores are cosines; T is trained, from 0.1.")
+@shape_options
 @click.option(
     "--evidence",
     is_flag=True,

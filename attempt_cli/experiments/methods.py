@@ -117,7 +117,9 @@ METHODS: dict[str, Comparison] = {
     "attempt-states-mean": _attempt("ATTEMPT whose G reads the mean of the last states", attention_input="mean"),
     "attempt-evidence": _attempt("ATTEMPT that starts from the likelihood of training rows", evidence=True),
     "attempt-top2": _attempt("ATTEMPT with a weight for two prompts only", attention_top=2),
-    "attempt-cosine": _attempt("ATTEMPT whose scores are cosines over a learned temperature", cosine=True),
+    "attempt-cosine": _attempt(
+        "ATTEMPT whose scores are cosines over a learned temperature", cosine=True, temperature=0.1
+    ),
     "attempt-one-norm": _attempt("ATTEMPT with sources of one norm", one_norm=True),
     "mpt": Comparison(
         "multitask prompt tuning: a prompt trained on all sources with their factors (no distillation), times its own",
