@@ -443,8 +443,8 @@ def check_attention(draft: AttentionDraft, width: int) -> None:
     rank = draft.rank
     shapes = {"down.weight": (rank, width), "up.weight": (width, rank), "norm.weight": (width,), "norm.bias": (width,)}
     found = {name: tuple(tensor.shape) for name, tensor in draft.tensors.items() if name != "log_temperature"}
-    learned = draft.tensors.get("log_temperature")
-    if found != shapes or not 1 <= rank < width or (learned is not None and learned.shape != ()):
+    learned = draft.tensors.get("log_temperature")  # the registry's files have no number without a dimension
+    if found != shapes or not 1 <= rank < width or (learned is not None and learned.shape not in ((), (1,))):
         raise AttemptError(
             f"the attention '{draft.name}' has the tensors {found}, which do not make a G of rank {rank} and width "
             f"{width}",

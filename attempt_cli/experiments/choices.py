@@ -108,6 +108,8 @@ class Choices:
             starts = [search.found]
             steps = config.total_steps(len(rows[0].train.examples)) - search.steps
             config = config.model_copy(update={"steps": steps, "epochs": None})
+        elif method.source == "random":
+            starts = [random.Random(spec.seed).choice(sources)] * len(rows)
         elif method.source is not None and named is not None:
             starts = [named] * len(rows)
         elif method.source is not None and sources:

@@ -27,7 +27,8 @@ class Comparison:
         trains: False for a method that scores a prompt without training.
         source: "stands": the best source is scored as it is; "starts": the training starts from it; "nearest": from
             the source nearest to a target prompt that is trained first; "shared": from one prompt that was trained on
-            all source tasks, "factored": with each task's factors; None: needs no source.
+            all source tasks, "factored": with each task's factors; "random": from one that the seed draws; None: from
+            frequent words.
         mixes: "all": the sources go into the training (mixed by attention; MPT starts from their mean); "best": only
             the best of them; None: none does.
         prior: G starts from one that was trained on the source tasks.
@@ -66,10 +67,16 @@ class Comparison:
 
 
 def _attempt(
-    description: str, *, mixes: str = "all", prior: bool = False, together: bool = False, **settings: Any
+    description: str,
+    *,
+    source: str | None = "starts",
+    mixes: str = "all",
+    prior: bool = False,
+    together: bool = False,
+    **settings: Any,
 ) -> Comparison:
-    """Makes ATTEMPT or a variant: all start from the best source and mix sources."""
-    return Comparison(description, True, "starts", mixes, prior, together, {"method": "attempt", **settings})
+    """Makes ATTEMPT or a variant: nearly all start from the best source, and mix sources."""
+    return Comparison(description, True, source, mixes, prior, together, {"method": "attempt", **settings})
 
 
 METHODS: dict[str, Comparison] = {
@@ -100,6 +107,9 @@ METHODS: dict[str, Comparison] = {
         source="nearest",
         settings={"method": "spot"},
     ),
+    "spot-random": Comparison(
+        "prompt tuning from a random source: what a guess gives", source="random", settings={"method": "spot"}
+    ),
     "spot-g": Comparison(
         "SPoT-g: prompt tuning from one prompt of all source tasks", source="shared", settings={"method": "spot"}
     ),
@@ -113,6 +123,8 @@ METHODS: dict[str, Comparison] = {
     "attempt-constant": _attempt("ATTEMPT without attention: every source has 1/t", constant_attention=True),
     "attempt-single": _attempt("ATTEMPT with the best source only", mixes="best"),
     "attempt-token": _attempt("ATTEMPT with a weight for every row of the prompts", level="token"),
+    "attempt-random": _attempt("ATTEMPT that starts from a random source", source="random"),
+    "attempt-words": _attempt("ATTEMPT that starts from frequent words", source=None),
     "attempt-states": _attempt("ATTEMPT whose G reads the last state of the last token", attention_input="last"),
     "attempt-states-mean": _attempt("ATTEMPT whose G reads the mean of the last states", attention_input="mean"),
     "attempt-evidence": _attempt("ATTEMPT that starts from the likelihood of training rows", evidence=True),

@@ -481,3 +481,14 @@ def test_spot_as_published_starts_from_the_source_nearest_to_a_short_training(fe
     assert len(registry.runs()) == before
     with pytest.raises(AttemptError, match="takes a part of the steps to search"):
         few.cells(["spot-t"], settings={**few.plan.settings, "steps": 1})
+
+
+def test_a_guess_starts_from_a_source_that_the_seed_draws(few: Few) -> None:
+    starts = {}
+    for seed in range(4):
+        spot, mixed, words = few.cells(["spot-random", "attempt-random", "attempt-words"], seed=seed)
+        drawn = few.registry.prompt(spot.prompt).settings["init_from"]
+        assert few.registry.prompt(mixed.prompt).settings["init_from"] == drawn
+        assert few.registry.prompt(words.prompt).settings["init_from"] == "vocabulary"
+        starts[seed] = drawn
+    assert set(starts.values()) == {"bad@1", "good@1"}

@@ -215,25 +215,14 @@ def test_another_registry_gets_prior_and_norm_under_its_own_names(
     here, there = session("registry"), session("other")
     settings: dict[str, Any] = {"evidence": True, "one_norm": True, "cosine": True, "attention_top": 2, **STATES}
     made(here.store, backbone, task, **settings)
-    made(there.store, backbone, task, name="others", seed=5)
-    for name in ("one", "toy"):  # names that are taken
-        other = there.store.prompt("others")
-        there.store.add_prompt(
-            there.store.prompt_tensor(other) + 1,
-            name=name,
-            kind="source",
-            method="prompt-tuning",
-            backbone=other.backbone,
-            fingerprint=other.fingerprint,
-            placement=other.placement,
-            task="toy",
-        )
     attempt_cli.export("composition:toy", tmp_path / "toy.attempt", to="bundle", session=here)
-    attempt_cli.import_from(tmp_path / "toy.attempt", session=there)
-    ours, theirs = here.store.composition("toy"), there.store.composition("toy")
-    assert theirs.sources != ours.sources
+    attempt_cli.import_from(tmp_path / "toy.attempt", prefix="their-", session=there)
+    ours, theirs = here.store.composition("toy"), there.store.composition("their-toy")
+    assert set(theirs.settings["prior"]) == {"their-toy@1"}
+    assert theirs.sources == ("their-one@1", "their-two@1")
     texts = [row["text"] for row in toy_rows(5)]
-    first, second = (attempt_cli.load("composition:toy", session=each).predict(texts) for each in (here, there))
+    first = attempt_cli.load("composition:toy", session=here).predict(texts)
+    second = attempt_cli.load("composition:their-toy", session=there).predict(texts)
     for one, other in zip(first, second, strict=True):
         assert one.probabilities == other.probabilities
         assert list((one.attention or {}).values()) == list((other.attention or {}).values())
