@@ -87,13 +87,18 @@ class Instead:
 
     Args:
         answer: answers.
-        identity: what its result depends on besides task, test rows, backbone and limits.
         check: refuses a task that it cannot answer, before anything is loaded.
+        depends_on: what its result depends on besides task, test rows, backbone and limits: "train" rows, "seed".
     """
 
     answer: Callable[[Asked], Answered]
-    identity: Callable[[TaskRows, int], dict[str, Any]]
-    check: Callable[[Task], object]
+    check: Callable[[Task], object] = lambda task: None
+    depends_on: tuple[str, ...] = ()
+
+    def identity(self, rows: TaskRows, seed: int) -> dict[str, Any]:
+        """Returns what its result depends on, for the key of a cell."""
+        there = {"train": rows.train.sha256, "seed": seed}
+        return {name: there[name] for name in self.depends_on}
 
 
 def _instruction(asked: Asked) -> Answered:
@@ -144,12 +149,8 @@ def _evaluated(asked: Asked, told: Told) -> Evaluation:
     return evaluate(told.model, asked.rows.task, asked.test.examples, **asked.reading)
 
 
-def _trained_on(rows: TaskRows, seed: int) -> dict[str, Any]:
-    return {"train": rows.train.sha256}
-
-
 INSTEAD: dict[str, Instead] = {
-    "instruction": Instead(_instruction, lambda rows, _: {}, lambda task: task.instructions),
-    "icl": Instead(_icl, lambda rows, seed: {"train": rows.train.sha256, "seed": seed}, lambda task: None),
-    "probe": Instead(_probe, _trained_on, check_probed),
+    "instruction": Instead(_instruction, lambda task: task.instructions),
+    "icl": Instead(_icl, depends_on=("train", "seed")),
+    "probe": Instead(_probe, check_probed, ("train",)),
 }
