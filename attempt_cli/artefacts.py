@@ -124,11 +124,17 @@ def load_composition(registry: Registry, backbone: FrozenBackbone, composition: 
             prior=None if mixer is None else _prior(composition),
             source_norm=composition.settings.get("source_norm"),
         )
+    model = _prompted(backbone, mixture, scale, composition)
+    if model.reads_states and not backbone.has_layers:
+        raise AttemptError(
+            f"G of '{composition.ref}' reads the model's hidden states, and the layers are in another process",
+            "Use it where the model is: `attempt serve` without --upstream, `attempt predict`.",
+        )
     inputs = [f"composition:{composition.ref}", *(f"prompt:{ref}" for ref in composition.targets + composition.sources)]
     if mixer is not None:
         inputs.append(f"attention:{mixer.ref}")
     return Loaded(
-        _prompted(backbone, mixture, scale, composition),
+        model,
         "composition",
         composition.ref,
         sources=composition.sources,

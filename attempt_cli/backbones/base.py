@@ -53,6 +53,8 @@ class FrozenBackbone(SwitchedLayers, ABC):
     """
 
     architecture: str
+    # whether it computes hidden states itself; an embedding table leaves that to another process
+    has_layers = True
     # keys and values of inputs that are read more than once; shared by all trainings on this backbone
     input_cache: InputCache | None = None
     # the `TunedWeights` that are in the model now; once they are released it is the frozen model again

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from attempt_cli.backbones.decoder_only import DecoderOnlyBackbone
 from attempt_cli.backbones.load import location_of
 from attempt_cli.backbones.names import find_backbone
-from attempt_cli.backbones.rows import Batch
 from attempt_cli.backbones.strangers import check_config
 from attempt_cli.errors import AttemptError, first_line
 from attempt_registry import Backbone
@@ -22,12 +21,7 @@ class EmbeddingTable(DecoderOnlyBackbone):
     """A decoder-only backbone that embeds and tokenises, and computes nothing else: another process has the layers."""
 
     own_attention = True  # where a prompt may stand, the process with the layers does not mind
-
-    def _input_states(self, batch: Batch) -> Tensor:
-        raise AttemptError(
-            "this G reads the model's hidden states of an input, which only a process with the layers can compute",
-            "Serve or export it where the model is: without --upstream.",
-        )
+    has_layers = False
 
 
 class _TableOnly(nn.Module):

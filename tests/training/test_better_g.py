@@ -17,6 +17,7 @@ from attempt_cli.artefacts import load_composition, load_prompt
 from attempt_cli.backbones.base import FrozenBackbone
 from attempt_cli.backbones.input_cache import InputCache, RecentInputs
 from attempt_cli.backbones.load import load_backbone
+from attempt_cli.backbones.table import load_table
 from attempt_cli.changes import Changes, changed
 from attempt_cli.composing import joined
 from attempt_cli.data.own_files import task_from_files
@@ -154,6 +155,14 @@ def test_x_hat_is_the_frozen_model_s_state_everywhere(
     assert plain.mixture.attention is not None
     plain.mixture.attention.reads = "words"
     assert not torch.allclose(row_attention(plain, task, examples), weights, atol=1e-4)
+
+
+def test_an_embedding_table_has_no_states(backbone: FrozenBackbone, llama: Path, task: Task, tmp_path: Path) -> None:
+    registry = Registry.open(tmp_path / "registry")
+    outcome = made(registry, backbone, task, **STATES)
+    table = load_table(str(llama), registry.backbone(backbone.fingerprint))
+    with pytest.raises(AttemptError, match="G of 'toy@1' reads the model's hidden states"):
+        load_composition(registry, table, registry.composition(outcome.composition or ""))
 
 
 # --- evidence
