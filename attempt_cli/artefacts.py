@@ -81,8 +81,9 @@ def load_prompt(registry: Registry, backbone: FrozenBackbone, prompt: Prompt) ->
 def load_composition(registry: Registry, backbone: FrozenBackbone, composition: Composition) -> Loaded:
     """Loads a composition: sources, G and target prompts, in the units that G was trained in.
 
-    Of its settings three say how it mixes: `embedding_scale`; `weights`, by full name and with "target", which stand in
-    the place of G's; and `with_target`, false where the target takes no part in the mixture.
+    Of its settings some say how it mixes: `embedding_scale`; `weights`, by full name and with "target", which stand in
+    the place of G's; `with_target`, false where the target takes no part in the mixture; `prior`, what is added to G's
+    scores, by full name of the target and then as weights are; `source_norm`, the norm that sources are scaled to.
 
     Args:
         composition: a record of the registry, or what `changes.changed` made of one.
@@ -120,12 +121,20 @@ def load_composition(registry: Registry, backbone: FrozenBackbone, composition: 
             level="token" if mixer is not None and mixer.level == "token" else "instance",
             with_target=bool(targets) and composition.settings.get("with_target", True),
             fixed_weights=torch.tensor([forced[ref] for ref in (*composition.sources, TARGET)]) if forced else None,
+            prior=None if mixer is None else _prior(composition),
+            source_norm=composition.settings.get("source_norm"),
+        )
+    model = _prompted(backbone, mixture, scale, composition)
+    if model.reads_states and not backbone.has_layers:
+        raise AttemptError(
+            f"G of '{composition.ref}' reads the model's hidden states, and the layers are in another process",
+            "Use it where the model is: `attempt serve` without --upstream, `attempt predict`.",
         )
     inputs = [f"composition:{composition.ref}", *(f"prompt:{ref}" for ref in composition.targets + composition.sources)]
     if mixer is not None:
         inputs.append(f"attention:{mixer.ref}")
     return Loaded(
-        _prompted(backbone, mixture, scale, composition),
+        model,
         "composition",
         composition.ref,
         sources=composition.sources,
@@ -134,19 +143,37 @@ def load_composition(registry: Registry, backbone: FrozenBackbone, composition: 
     )
 
 
-def mixing_settings(mixture: PromptMixture, sources: Sequence[str], scale: float) -> dict[str, Any]:
+def _prior(composition: Composition) -> Tensor | None:
+    """Returns what is added to G's scores, [n, t + 1]: nothing to those of a target that was trained without one."""
+    priors = composition.settings.get("prior")
+    if not priors:
+        return None
+    names, nothing = (*composition.sources, TARGET), dict.fromkeys((*composition.sources, TARGET), 0.0)
+    owns = [priors.get(ref, nothing) for ref in composition.targets] or [nothing]
+    return torch.tensor([[own[name] for name in names] for own in owns])
+
+
+def mixing_settings(
+    mixture: PromptMixture, sources: Sequence[str], scale: float, targets: Sequence[str] = ()
+) -> dict[str, Any]:
     """Returns what a composition's settings say of how it mixes; `load_composition` reads it.
 
     Args:
         mixture: what was trained.
         sources: the sources' full names, in its order.
         scale: the unit of its prompts.
+        targets: the targets' full names, in its order.
     """
     settings: dict[str, Any] = {"embedding_scale": scale}
     if not mixture.with_target:
         settings["with_target"] = False
     if mixture.fixed_weights is not None:
         settings["weights"] = dict(zip((*sources, TARGET), mixture.fixed_weights.tolist(), strict=True))
+    if mixture.prior is not None:
+        rows = [dict(zip((*sources, TARGET), own, strict=True)) for own in mixture.prior.tolist()]
+        settings["prior"] = dict(zip(targets, rows, strict=True))
+    if mixture.source_norm is not None:
+        settings["source_norm"] = mixture.source_norm
     return settings
 
 
@@ -177,11 +204,20 @@ def chat_frame_of(backbone: FrozenBackbone, record: Prompt | Attention | Composi
     return frame
 
 
+OF_G = ("reads", "top", "cosine")  # what an attention's settings say of G where it is not as in the paper
+
+
 def load_attention(registry: Registry, attention: Attention) -> PromptAttention:
     """Loads G with its trained weights, and its temperature where that was trained, too."""
     tensors = registry.attention_tensors(attention)
     learned = "log_temperature" in tensors
-    module = PromptAttention(attention.width, attention.rank, attention.temperature, learned_temperature=learned)
+    module = PromptAttention(
+        attention.width,
+        attention.rank,
+        attention.temperature,
+        learned_temperature=learned,
+        **{name: attention.settings[name] for name in OF_G if name in attention.settings},
+    )
     module.load_state_dict({name: torch.from_numpy(np.array(tensor)) for name, tensor in tensors.items()})
     return module
 

@@ -87,6 +87,12 @@ def changed(registry: Registry, composition: Composition, changes: Changes) -> C
             else "Keep one.",
         )
     settings = dict(composition.settings)
+    if "prior" in settings and changes.add and not changes.weights:
+        raise AttemptError(
+            f"G of '{composition.ref}' adds to each source's score how likely it made the training rows, and "
+            f"{', '.join(changes.add)} would have nothing of the kind",
+            "Force all weights with --weights, or train without --evidence.",
+        )
     forced = dict(settings.pop("weights", {}))
     if changes.weights:
         forced = {}

@@ -64,6 +64,11 @@ def joined(
     if mixes and attention is None and not changes.weights:
         attention = attention_of(registry, [prompt.ref for prompt in targets])
     mixer = None if attention is None else registry.attention(attention)
+    if mixer is not None and mixer.settings.get("evidence"):
+        raise AttemptError(
+            f"'{mixer.ref}' was trained beside a prior on its sources, which its composition alone has",
+            f"Change that one: `attempt compose {name} --from COMPOSITION --drop …`.",
+        )
     first = [*targets, *sources][0]
     draft = Composition(
         name=name,

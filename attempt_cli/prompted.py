@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from attempt_cli.backbones.attention import Past
-from attempt_cli.backbones.base import FrozenBackbone, Watch
+from attempt_cli.backbones.base import STATES, FrozenBackbone, Watch
 from attempt_cli.backbones.chat import ChatFrame
 from attempt_cli.backbones.rows import Batch, EncodedRow
 from attempt_cli.backbones.tuned import TunedWeights
@@ -117,13 +117,21 @@ class PromptedModel:
         before = self.placement == "before" and self.backbone.shares_prompts(longest + self.prompt_length)
         return 0 if before and self.one_for_all(tasks) else self.prompt_length
 
+    @property
+    def reads_states(self) -> bool:
+        """Whether G reads the frozen model's states of an input, not its word embeddings."""
+        attention = None if self.mixture is None else self.mixture.attention
+        return attention is not None and attention.reads != "words"
+
     def prompts(
-        self, batch: Batch, embeddings: Tensor, task_ids: Tensor | None = None
+        self, batch: Batch, embeddings: Tensor, task_ids: Tensor | None = None, states: Tensor | None = None
     ) -> tuple[Tensor | None, Tensor | None]:
         """Returns the prompts as they enter the model, and the mixture's weights.
 
         Args:
             task_ids: the task of each prompt; the rows' own tasks by default.
+            states: of the rows' inputs (`FrozenBackbone.states`), where they are known; a G that reads them asks for
+                them otherwise.
 
         Returns:
             [b, m, d], with a chat template its part before or behind the prompt beside it, and [b, t + 1]; None if
@@ -131,16 +139,28 @@ class PromptedModel:
         """
         if self.mixture is None:
             return None, None
-        pooled = self.pooled(batch, embeddings) if self.reads_input else None
+        pooled = self.pooled(batch, embeddings, states) if self.reads_input else None
         return self._mixed(batch.task_ids if task_ids is None else task_ids, pooled)
 
-    def pooled(self, batch: Batch, embeddings: Tensor) -> Tensor:
-        """Returns what G reads of each row, [b, d], as it enters the model: not yet in the prompts' unit."""
-        return pool_input(embeddings, self._text_mask(batch)).float()
+    @property
+    def reading(self) -> tuple[object, ...]:
+        """What models have in common for which `pooled` returns the same."""
+        attention = None if self.mixture is None else self.mixture.attention
+        return (attention and attention.reads, self.scale)
+
+    def pooled(self, batch: Batch, embeddings: Tensor, states: Tensor | None = None) -> Tensor:
+        """Returns what G reads of each row, x̂ [b, d]: embeddings in the prompts' unit, states with mean square 1."""
+        if not self.reads_states:
+            return pool_input(embeddings, self._text_mask(batch)).float() / self.scale
+        assert self.mixture is not None
+        assert self.mixture.attention is not None
+        states = self.backbone.states_of(batch) if states is None else states
+        own = states[:, STATES.index(self.mixture.attention.reads)]
+        return own / own.square().mean(dim=1, keepdim=True).sqrt().clamp(min=1e-6)
 
     def _mixed(self, task_ids: Tensor, pooled: Tensor | None) -> tuple[Tensor, Tensor | None]:
         assert self.mixture is not None
-        prompts, weights = self.mixture(task_ids, None if pooled is None else pooled / self.scale)
+        prompts, weights = self.mixture(task_ids, pooled)
         prompts = prompts * self.scale
         if self._beside_prompt:
             ids = self.backbone.on_device(self._beside_prompt)
@@ -161,15 +181,17 @@ class PromptedModel:
     def log_likelihood(self, rows: Sequence[EncodedRow]) -> Tensor:
         """Returns log p of each row's own target, [b], differentiable in the mixture."""
         batch, embeddings = self._enter(rows)
-        prompts, _ = self._entering_prompts(rows, batch, embeddings)
-        return self.backbone.target_log_likelihood(batch, embeddings, prompts, self._read(rows))
+        past = self._read(rows)
+        prompts, _ = self._entering_prompts(rows, batch, embeddings, past)
+        return self.backbone.target_log_likelihood(batch, embeddings, prompts, past)
 
     @torch.no_grad()
     def score_labels(self, rows: Sequence[EncodedRow], labels: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor | None]:
         """Returns log p of every label word for every row, [b, c], and the mixture's weights, [b, t + 1]."""
         batch, embeddings = self._enter(rows)
-        prompts, weights = self._entering_prompts(rows, batch, embeddings)
-        return self.backbone.label_log_likelihoods(batch, embeddings, prompts, labels, self._read(rows)), weights
+        past = self._read(rows)
+        prompts, weights = self._entering_prompts(rows, batch, embeddings, past)
+        return self.backbone.label_log_likelihoods(batch, embeddings, prompts, labels, past), weights
 
     @torch.no_grad()
     def generate(self, rows: Sequence[EncodedRow], max_new_tokens: int) -> tuple[list[str], Tensor | None]:
@@ -179,17 +201,17 @@ class PromptedModel:
         return self.backbone.generate(batch, embeddings, prompts, max_new_tokens, self.placement, self.ends), weights
 
     def _entering_prompts(
-        self, rows: Sequence[EncodedRow], batch: Batch, embeddings: Tensor
+        self, rows: Sequence[EncodedRow], batch: Batch, embeddings: Tensor, past: Past | None = None
     ) -> tuple[Tensor | None, Tensor | None]:
         """Returns what `prompts` does, but [1, m, d] if all rows share one prompt."""
         if not self.one_for_all(row.task for row in rows):
-            return self.prompts(batch, embeddings)
+            return self.prompts(batch, embeddings, states=None if past is None else past.states)
         prompts, weights = self.prompts(batch, embeddings, batch.task_ids[:1])
         return prompts, None if weights is None else weights.expand(len(rows), -1)
 
     def _read(self, rows: Sequence[EncodedRow]) -> Past | None:
         after = self.placement == "after" and self.mixture is not None
-        return self.backbone.read(rows) if after else None
+        return self.backbone.read(rows, self.reads_states) if after else None
 
     def _enter(self, rows: Sequence[EncodedRow]) -> tuple[Batch, Tensor]:
         """Returns the rows as a batch, and the embeddings of their inputs, [b, l, d], with DePT's offsets added."""
@@ -290,9 +312,21 @@ class _Reading:
     @cached_property
     def past(self) -> Past:
         """Keys and values of the rows' inputs."""
-        past = self.backbone.read(self.rows)
+        past = self.backbone.read(self.rows, self._reads_states)
         assert past is not None
         return past
+
+    @cached_property
+    def states(self) -> Tensor | None:
+        """The frozen model's states of the rows' inputs, where a model reads them."""
+        if not self._reads_states:
+            return None
+        after = any(model.placement == "after" for model in self.models)
+        return self.past.states if after else self.backbone.states_of(self.batch)
+
+    @property
+    def _reads_states(self) -> bool:
+        return any(model.reads_states for model in self.models)
 
     def score(
         self, placement: str, pairs: Pairs, words: Sequence[Sequence[int]], max_tokens: int
@@ -343,7 +377,8 @@ class _Reading:
             of = [row for j, row in pairs if j == i]
             model, at = self.models[i], self.backbone.on_device(of)
             batch, tasks = self.batch.of_rows(at), _repeated(self.task_ids[i], of, self.models[i])
-            own, mixed = model.prompts(batch, self.embeddings[at], tasks)
+            states = self.states[at] if self.states is not None and model.reads_states else None
+            own, mixed = model.prompts(batch, self.embeddings[at], tasks, states)
             assert own is not None
             for place, row in enumerate(of):
                 prompts[i, row], weights[i, row] = own[place], None if mixed is None else mixed[place]
@@ -397,14 +432,20 @@ def joint_log_likelihood(
     rows = [row for _, row in pairs]
     heads = rows[::suffixes]  # a row of each shared input
     batch, embeddings = first._enter(heads if after else rows)
-    past = backbone.read(heads) if after else None
-    pooled = None
-    if any(models[number].reads_input for number in {number for number, _ in pairs}):
-        pooled = first.pooled(batch, embeddings)
+    reading = {number: models[number] for number in {number for number, _ in pairs} if models[number].reads_input}
+    past = backbone.read(heads, any(model.reads_states for model in reading.values())) if after else None
+    states = None if past is None else past.states
+    if states is None and any(model.reads_states for model in reading.values()):
+        states = backbone.states_of(batch)
+    # what each of them reads of every row; most read alike
+    kinds: dict[object, Tensor] = {}
+    for model in reading.values():
+        if model.reading not in kinds:
+            read = model.pooled(batch, embeddings, states)
+            kinds[model.reading] = read.repeat_interleave(suffixes, dim=0) if after and suffixes > 1 else read
     if after and suffixes > 1:
         assert past is not None
         past = replace(past, suffixes=suffixes)
-        pooled = None if pooled is None else pooled.repeat_interleave(suffixes, dim=0)
         batch = backbone.collate([replace(row, input_ids=row.input_ids[:1]) for row in rows])  # inputs are read
     # each model makes the prompts of its own rows
     places: dict[int, list[int]] = {}
@@ -414,11 +455,11 @@ def joint_log_likelihood(
     index = backbone.on_device(order)
     counts = [len(own) for own in places.values()]
     tasks = torch.split(batch.task_ids[index], counts)
-    inputs = [None] * len(counts) if pooled is None else torch.split(pooled[index], counts)
+    inputs = {kind: torch.split(read[index], counts) for kind, read in kinds.items()}
     parts = []
-    for (number, own), task_ids, read in zip(places.items(), tasks, inputs, strict=True):
+    for turn, ((number, own), task_ids) in enumerate(zip(places.items(), tasks, strict=True)):
         one = models[number].one_for_all(rows[place].task for place in own)
-        own_read = read if models[number].reads_input else None
+        own_read = inputs[models[number].reading][turn] if models[number].reads_input else None
         prompts, _ = models[number]._mixed(task_ids[:1] if one else task_ids, own_read)
         parts.append(prompts.expand(len(own), -1, -1))
     back = sorted(range(len(order)), key=order.__getitem__)

@@ -29,6 +29,7 @@ class Past:
         lengths: real positions of each prefix, [b].
         padded: whether any prefix has pads.
         suffixes: the number of suffixes of each prefix; those of prefix i are rows i·suffixes … of the suffix batch.
+        states: the last hidden states of each prefix, [b, 2, d] (`FrozenBackbone.states`), where they are asked for.
     """
 
     keys: Sequence[Tensor]
@@ -36,6 +37,7 @@ class Past:
     lengths: Tensor
     padded: bool
     suffixes: int = 1
+    states: Tensor | None = None
 
     @property
     def width(self) -> int:
@@ -51,7 +53,8 @@ class Past:
         if list(numbers) == list(range(len(self.lengths))):
             return self
         keys, values = [key[at] for key in self.keys], [value[at] for value in self.values]
-        return replace(self, keys=keys, values=values, lengths=self.lengths[at])
+        states = None if self.states is None else self.states[at]
+        return replace(self, keys=keys, values=values, lengths=self.lengths[at], states=states)
 
     def mask(self, dtype: torch.dtype) -> Tensor | None:
         """Returns the additive mask of real tokens, [b, 1, 1, l]; None if there are no pads."""

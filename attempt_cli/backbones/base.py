@@ -7,6 +7,7 @@ import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -37,6 +38,10 @@ Watch = Callable[[list[int]], list[bool]]
 PROJECTED_AT_ONCE = 256
 
 
+# the states of an input that there are: of its last token, and the mean over its tokens
+STATES = ("last", "mean")
+
+
 class FrozenBackbone(SwitchedLayers, ABC):
     """A language model with fixed weights, used through embeddings and log-likelihoods.
 
@@ -48,6 +53,8 @@ class FrozenBackbone(SwitchedLayers, ABC):
     """
 
     architecture: str
+    # whether it computes hidden states itself; an embedding table leaves that to another process
+    has_layers = True
     # keys and values of inputs that are read more than once; shared by all trainings on this backbone
     input_cache: InputCache | None = None
     # the `TunedWeights` that are in the model now; once they are released it is the frozen model again
@@ -176,8 +183,8 @@ class FrozenBackbone(SwitchedLayers, ABC):
         """Bytes of one input token's keys and values over all layers; 0 if inputs cannot be read on their own."""
         return 0
 
-    def read(self, rows: Sequence[EncodedRow]) -> Past | None:
-        """Returns keys and values of the rows' inputs, for prompts that are placed after them."""
+    def read(self, rows: Sequence[EncodedRow], states: bool = False) -> Past | None:
+        """Returns keys and values of the rows' inputs, for prompts behind them; with `states` those, too."""
         return None
 
     @property
@@ -306,6 +313,30 @@ class FrozenBackbone(SwitchedLayers, ABC):
         text = backend.to_str() if backend is not None else f"{self.name} {self.fingerprint}"
         return hashlib.sha256(text.encode()).hexdigest()
 
+    def with_words(self, words: Sequence[int], frame: ChatFrame | None = None) -> ChatFrame:
+        """Returns what stands around an input that comes behind words: a frame whose head ends in their tokens.
+
+        Args:
+            words: the words' tokens.
+            frame: the chat template that both stand in; None for none.
+        """
+        if frame is not None:
+            return replace(frame, head=(*frame.head, *words))
+        plain, whole = (self._tokenised("a", add_special_tokens=special) for special in (False, True))
+        start = next(at for at in range(len(whole)) if whole[at : at + len(plain)] == plain)
+        head, tail = whole[:start], whole[start + len(plain) :]
+        return ChatFrame("", (*head, *words), tuple(tail), cue=":", lead=" ", end_id=self.end_id)
+
+    def text_tokens(self, text: str) -> list[int]:
+        """Returns a text's tokens as they are in the middle of others, with none of the tokenizer's own around them."""
+        before, after = (self._tokenised(word, add_special_tokens=False) for word in ("a:", "b"))
+        whole = self._tokenised(f"a:{text}b", add_special_tokens=False)
+        if whole[: len(before)] == before and whole[len(whole) - len(after) :] == after:
+            found: list[int] = whole[len(before) : len(whole) - len(after)]
+        else:
+            found = self._tokenised(text, add_special_tokens=False)
+        return found
+
     @abstractmethod
     def target_tokens(self, text: str, *, end: bool, frame: ChatFrame | None = None) -> list[int]:
         """Returns the tokens of a target as the model would write it after the input.
@@ -375,6 +406,23 @@ class FrozenBackbone(SwitchedLayers, ABC):
         """Returns X, the embeddings of tokens as they enter the first layer, [..., d] in the backbone's dtype."""
         embeddings: Tensor = self._embedding(ids)
         return embeddings
+
+    @torch.no_grad()
+    def states(self, rows: Sequence[EncodedRow]) -> Tensor:
+        """Returns the frozen model's last hidden states of each input: the last token's, and the mean, [b, 2, d], fp32.
+
+        Of an encoder-decoder they are the encoder's.
+        """
+        return self.states_of(self.collate(rows))
+
+    @torch.no_grad()
+    def states_of(self, batch: Batch) -> Tensor:
+        """Returns `states` of a batch's inputs."""
+        return summarised(self._input_states(batch), batch.input_lengths)
+
+    @abstractmethod
+    def _input_states(self, batch: Batch) -> Tensor:
+        """Returns the last layer's normed output for inputs without a prompt, [b, l, d]."""
 
     @abstractmethod
     def target_log_likelihood(
@@ -483,6 +531,14 @@ def _bf16_bytes(weight: Tensor) -> bytes:
     if not weight.is_floating_point():
         return weight.detach().cpu().contiguous().numpy().tobytes()
     return weight.detach().to("cpu", torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes()
+
+
+def summarised(hidden: Tensor, lengths: Tensor) -> Tensor:
+    """Returns the last real position's state and the mean over real positions, [b, 2, d], of [b, l, d], in fp32."""
+    hidden = hidden.float()
+    real = torch.arange(hidden.shape[1], device=hidden.device) < lengths[:, None]
+    mean = (hidden * real[:, :, None]).sum(dim=1) / lengths[:, None]
+    return torch.stack([hidden[torch.arange(len(hidden), device=hidden.device), lengths - 1], mean], dim=1)
 
 
 def with_prompts(embeddings: Tensor, prompts: Tensor | None) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from attempt_cli.backbones import attention
 from attempt_cli.backbones.attention import Past, additive_mask, causal_mask
-from attempt_cli.backbones.base import FrozenBackbone, Watch, stopping, with_prompts
+from attempt_cli.backbones.base import FrozenBackbone, Watch, stopping, summarised, with_prompts
 from attempt_cli.backbones.batches import by_length
 from attempt_cli.backbones.chat import ChatFrame
 from attempt_cli.backbones.input_cache import Group
@@ -96,7 +96,7 @@ class DecoderOnlyBackbone(FrozenBackbone):
         return config.num_hidden_layers, key_heads, width
 
     @torch.no_grad()
-    def read(self, rows: Sequence[EncodedRow]) -> Past:
+    def read(self, rows: Sequence[EncodedRow], states: bool = False) -> Past:
         """Returns keys and values of the rows' inputs, from the input cache if they are planned to be there."""
         layers, key_heads, width = self._key_shape
         lengths = [len(row.input_ids) for row in rows]
@@ -105,15 +105,34 @@ class DecoderOnlyBackbone(FrozenBackbone):
         kept = self._kept_inputs(rows)
         uncached = [place for place in range(len(rows)) if place not in kept]
         both = self._gathered(kept, shape)
+        found: dict[int, Tensor] = {}  # states of those that are read now
         unread = [lengths[place] for place in uncached]
         for batch in by_length(unread, 0, sum(lengths) * len(rows), least=self.least_positions):
             places = [uncached[i] for i in batch]
-            fresh = self._read_group(Group("", tuple(tuple(rows[place].input_ids) for place in places)))
+            fresh, own = self._read_group(Group("", tuple(tuple(rows[place].input_ids) for place in places)))
+            found |= zip(places, own, strict=True)
             both[:, :, self.on_device(places), :, : fresh.shape[4]] = fresh.permute(1, 2, 0, 3, 4, 5)
             if self.input_cache is not None:
-                self.input_cache.offer([rows[place].input_ids for place in places], fresh)
+                self.input_cache.offer([rows[place].input_ids for place in places], fresh, own)
         padded = min(lengths) < longest
-        return Past(both[:, 0].unbind(), both[:, 1].unbind(), self.on_device(lengths), padded)
+        past = Past(both[:, 0].unbind(), both[:, 1].unbind(), self.on_device(lengths), padded)
+        if not states:
+            return past
+        found |= {place: self._kept_states(rows[place].input_ids) for place in kept}
+        return replace(past, states=torch.stack([found[place] for place in range(len(rows))]))
+
+    def _kept_states(self, ids: Sequence[int]) -> Tensor:
+        """Returns the states of a row whose keys the input cache holds; those of a file are computed once more."""
+        assert self.input_cache is not None
+        planned = self.input_cache.group_of(ids)
+        if planned is None:  # the cache has failed since: the row is read on its own
+            return self._read_group(Group("", (tuple(ids),)))[1][0]
+        group, index = planned
+        if self.input_cache.states_of(group.name) is None:
+            self._read_kept(group)
+        own = self.input_cache.states_of(group.name)
+        assert own is not None
+        return own[index]
 
     def _kept_inputs(self, rows: Sequence[EncodedRow]) -> dict[int, Tensor]:
         """Returns keys and values of the rows that the input cache holds, by the row's place."""
@@ -149,14 +168,18 @@ class DecoderOnlyBackbone(FrozenBackbone):
     def _read_kept(self, group: Group) -> Tensor:
         """Runs `_read_group` on the layers as they were loaded: other trainings and resumed ones read the result."""
         with self.as_loaded():
-            return self._read_group(group)
+            computed, states = self._read_group(group)
+        if self.input_cache is not None:
+            self.input_cache.add_states(group.name, states)
+        return computed
 
-    def _read_group(self, group: Group) -> Tensor:
-        """Computes keys and values of a group's rows, [rows, layers, 2, g, l, e]."""
+    def _read_group(self, group: Group) -> tuple[Tensor, Tensor]:
+        """Computes keys and values of a group's rows, [rows, layers, 2, g, l, e], and their states, [rows, 2, d]."""
         batch = self.collate([EncodedRow(list(ids), []) for ids in group.rows])
         keep: list[tuple[Tensor, Tensor]] = []
-        self._hidden(self.embed(batch.input_ids), keep=keep)
-        return torch.stack([torch.stack(layer, dim=1) for layer in keep], dim=1)
+        hidden = self._hidden(self.embed(batch.input_ids), keep=keep)
+        computed = torch.stack([torch.stack(layer, dim=1) for layer in keep], dim=1)
+        return computed, summarised(hidden, batch.input_lengths)
 
     def _hidden_behind(
         self,
@@ -251,6 +274,9 @@ class DecoderOnlyBackbone(FrozenBackbone):
                 "parts (a sliding window, or rotary positions that change with the length)",
                 "Give a shorter --max-length, or train with --placement before.",
             )
+
+    def _input_states(self, batch: Batch) -> Tensor:
+        return self._hidden(self.embed(batch.input_ids))
 
     # scores
 

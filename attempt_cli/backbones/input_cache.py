@@ -29,6 +29,8 @@ GROUP_ROWS = 16
 GROUP_TOKENS = 8192
 GROUP_LEAST = 512  # positions; a group that has them takes no row that is much shorter
 
+SPARE_STATES = 64  # groups whose states may stay without their keys
+
 KEPT = "keys and values"  # the name of a file's one tensor
 
 
@@ -78,6 +80,7 @@ class InputCache:
         self._kept: OrderedDict[str, Tensor] = OrderedDict()
         self._planned: dict[bytes, tuple[Group, int]] = {}
         self._wanted: set[str] = set()
+        self._states: dict[str, Tensor] = {}  # of groups that were computed here; a row's are less than a token's keys
         self._earlier: dict[Path, int] | None = None  # files of other trainings and their sizes, the oldest first
 
     @property
@@ -152,8 +155,18 @@ class InputCache:
             self._kept[group.name] = kept
         return kept
 
-    def offer(self, rows: Sequence[Sequence[int]], computed: Tensor) -> None:
-        """Receives keys and values of rows that it did not have, [rows, layers, 2, g, l, e]: of no use to a plan."""
+    def add_states(self, name: str, states: Tensor) -> None:
+        """Keeps the last hidden states of a group's rows, [rows, 2, d], as long as its keys and values."""
+        if len(self._states) > 2 * len(self._kept) + SPARE_STATES:
+            self._states = {name: own for name, own in self._states.items() if name in self._kept}
+        self._states[name] = states
+
+    def states_of(self, name: str) -> Tensor | None:
+        """Returns what `add_states` kept of a group; None where its keys and values came from a file."""
+        return self._states.get(name)
+
+    def offer(self, rows: Sequence[Sequence[int]], computed: Tensor, states: Tensor) -> None:
+        """Receives keys, values and states of rows that it did not have: of no use to a plan."""
 
     def _keep(self, tensor: Tensor, file: Path | None) -> Tensor:
         need = _size(tensor)
@@ -236,7 +249,7 @@ class RecentInputs(InputCache):
         name = row_key(ids).hex()
         return (Group(name, (tuple(ids),)), 0) if name in self._kept else None
 
-    def offer(self, rows: Sequence[Sequence[int]], computed: Tensor) -> None:
+    def offer(self, rows: Sequence[Sequence[int]], computed: Tensor, states: Tensor) -> None:
         for place, ids in enumerate(rows):
             self.misses += 1
             own = computed[place : place + 1, ..., : len(ids), :]
@@ -249,6 +262,7 @@ class RecentInputs(InputCache):
                 self._used -= _size(dropped)
             self._kept[name] = kept
             self._used += need
+            self.add_states(name, states[place : place + 1].clone())
 
 
 def _size(tensor: Tensor) -> int:

@@ -21,6 +21,7 @@ class EmbeddingTable(DecoderOnlyBackbone):
     """A decoder-only backbone that embeds and tokenises, and computes nothing else: another process has the layers."""
 
     own_attention = True  # where a prompt may stand, the process with the layers does not mind
+    has_layers = False
 
 
 class _TableOnly(nn.Module):

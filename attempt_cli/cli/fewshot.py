@@ -29,7 +29,10 @@ if TYPE_CHECKING:
     from attempt_cli.cli.main import Settings
     from attempt_cli.data.task import Task
 
-COLUMNS = ["task", "method", "score", "against_prompt_tuning", "p", "seeds", "n", "steps", "attention"]
+COLUMNS = [
+    *("task", "method", "score", "against_prompt_tuning", "p", "seeds", "n", "steps"),
+    *("trained_parameters", "extra_tokens", "training_seconds", "orders", "attention"),
+]
 
 
 @click.command("fewshot")
@@ -106,8 +109,10 @@ def command(
         )
     else:
         tested = any(row.p is not None for row in result.methods)  # of one seed there is no test
-        columns = COLUMNS if tested else [name for name in COLUMNS if name != "p"]
-        settings.output.rows("methods", [result_line(row) for row in result.methods], columns, name="method")
+        lines = [result_line(row) for row in result.methods]
+        columns = [name for name in COLUMNS if tested or name != "p"]
+        columns = [name for name in columns if name != "orders" or any(line["orders"] for line in lines)]
+        settings.output.rows("methods", lines, columns, name="method")
         if tested:
             settings.output.note(PAIRED_P)
 

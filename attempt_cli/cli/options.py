@@ -140,6 +140,19 @@ attention_rank_option = click.option(
 temperature_option = click.option(
     "--temperature", type=float, help="T of G's softmax. [default: e·√d in RMS units, the paper's e·d in raw ones]"
 )
+
+# what G reads, and how its scores become weights
+shape_options = stacked(
+    click.option(
+        "--attention-input",
+        type=click.Choice(["words", "last", "mean"]),
+        help="What G reads of an input: its word embeddings, max-pooled; or the frozen model's last hidden state of "
+        "its last token, or their mean. These cost nothing with the prompt after the input. [default: words]",
+    ),
+    click.option("--attention-top", type=click.IntRange(min=1), help="So many prompts have a weight. [default: all]"),
+    click.option("--cosine", is_flag=True, default=None, help="Scores are cosines; T is trained, from 0.1."),
+)
+
 # how fast a comparison's methods learn, and how sharply G chooses
 rate_options = stacked(learning_rate_option, attention_rate_option, weight_rate_option, temperature_option)
 

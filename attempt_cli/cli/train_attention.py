@@ -13,6 +13,7 @@ from attempt_cli.cli.options import (
     attention_rate_option,
     names_or_all,
     sampling_options,
+    shape_options,
     split_names,
     temperature_option,
     training_options,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 @attention_rank_option
 @attention_rate_option
 @temperature_option
+@shape_options
 @sampling_options
 @training_options
 @click.pass_obj

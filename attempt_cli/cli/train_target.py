@@ -14,6 +14,7 @@ from attempt_cli.cli.options import (
     attention_rate_option,
     names_or_all,
     sampling_options,
+    shape_options,
     stacked,
     temperature_option,
     training_options,
@@ -27,8 +28,11 @@ if TYPE_CHECKING:
     from attempt_cli.cli.main import Settings
 
 # what G is, and how fast it is trained
-SHAPE_OF_G = ("attention_rank", "temperature", "learned_temperature", "level")
-OF_G = (*SHAPE_OF_G, "attention_learning_rate")
+SHAPE_OF_G = (
+    *("attention_rank", "temperature", "learned_temperature", "level"),
+    *("attention_input", "attention_top", "cosine"),
+)
+OF_G = (*SHAPE_OF_G, "attention_learning_rate", "evidence")
 
 # where the first is given, the others say nothing: there is no G, or it is there already
 SETTLED = {
@@ -75,6 +79,14 @@ method_options = stacked(
     type=click.Choice(["instance", "token"]),
     help="What has a weight: a prompt (equation 3), or each of its rows (equation 5). [default: instance]",
 )
+@shape_options
+@click.option(
+    "--evidence",
+    is_flag=True,
+    default=None,
+    help="The attention starts from how likely each prompt makes 16 training rows.",
+)
+@click.option("--one-norm", is_flag=True, default=None, help="Sources are scaled to one norm, their mean.")
 @click.option("--constant-attention", is_flag=True, default=None, help="Every source has the weight 1/t, without G.")
 @click.option(
     "--no-target", "with_target", flag_value=False, default=None, help="Only sources are mixed, and only G is trained."

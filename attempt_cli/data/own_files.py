@@ -10,7 +10,7 @@ from pathlib import Path, PurePath, PurePosixPath
 
 from attempt_cli.data.fields import task_from_fields
 from attempt_cli.data.readers import FileRows, check_columns, file_ending, read_file, refuse_columns
-from attempt_cli.data.task import ONE_LABEL, Task, check_no_leak, is_url
+from attempt_cli.data.task import ONE_LABEL, ROWS_OF, Task, check_no_leak, is_url
 from attempt_cli.data.template import MissingValueError, template_columns, text_value
 from attempt_cli.errors import AttemptError, shortened
 
@@ -84,7 +84,7 @@ def task_from_files(
     task = task_from_fields(
         {
             "name": name or _task_name(next(iter(paths.values()))),
-            "description": f"Rows of {', '.join(str(path) for path in paths.values())}",
+            "description": f"{ROWS_OF}{', '.join(str(path) for path in paths.values())}",
             "files": {split: str(path) for split, path in paths.items()},
             "encoding": encoding,
             "split_rule": "held-out" if held_out else "own",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import cached_property
@@ -43,6 +44,7 @@ from attempt_registry.errors import nearest_names
 Format = Literal["words", "reference"]
 # what a list of labels gets, wherever it is met
 ONE_LABEL = "A row has one label: split the task into one for each label, or keep one label a row."
+ROWS_OF = "Rows of "  # what the description of a task without a YAML begins with: its files, not what it asks
 RENDERING_ERRORS = (AttributeError, KeyError, TypeError, ValueError)  # of templates and preparations
 
 
@@ -132,6 +134,9 @@ class Task(_Fields):
     version: int = Field(default=1, ge=1, lt=2**31, description="Rises when a change of the task changes its examples.")
     description: Annotated[str, AfterValidator(lambda text: " ".join(text.split()))] = Field(
         default="", description="A sentence for people, with the paper that the task comes from."
+    )
+    instruction: Annotated[str, AfterValidator(str.strip)] = Field(
+        default="", description="What a model is told to do, in its own words; without it the description."
     )
     licence: Annotated[str, AfterValidator(lambda text: " ".join(text.split()))] | None = Field(
         default=None, description="The licence of the rows, as whoever gives them states it."
@@ -233,6 +238,27 @@ class Task(_Fields):
     def _words(self) -> tuple[str, ...]:
         words = tuple(self.labels.values()) if self.labels else ()
         return tuple(str(index) for index in range(len(words))) if self.format == "reference" else words
+
+    @property
+    def instructions(self) -> str:
+        """What a model without a prompt is told to do: its instruction, else the description and the label words.
+
+        Raises:
+            AttemptError: the task says nothing of the kind.
+        """
+        if self.instruction:
+            return self.instruction
+        own = "" if self.files and self.description.startswith(ROWS_OF) else self.description
+        said = re.sub(r"\s*\([^()]*\)$", "", own)  # without the source, which is for people
+        if self.label_words:
+            words = [f'"{word}"' for word in self.label_words]
+            said = f"{said} Answer with {', '.join(words[:-1])} or {words[-1]}.".strip()
+        if not said:
+            raise AttemptError(
+                f"the task '{self.name}' has neither an instruction nor a description to tell a model what to do",
+                "Give its YAML an `instruction`.",
+            )
+        return said
 
     def with_format(self, name: str) -> Task:
         """Returns the task under another text format: "words" (natural label words) or "reference" (the authors' code).

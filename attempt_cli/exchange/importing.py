@@ -346,7 +346,10 @@ class _Adding:
         attention = None if draft.attention is None else self._ref("attention", draft.attention)
         settings = dict(draft.settings)
         if isinstance(settings.get("weights"), dict):
-            settings["weights"] = {self.refs.get(f"prompt:{key}", key): a for key, a in settings["weights"].items()}
+            settings["weights"] = self._renamed(settings["weights"])
+        if isinstance(settings.get("prior"), dict):
+            own = {key: self._renamed(one) for key, one in settings["prior"].items() if isinstance(one, dict)}
+            settings["prior"] = self._renamed(own)
 
         def add() -> Composition:
             check_mixing(settings, sources, f"the composition '{draft.name}'")
@@ -369,6 +372,9 @@ class _Adding:
 
         kept: Composition = self._kept("composition", draft, alike, add)
         return kept
+
+    def _renamed(self, by_prompt: Mapping[str, Any]) -> dict[str, Any]:
+        return {self.refs.get(f"prompt:{key}", key): value for key, value in by_prompt.items()}
 
     def run(self, fields: Mapping[str, Any]) -> None:
         """Records a run with those of its artefacts and inputs that are here."""
@@ -419,7 +425,13 @@ class _Adding:
         return self.refs.get(f"{kind}:{key}", key)
 
 
-MIXING = ("embedding_scale", "weights", "with_target")  # what a composition's settings say of how it mixes
+MIXING = (
+    "embedding_scale",
+    "weights",
+    "with_target",
+    "prior",
+    "source_norm",
+)  # what a composition's settings say of how it mixes
 
 
 def check_attention(draft: AttentionDraft, width: int) -> None:
@@ -431,8 +443,8 @@ def check_attention(draft: AttentionDraft, width: int) -> None:
     rank = draft.rank
     shapes = {"down.weight": (rank, width), "up.weight": (width, rank), "norm.weight": (width,), "norm.bias": (width,)}
     found = {name: tuple(tensor.shape) for name, tensor in draft.tensors.items() if name != "log_temperature"}
-    learned = draft.tensors.get("log_temperature")
-    if found != shapes or not 1 <= rank < width or (learned is not None and learned.shape != ()):
+    learned = draft.tensors.get("log_temperature")  # the registry's files have no number without a dimension
+    if found != shapes or not 1 <= rank < width or (learned is not None and learned.shape not in ((), (1,))):
         raise AttemptError(
             f"the attention '{draft.name}' has the tensors {found}, which do not make a G of rank {rank} and width "
             f"{width}",
@@ -459,5 +471,10 @@ def check_mixing(settings: Mapping[str, Any], sources: Sequence[str], what: str)
         names = {*sources, TARGET}
         fits = fits and isinstance(weights, dict) and weights.keys() == names and all(map(number, weights.values()))
         fits = fits and (settings.get("with_target", True) or weights[TARGET] == 0)
+    priors, norm = settings.get("prior", {}), settings.get("source_norm")
+    fits = fits and isinstance(priors, dict) and (norm is None or (number(norm) and norm > 0))
+    for own in priors.values() if fits else ():
+        fits = fits and isinstance(own, dict) and own.keys() >= {*sources, TARGET}
+        fits = fits and all(type(one) in (int, float) and math.isfinite(one) for one in own.values())
     if not fits:
         raise AttemptError(f"{what} has settings that do not say how it mixes", "Copy it again.")

@@ -81,6 +81,9 @@ class Cell:
         seconds: the duration of training and evaluation; of cells that were trained in one pass each one's share.
         key: a hash of everything that the result depends on, up to rounding.
         bank: how many trainings went through the backbone together; then `peak_memory` is that of all.
+        extra_tokens: tokens that a query is longer by: the prompt's, an instruction's, those of demonstrations.
+        training_seconds: the duration of training alone; of cells that were trained in one pass each one's share.
+        orders: the score with each order of demonstrations, whose mean is the score; None without any.
     """
 
     task: str
@@ -100,6 +103,9 @@ class Cell:
     seconds: float = 0.0
     key: str = ""
     bank: int = 1
+    extra_tokens: int = 0
+    training_seconds: float = 0.0
+    orders: list[float] | None = None
 
 
 def banks(specs: Sequence[CellSpec], most: int) -> list[list[CellSpec]]:

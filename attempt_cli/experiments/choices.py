@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
+
+import numpy as np
+import torch
 
 from attempt_cli.artefacts import load_prompt
 from attempt_cli.backbones.base import FrozenBackbone
@@ -15,6 +18,7 @@ from attempt_cli.data.rows import Rows, examples_sha256, load_examples
 from attempt_cli.data.scoring import score
 from attempt_cli.data.task import Task
 from attempt_cli.errors import AttemptError
+from attempt_cli.evaluation.inside import prompt_cosines
 from attempt_cli.evaluation.prediction import predict
 from attempt_cli.experiments.cells import CellSpec
 from attempt_cli.experiments.methods import METHODS, PREPARED
@@ -28,6 +32,22 @@ from attempt_registry import Prompt, Registry
 
 LONGEST_NAME = 60  # of a training on several tasks: each task's own name follows it
 ROWS_FOR_CHOICE = 200  # training rows that the best source is chosen by, at most
+SEARCHED = 1 / 5  # of the steps: the prompt that is compared with the sources. The paper's 4 % of few steps is nothing
+
+
+@dataclass(frozen=True)
+class Search:
+    """What a search for the start of a training has found.
+
+    Args:
+        found: the source to start from.
+        steps: that it took.
+        seconds: that it took.
+    """
+
+    found: Prompt
+    steps: int
+    seconds: float
 
 
 class Choices:
@@ -64,8 +84,14 @@ class Choices:
         """Chooses the rows that every model of a task is scored on."""
         return self._load(task, "test", self.plan.limit)
 
-    def request(self, spec: CellSpec, rows: Sequence[TaskRows], backbone: FrozenBackbone) -> Request:
-        """Returns the training of a cell: with the preset's settings, the sources and the start of its method."""
+    def request(
+        self, spec: CellSpec, rows: Sequence[TaskRows], backbone: FrozenBackbone, search: Search | None = None
+    ) -> Request:
+        """Returns the training of a cell: with the preset's settings, the sources and the start of its method.
+
+        Args:
+            search: has found the start, and used a part of the steps.
+        """
         plan, method, target = self.plan, METHODS[spec.method], spec.kind == "target"
         sources = self.sources(spec) if target else ()
         named = self.registry.prompt(plan.init_from) if plan.init_from and target else None
@@ -78,6 +104,12 @@ class Choices:
         if method.source in PREPARED:
             refs = [plan.prepared.get((spec.backbone, one.task.name, str(method.source))) for one in rows]
             starts = [self.registry.prompt(ref) if ref else None for ref in refs]
+        elif search is not None:
+            starts = [search.found]
+            steps = config.total_steps(len(rows[0].train.examples)) - search.steps
+            config = config.model_copy(update={"steps": steps, "epochs": None})
+        elif method.source == "random":
+            starts = [random.Random(spec.seed).choice(sources)] * len(rows)
         elif method.source is not None and named is not None:
             starts = [named] * len(rows)
         elif method.source is not None and sources:
@@ -96,6 +128,42 @@ class Choices:
             attention_from=self.registry.attention(prior) if prior else None,
             tags=plan.tags,
         )
+
+    def search(self, spec: CellSpec, rows: TaskRows) -> Request:
+        """Returns the short training of a target prompt that is compared with the sources (Vu et al. 2022).
+
+        It starts from the words that the first source started from: prompts of one start differ by their tasks.
+
+        Raises:
+            AttemptError: a single step leaves nothing to search with.
+        """
+        sources = self.sources(spec)
+        config = self._config(spec, sources, rows, {"method": "prompt-tuning"})
+        total = config.total_steps(len(rows.train.examples))
+        if total < 2:
+            raise AttemptError(
+                f"{spec.method} takes a part of the steps to search, and there is one", "Give more --steps."
+            )
+        update = {
+            "steps": max(1, round(total * SEARCHED)),
+            "epochs": None,
+            "eval_every": 0,
+            "seed": sources[0].seed or 0,
+        }
+        return Request(
+            tasks=(replace(rows, validation=None),),
+            name=f"{self._name(spec)}-search",
+            config=config.model_copy(update=update),
+            tags=self.plan.tags,
+        )
+
+    def nearest(self, prompt: Prompt, sources: Sequence[Prompt]) -> Prompt:
+        """Returns the source whose mean token has the largest cosine with that of a prompt."""
+        own, *others = (
+            torch.from_numpy(np.array(self.registry.prompt_tensor(one))).double() for one in (prompt, *sources)
+        )
+        cosines = [prompt_cosines(other, own)[0] for other in others]
+        return sources[max(range(len(sources)), key=cosines.__getitem__)]
 
     def preparation(self, spec: CellSpec) -> Request:
         """Returns the training on the source tasks of a target that makes what it starts from."""

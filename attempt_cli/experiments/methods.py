@@ -25,14 +25,16 @@ class Comparison:
     Args:
         description: for `--help`.
         trains: False for a method that scores a prompt without training.
-        source: "stands": the best source is scored as it is; "starts": the training starts from it; "shared": it
-            starts from one prompt that was trained on all source tasks, "factored": with each task's factors; None:
-            needs no source.
+        source: "stands": the best source is scored as it is; "starts": the training starts from it; "nearest": from
+            the source nearest to a target prompt that is trained first; "shared": from one prompt that was trained on
+            all source tasks, "factored": with each task's factors; "random": from one that the seed draws; None: from
+            frequent words.
         mixes: "all": the sources go into the training (mixed by attention; MPT starts from their mean); "best": only
             the best of them; None: none does.
         prior: G starts from one that was trained on the source tasks.
         together: one training for several targets.
         settings: the fields of `TrainingConfig` that the method changes.
+        instead: a name in `instead.INSTEAD`: neither a prompt nor weights are trained, and the rows are used otherwise.
     """
 
     description: str
@@ -42,6 +44,7 @@ class Comparison:
     prior: bool = False
     together: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
+    instead: str | None = None
 
     @property
     def uses_sources(self) -> bool:
@@ -64,19 +67,49 @@ class Comparison:
 
 
 def _attempt(
-    description: str, *, mixes: str = "all", prior: bool = False, together: bool = False, **settings: Any
+    description: str,
+    *,
+    source: str | None = "starts",
+    mixes: str = "all",
+    prior: bool = False,
+    together: bool = False,
+    **settings: Any,
 ) -> Comparison:
-    """Makes ATTEMPT or a variant: all start from the best source and mix sources."""
-    return Comparison(description, True, "starts", mixes, prior, together, {"method": "attempt", **settings})
+    """Makes ATTEMPT or a variant: nearly all start from the best source, and mix sources."""
+    return Comparison(description, True, source, mixes, prior, together, {"method": "attempt", **settings})
 
 
 METHODS: dict[str, Comparison] = {
     "none": Comparison("the backbone without a prompt", trains=False),
+    "instruction": Comparison(
+        "the backbone told in the task's own words what to do", trains=False, instead="instruction"
+    ),
+    "icl": Comparison(
+        "the training rows as solved examples before each input, in four orders", trains=False, instead="icl"
+    ),
+    "probe": Comparison(
+        "logistic regression (of numbers ridge regression) on the frozen backbone's last state of the input",
+        trains=False,
+        instead="probe",
+    ),
     "source": Comparison("the best source prompt as it stands", trains=False, source="stands"),
     **{
         name: Comparison(method.help, settings={"method": name}) for name, method in TRAINED.items() if not method.needs
     },
-    "spot": Comparison("SPoT-t: prompt tuning from the best source", source="starts", settings={"method": "spot"}),
+    "spot": Comparison(
+        "prompt tuning from the source under which the training rows are likeliest",
+        source="starts",
+        settings={"method": "spot"},
+    ),
+    "spot-t": Comparison(
+        "SPoT-t as published: prompt tuning from the source nearest, by cosine, to a target prompt that was trained in "
+        "the first fifth of the steps",
+        source="nearest",
+        settings={"method": "spot"},
+    ),
+    "spot-random": Comparison(
+        "prompt tuning from a random source: what a guess gives", source="random", settings={"method": "spot"}
+    ),
     "spot-g": Comparison(
         "SPoT-g: prompt tuning from one prompt of all source tasks", source="shared", settings={"method": "spot"}
     ),
@@ -90,6 +123,16 @@ METHODS: dict[str, Comparison] = {
     "attempt-constant": _attempt("ATTEMPT without attention: every source has 1/t", constant_attention=True),
     "attempt-single": _attempt("ATTEMPT with the best source only", mixes="best"),
     "attempt-token": _attempt("ATTEMPT with a weight for every row of the prompts", level="token"),
+    "attempt-random": _attempt("ATTEMPT that starts from a random source", source="random"),
+    "attempt-words": _attempt("ATTEMPT that starts from frequent words", source=None),
+    "attempt-states": _attempt("ATTEMPT whose G reads the last state of the last token", attention_input="last"),
+    "attempt-states-mean": _attempt("ATTEMPT whose G reads the mean of the last states", attention_input="mean"),
+    "attempt-evidence": _attempt("ATTEMPT that starts from the likelihood of training rows", evidence=True),
+    "attempt-top2": _attempt("ATTEMPT with a weight for two prompts only", attention_top=2),
+    "attempt-cosine": _attempt(
+        "ATTEMPT whose scores are cosines over a learned temperature", cosine=True, temperature=0.1
+    ),
+    "attempt-one-norm": _attempt("ATTEMPT with sources of one norm", one_norm=True),
     "mpt": Comparison(
         "multitask prompt tuning: a prompt trained on all sources with their factors (no distillation), times its own",
         source="factored",

@@ -32,6 +32,9 @@ COLUMNS = (
     "n",
     "steps",
     "trained_parameters",
+    "extra_tokens",
+    "training_seconds",
+    "orders",
     "memory",
     "attention",
     "failed",
@@ -119,7 +122,6 @@ class Report:
             "k": row.k,
             "sources": row.sources,
             "published": number and _published_text(number, percent=not memory),
-            "trained_parameters": row.trained_parameters,
             "memory": row.peak_memory and f"{row.peak_memory / GIGABYTE:.2f} GB",
         }
 
@@ -231,6 +233,10 @@ def result_line(row: Row) -> dict[str, Any]:
         "seeds": len(row.scores),
         "n": row.n,
         "steps": row.steps,
+        "trained_parameters": row.trained_parameters,
+        "extra_tokens": round(row.extra_tokens),
+        "training_seconds": row.training_seconds,
+        "orders": row.orders and " to ".join(f"{100 * end:.1f}" for end in row.orders),
         "attention": ", ".join(f"{name} {weight:.2f}" for name, weight in (row.attention or {}).items()),
     }
 

@@ -14,6 +14,7 @@ from attempt_cli.data.task import Task
 from attempt_cli.errors import ArgumentsError, AttemptError
 from attempt_cli.experiments.cell_queue import GridListener, GridResult
 from attempt_cli.experiments.cells import Cell, CellResult, CellSpec, banks
+from attempt_cli.experiments.instead import INSTEAD
 from attempt_cli.experiments.methods import ALONE, METHODS, PREPARED, check_methods, unknown_names
 from attempt_cli.experiments.paper import Experiment, paper_sources
 from attempt_cli.experiments.plan import Plan, Terms, check_rows
@@ -71,6 +72,10 @@ def compare_on_few_rows(
 ) -> FewShotResult:
     """Fills the cells of a few-shot comparison, those of prompts together; see `api.experiments.fewshot`."""
     check_methods(methods, ALONE)
+    for name in methods:  # what a task cannot be asked is refused before anything is trained
+        if (instead := METHODS[name].instead) is not None:
+            for task in tasks:
+                INSTEAD[instead].check(task)
     store = session.store
     start = store.prompt(init_from) if init_from else None
     needed = any(METHODS[name].needs_sources(start is not None) for name in methods)

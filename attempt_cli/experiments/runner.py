@@ -12,10 +12,11 @@ from attempt_cli.backbones.load import load_backbone
 from attempt_cli.data.fields import task_fields
 from attempt_cli.errors import AttemptError, StoppedError, first_line
 from attempt_cli.evaluation.evaluate import Evaluation, evaluate_many
-from attempt_cli.evaluation.prediction import PromptedTask, encode_examples
+from attempt_cli.evaluation.prediction import PromptedTask, Reading, encode_examples
 from attempt_cli.evaluation.record import record_evaluation, rows_record
 from attempt_cli.experiments.cells import Cell, CellResult, CellSpec, finished_cells
-from attempt_cli.experiments.choices import Choices
+from attempt_cli.experiments.choices import Choices, Search
+from attempt_cli.experiments.instead import INSTEAD, Asked
 from attempt_cli.experiments.methods import METHODS, PREPARED
 from attempt_cli.experiments.plan import Plan
 from attempt_cli.keys import content_key
@@ -116,7 +117,70 @@ class Runner:
             return self._for(spec, self.finished[key])
         config = make_config(None, **{name: value for name, value in settings.items() if "max_" in name})
         (result,) = self._read([PromptedTask(loaded.model, rows.task)], config)
-        return self._recorded(spec, rows, config, key, result, loaded.name, loaded.inputs)
+        return self._recorded(spec, rows, config, key, result, loaded.name, loaded.inputs, model=loaded.model)
+
+    def _instead(self, spec: CellSpec, rows: TaskRows) -> Cell:
+        """Answers the test rows without training a prompt or weights; records an evaluation for each answer to a row.
+
+        Demonstrations in several orders are several models: each order's run can be compared, the cell has the mean.
+        """
+        way = INSTEAD[METHODS[spec.method].instead or ""]
+        way.check(rows.task)
+        backbone, settings = self._backbone(spec.backbone), self.plan.settings
+        config = make_config(None, **{name: value for name, value in settings.items() if "max_" in name})
+        test, in_chat = self.choices.test_rows(rows.task), self.choices.in_chat(spec)
+        identity = {
+            "task": task_fields(rows.task) | {"format": rows.task.format},
+            "test": test.sha256,
+            "backbone": [backbone.fingerprint, str(backbone.dtype)],
+            "max_length": config.max_length,
+            "instead": METHODS[spec.method].instead,
+            "chat_template": backbone.chat_frame.text if in_chat else None,
+            **way.identity(rows, spec.seed),
+        }
+        key = content_key(identity)
+        if key in self.finished:
+            return self._for(spec, self.finished[key])
+        reading: Reading = {"max_length": config.max_length, "max_tokens": config.max_tokens}
+        found = way.answer(Asked(backbone, rows, test, spec.seed, reading, in_chat))
+        scores = [one.score for one in found.results]
+        several = len(scores) > 1
+        cell = Cell(
+            task=rows.task.name,
+            method=spec.method,
+            seed=spec.seed,
+            score=found.score,
+            interval=found.interval,
+            n=len(test.examples),
+            prompt=found.name,
+            steps=0,
+            backbone=backbone.name,
+            trained_parameters=found.trained_parameters,
+            seconds=round(found.training_seconds + sum(one.predictions.seconds for one in found.results), 1),
+            key=key,
+            extra_tokens=found.extra_tokens,
+            training_seconds=round(found.training_seconds, 1),
+            orders=scores if several else None,
+        )
+        cell = self._for(spec, cell)
+        if not several:
+            self._keep(spec, rows, config, cell, found.results[0])
+            return cell
+        for number, result in enumerate(found.results, start=1):
+            name = f"{found.name}, order {number} of {len(scores)}"
+            one = replace(cell, score=result.score, interval=result.interval, orders=None, key="", prompt=name)
+            self._keep(spec, rows, config, one, result)
+        self.registry.add_run(
+            command=self.plan.command,
+            settings={"method": spec.method, "cell": key, "task": task_fields(rows.task), "format": rows.task.format},
+            rows={"train": rows_record(rows.train), "test": rows_record(test)},
+            seed=spec.seed,
+            numbers=asdict(cell),
+            versions=versions(),
+            duration=cell.seconds,
+        )
+        self.finished[key] = cell
+        return cell
 
     def _begun(self, spec: CellSpec, listener: Listener) -> CellResult | _Training:
         """Returns what a cell is to train; the result of one that trains nothing, or is finished."""
@@ -126,16 +190,20 @@ class Runner:
         rows = self.choices.rows(spec)
         for one in rows:
             self.choices.test_rows(one.task)  # missing ones are found before a backbone is loaded
+        if METHODS[spec.method].instead is not None:
+            return CellResult((self._instead(spec, rows[0]),))
         if not METHODS[spec.method].trains:
             return CellResult((self._untrained(spec, rows[0]),))
         backbone = self._backbone(spec.backbone)
-        request = self.choices.request(spec, rows, backbone)
+        search = self._search(spec, rows[0], listener) if METHODS[spec.method].source == "nearest" else None
+        request = self.choices.request(spec, rows, backbone, search)
         training = request.key(backbone)
         keys = [
             content_key(
                 {
                     "training": training,
                     "method": spec.method,
+                    **({"searched": search.steps} if search else {}),
                     "task": one.task.name,
                     "test": self.choices.test_rows(one.task).sha256,
                 }
@@ -144,7 +212,7 @@ class Runner:
         ]
         if all(key in self.finished for key in keys):
             return _result(spec, tuple(self._for(spec, self.finished[key]) for key in keys))
-        return _Training(spec, rows, request, keys)
+        return _Training(spec, rows, request, keys, search)
 
     def _trained(self, one: _Training, listener: Listener) -> CellResult:
         """Trains a cell's model, or that of several tasks, and scores it on the test rows of each task."""
@@ -222,10 +290,26 @@ class Runner:
         for warning in outcome.trained.warnings:
             listener.note(f"Warning: {one.request.name}, seed {one.spec.seed}: {warning}")
         cells = [
-            self._recorded(one.spec, rows, one.request.config, key, result, *named(outcome, rows.task.name), outcome)
+            self._recorded(
+                one.spec,
+                rows,
+                one.request.config,
+                key,
+                result,
+                *named(outcome, rows.task.name),
+                outcome,
+                search=one.search,
+            )
             for rows, key, result in zip(one.rows, one.keys, results, strict=True)
         ]
         return _result(one.spec, tuple(cells))
+
+    def _search(self, spec: CellSpec, rows: TaskRows, listener: Listener) -> Search:
+        """Trains the prompt that a start is searched with, once; returns the source that is nearest to it."""
+        request = self.choices.search(spec, rows)
+        made, seconds = self._once(spec, request, "prompt", listener)
+        steps = request.config.total_steps(len(rows.train.examples))
+        return Search(self.choices.nearest(self.registry.prompt(made), self.choices.sources(spec)), steps, seconds)
 
     def _scored(self, models: Sequence[PromptedModel], trainings: Sequence[_Training], number: int) -> list[Evaluation]:
         """Scores models on the test rows of the task of a number, as `_read` does."""
@@ -258,14 +342,19 @@ class Runner:
         prompt: str,
         inputs: Sequence[str],
         outcome: Outcome | None = None,
+        model: PromptedModel | None = None,
+        search: Search | None = None,
     ) -> Cell:
         """Records the cell of a score, with the rows that were trained on; returns it.
 
-        Of a training on several tasks each has its share of steps and time.
+        Of a training on several tasks each has its share of steps and time; those of a search count.
         """
         weights, count = result.mean_attention, len(spec.tasks)
         numbers = outcome.trained.numbers if outcome else {}
         names = [*(source.ref for source in outcome.request.sources), "target"] if outcome else []
+        model = outcome.model if outcome else model
+        steps = (outcome.trained.state.step if outcome else 0) + (search.steps if search else 0)
+        training = numbers.get("seconds", 0.0) + (search.seconds if search else 0.0)
         cell = Cell(
             task=rows.task.name,
             method=spec.method,
@@ -274,31 +363,50 @@ class Runner:
             interval=result.interval,
             n=result.n,
             prompt=prompt,
-            steps=round(outcome.trained.state.step / count) if outcome else 0,
+            steps=round(steps / count),
             attention=None if weights is None else dict(zip(names, weights, strict=True)),
             backbone=self._backbone(spec.backbone).name,
             trained_parameters=round(outcome.parameters_per_task) if outcome else 0,
             peak_memory=numbers.get("peak_memory"),
-            seconds=round(numbers.get("seconds", 0.0) / count + result.predictions.seconds, 1),
+            seconds=round(training / count + result.predictions.seconds, 1),
             bank=numbers.get("bank", 1),
             key=key,
+            extra_tokens=extra_tokens(model) if model is not None else 0,
+            training_seconds=round(training / count, 1),
         )
         cell = self._for(spec, cell)
+        self._keep(spec, rows, config, cell, result, inputs)
+        return cell
+
+    def _keep(
+        self,
+        spec: CellSpec,
+        rows: TaskRows,
+        config: TrainingConfig,
+        cell: Cell,
+        result: Evaluation,
+        inputs: Sequence[str] = (),
+    ) -> None:
+        """Writes a cell to the registry as a run that can be compared; one with a key is not filled again."""
         record_evaluation(
             self.registry,
             rows.task,
             self.choices.test_rows(rows.task),
             result,
-            {**asdict(cell), "metrics": result.metrics, "model": prompt},
+            {**asdict(cell), "metrics": result.metrics, "model": cell.prompt},
             command=self.plan.command,
             seed=spec.seed,
-            settings={"method": spec.method, "cell": key, "training": config.model_dump(exclude_none=True)},
+            settings={
+                "method": spec.method,
+                **({"cell": cell.key} if cell.key else {}),
+                "training": config.model_dump(exclude_none=True),
+            },
             budget={"steps": cell.steps},
             other_rows={"train": rows_record(rows.train)},
             inputs=inputs,
         )
-        self.finished[key] = cell
-        return cell
+        if cell.key:
+            self.finished[cell.key] = cell
 
     def _for(self, spec: CellSpec, cell: Cell) -> Cell:
         """Returns a cell as the specification's: an untrained one counts for every seed and number of rows."""
@@ -311,25 +419,31 @@ class Runner:
         Returns:
             The full name of the attention (the prior), or of the prompt of all source tasks.
         """
-        backbone, request, plan = self._backbone(spec.backbone), self.choices.preparation(spec), self.plan
+        kind = "attention" if spec.kind == "attention" else "prompt"
+        return self._once(spec, self.choices.preparation(spec), kind, listener)[0]
+
+    def _once(self, spec: CellSpec, request: Request, kind: str, listener: Listener) -> tuple[str, float]:
+        """Trains what others start from, unless it is there: returns its full name, and the seconds that it took."""
+        backbone, plan = self._backbone(spec.backbone), self.plan
         key = request.key(backbone)
         if plan.resume:
             for run in self.registry.runs(reverse=True):
                 if run.settings.get("prepared") == key:
-                    return str(run.numbers["made"])
+                    return str(run.numbers["made"]), float(run.numbers.get("seconds", 0.0))
         outcome = train(self.registry, backbone, request, command=plan.command, resume=plan.resume, listener=listener)
         assert outcome is not None
-        kind, made = ("attention", outcome.attention) if spec.kind == "attention" else ("prompt", outcome.prompt)
+        made = outcome.attention if kind == "attention" else outcome.prompt
         assert made is not None
+        seconds = float(outcome.trained.numbers.get("seconds", 0.0))
         self.registry.add_run(
             command=plan.command,
             settings={"prepared": key, "training": request.config.model_dump(exclude_none=True)},
             seed=spec.seed,
-            numbers={"made": made},
+            numbers={"made": made, "seconds": seconds},
             versions=versions(),
             inputs=[f"{kind}:{made}"],
         )
-        return made
+        return made, seconds
 
     def _backbone(self, name: str) -> FrozenBackbone:
         """Returns the backbone, loaded once; one that cannot be loaded is not tried again for every cell."""
@@ -350,12 +464,13 @@ class Runner:
 
 @dataclass(frozen=True)
 class _Training:
-    """What a cell is to train, its rows, and the key of each task's result."""
+    """What a cell is to train, its rows, the key of each task's result, and the search that came before."""
 
     spec: CellSpec
     rows: Sequence[TaskRows]
     request: Request
     keys: Sequence[str]
+    search: Search | None = None
 
 
 def _result(spec: CellSpec, cells: tuple[Cell, ...]) -> CellResult:
@@ -369,6 +484,11 @@ def named(outcome: Outcome, task: str) -> tuple[str, list[str]]:
     prompt, composition = outcome.prompts[task], outcome.composition
     name = f"{prompt} of {composition}" if len(outcome.rows) > 1 else composition or prompt
     return name, [f"prompt:{prompt}", *([f"composition:{composition}"] if composition else [])]
+
+
+def extra_tokens(model: PromptedModel) -> int:
+    """Returns the tokens that a model's prompt adds to every query; a chat template's are not counted."""
+    return model.mixture.length if model.mixture is not None else 0
 
 
 def record_failure(registry: Registry, command: str, spec: CellSpec, error: str, seconds: float) -> None:

@@ -21,6 +21,9 @@ class Row:
             where it has no result.
         p: of that difference, by Student's paired t-test over seeds; see `statistics.paired_p` for None.
         p_holm: p adjusted for all differences of the table.
+        extra_tokens: tokens that a query is longer by, the mean over seeds.
+        training_seconds: the mean over seeds.
+        orders: the scores of the worst and the best order of demonstrations, means over seeds; None without any.
     """
 
     task: str
@@ -40,6 +43,9 @@ class Row:
     peak_memory: int | None = None
     p: float | None = None
     p_holm: float | None = None
+    extra_tokens: float = 0.0
+    training_seconds: float = 0.0
+    orders: tuple[float, float] | None = None
 
 
 def summarise(cells: Sequence[Cell], against: str = "prompt-tuning") -> list[Row]:
@@ -113,6 +119,9 @@ def _mean_cell(task: str, of: Sequence[Cell]) -> Cell:
         # each task may lack another source: the one that was trained on its own rows
         sources=max((cell.sources for cell in of if cell.sources is not None), default=None),
         peak_memory=max((cell.peak_memory for cell in of if cell.peak_memory is not None), default=None),
+        extra_tokens=round(sum(cell.extra_tokens for cell in of) / len(of)),
+        training_seconds=sum(cell.training_seconds for cell in of) / len(of),
+        orders=None,
         key="",
     )
 
@@ -138,11 +147,17 @@ def _row(group: Sequence[Cell], base: Mapping[int, float]) -> Row:
         sources=first.sources,
         trained_parameters=max(cell.trained_parameters for cell in group),
         peak_memory=max((cell.peak_memory for cell in group if cell.peak_memory is not None), default=None),
+        extra_tokens=sum(cell.extra_tokens for cell in group) / len(group),
+        training_seconds=round(sum(cell.training_seconds for cell in group) / len(group), 1),
     )
     if base and all(cell.seed in base for cell in group):
         pairs = [cell.score for cell in group], [base[cell.seed] for cell in group]
         gap, gap_width = paired_difference(*pairs)
         row = replace(row, difference=gap, difference_width=gap_width, p=paired_p(*pairs))
+    ordered = [cell.orders for cell in group if cell.orders]
+    if ordered:
+        lowest, highest = (sum(map(end, ordered)) / len(ordered) for end in (min, max))
+        row = replace(row, orders=(lowest, highest))
     mixtures = [cell.attention for cell in group if cell.attention is not None]
     if mixtures:
         names = dict.fromkeys(name for mixture in mixtures for name in mixture)

@@ -5,21 +5,29 @@
 method.
 """
 
-from attempt_cli.method.attention import PromptAttention, paper_temperature, rms_temperature
+from attempt_cli.method.attention import (
+    COSINE_TEMPERATURE,
+    PromptAttention,
+    Reads,
+    paper_temperature,
+    rms_temperature,
+)
 from attempt_cli.method.decomposed import DecomposedPrompt, decomposed_shape
-from attempt_cli.method.mixture import Level, PromptMixture, constant_weights
+from attempt_cli.method.mixture import Level, PromptMixture, constant_weights, prompt_norms, scaled_to
 from attempt_cli.method.module import BuildInputs, PromptModule
 from attempt_cli.method.parameters import attempt_parameters, dept_parameters, mpt_parameters, prompt_tuning_parameters
 from attempt_cli.method.pooling import pool_input, pool_prompts
 from attempt_cli.method.shared import SharedPrompt
 
 __all__ = [
+    "COSINE_TEMPERATURE",
     "BuildInputs",
     "DecomposedPrompt",
     "Level",
     "PromptAttention",
     "PromptMixture",
     "PromptModule",
+    "Reads",
     "SharedPrompt",
     "attempt_parameters",
     "constant_weights",
@@ -29,6 +37,8 @@ __all__ = [
     "paper_temperature",
     "pool_input",
     "pool_prompts",
+    "prompt_norms",
     "prompt_tuning_parameters",
     "rms_temperature",
+    "scaled_to",
 ]

@@ -45,6 +45,8 @@ class PromptMixture(PromptModule):
         level: the unit that has a weight: a prompt ("instance") or each row of a prompt ("token").
         with_target: whether the target prompt takes part.
         fixed_weights: a, the same for every row of every batch, [t + 1], the target's last.
+        prior: what is added to each task's scores before the softmax, [n, t + 1]; trained.
+        source_norm: scales every source to this norm (of all its entries); None leaves them as they are.
 
     Raises:
         ValueError: shapes do not agree, sources have no weights or weights no sources, or a setting has no effect (a
@@ -55,6 +57,7 @@ class PromptMixture(PromptModule):
     source_prompts: Tensor | None
     source_keys: Tensor | None
     fixed_weights: Tensor | None
+    prior: nn.Parameter | None
 
     def __init__(
         self,
@@ -65,9 +68,14 @@ class PromptMixture(PromptModule):
         level: Level = "instance",
         with_target: bool = True,
         fixed_weights: Tensor | None = None,
+        prior: Tensor | None = None,
+        source_norm: float | None = None,
     ) -> None:
         super().__init__()
         _check_shapes(target_prompts, source_prompts, attention, fixed_weights)
+        scored = (len(target_prompts), 1 + (0 if source_prompts is None else len(source_prompts)))
+        if prior is not None and (attention is None or prior.shape != scored):
+            raise ValueError(f"a prior is added to the attention's scores, {list(scored)}")
         _check_settings(source_prompts, attention, level, with_target, fixed_weights)
         self.level = level
         self.with_target = with_target
@@ -75,6 +83,10 @@ class PromptMixture(PromptModule):
         self.target_prompts = nn.Parameter(target_prompts.detach().clone().float(), requires_grad=with_target)
         self.attention = attention
         frozen = None if source_prompts is None else source_prompts.detach().clone().float()
+        if frozen is not None and source_norm is not None:
+            frozen = scaled_to(frozen, source_norm)
+        self.source_norm = source_norm
+        self.prior = None if prior is None else nn.Parameter(prior.detach().clone().float())
         # the sources never change, so neither do their keys; at the token level the sources are their own keys
         keys = None if frozen is None or attention is None or level == "token" else pool_prompts(frozen)
         fixed = None if fixed_weights is None else fixed_weights.detach().clone().float()
@@ -82,8 +94,9 @@ class PromptMixture(PromptModule):
             self.register_buffer(name, tensor, persistent=False)
 
     def param_groups(self) -> dict[str, list[nn.Parameter]]:
-        """Returns the trained tensors by learning rate: target prompts under `prompts`, all of G under `attention`."""
-        attention = [] if self.attention is None else self.attention.parameters()
+        """Returns the trained tensors by learning rate: target prompts under `prompts`, the rest under `attention`."""
+        attention = [] if self.attention is None else list(self.attention.parameters())
+        attention += [] if self.prior is None else [self.prior]
         return trained_param_groups([self.target_prompts], attention)
 
     def forward(self, task_ids: Tensor, pooled_input: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
@@ -119,8 +132,9 @@ class PromptMixture(PromptModule):
         if pooled_input is None or self.attention is None or self.source_prompts is None:
             raise ValueError("a mixture of sources needs the pooled input")
         weights: Tensor
+        prior = None if self.prior is None else self.prior[task_ids]
         if self.source_keys is None:  # eq. 5
-            weights = self.attention(pooled_input, self.source_prompts, targets)
+            weights = self.attention(pooled_input, self.source_prompts, targets, prior)
             return weights
         if targets is None:
             target_keys = None
@@ -128,8 +142,19 @@ class PromptMixture(PromptModule):
             target_keys = pool_prompts(self.target_prompts)[task_ids]
         else:
             target_keys = pool_prompts(targets)
-        weights = self.attention(pooled_input, self.source_keys, target_keys)  # eq. 3
+        weights = self.attention(pooled_input, self.source_keys, target_keys, prior)  # eq. 3
         return weights
+
+
+def prompt_norms(prompts: Tensor) -> Tensor:
+    """Returns the norm over all entries of each prompt, [t], of [t, m, d]."""
+    norms: Tensor = torch.linalg.vector_norm(prompts, dim=(1, 2))
+    return norms.clamp(min=1e-12)
+
+
+def scaled_to(prompts: Tensor, norm: float) -> Tensor:
+    """Returns prompts that all have the same norm, [t, m, d]."""
+    return prompts * (norm / prompt_norms(prompts))[:, None, None]
 
 
 def _check_shapes(

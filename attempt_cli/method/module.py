@@ -73,6 +73,8 @@ class BuildInputs:
         generator: draws what starts from random numbers.
         positions: s, the longest input in tokens (DePT).
         attention: a trained G to start from; None makes a fresh one.
+        prior: where the prior on the attention's scores starts, [n, t + 1]; None for none.
+        source_norm: the norm that sources are scaled to; None leaves them as they are.
     """
 
     config: Any  # this package knows no settings
@@ -81,6 +83,8 @@ class BuildInputs:
     generator: torch.Generator
     positions: int
     attention: PromptAttention | None = None
+    prior: Tensor | None = None
+    source_norm: float | None = None
 
     @property
     def settings(self) -> dict[str, Any]:

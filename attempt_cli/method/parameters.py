@@ -16,6 +16,7 @@ def attempt_parameters(
     *,
     learned_temperature: bool = False,
     with_target: bool = True,
+    prior: int = 0,
 ) -> float:
     """Returns the count for ATTEMPT: d·m + (2rd + 2d)/N for N tasks that share one G.
 
@@ -26,9 +27,10 @@ def attempt_parameters(
         tasks: N.
         learned_temperature: G has one more parameter.
         with_target: False if only G is trained, without a target prompt.
+        prior: the numbers of each task's prior: t + 1, or 0 for none.
     """
     attention = 2 * rank * width + 2 * width + int(learned_temperature)
-    return int(with_target) * length * width + attention / tasks
+    return int(with_target) * length * width + prior + attention / tasks
 
 
 def mpt_parameters(width: int, length: int, rank: int = 1, tasks: int = 1, *, train_shared: bool = True) -> float:

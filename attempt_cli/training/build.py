@@ -10,6 +10,7 @@ from attempt_cli.backbones.base import FrozenBackbone
 from attempt_cli.data.task import Task
 from attempt_cli.errors import AttemptError
 from attempt_cli.method import (
+    COSINE_TEMPERATURE,
     BuildInputs,
     DecomposedPrompt,
     PromptAttention,
@@ -21,11 +22,14 @@ from attempt_cli.method import (
     dept_parameters,
     mpt_parameters,
     paper_temperature,
+    prompt_norms,
     prompt_tuning_parameters,
     rms_temperature,
+    scaled_to,
 )
 from attempt_cli.prompted import PromptedModel
 from attempt_cli.training.config import TrainingConfig
+from attempt_cli.training.evidence import evidence
 from attempt_cli.training.initial import vocabulary_prompt
 from attempt_cli.training.request import Request
 from attempt_registry import Registry
@@ -55,8 +59,18 @@ def build_model(registry: Registry, backbone: FrozenBackbone, request: Request) 
         attention = load_attention(registry, given).requires_grad_(request.onto is None)
         config = config.model_copy(update={"level": given.level})
     positions = max(offset_positions(backbone, rows.task, config) for rows in request.tasks)
-    mixture = build(BuildInputs(config, torch.stack(initial), sources, generator, positions, attention))
     placement = backbone.check_placement(config.placement)
+    norm = None if request.onto is None else request.onto.settings.get("source_norm")
+    if config.one_norm and sources is not None:
+        norm = float(prompt_norms(sources).mean())
+    prior = None
+    if config.evidence and sources is not None:
+        alone = [
+            PromptedModel(backbone, PromptMixture(one[None]).to(backbone.device), scale, placement, frame=frame)
+            for one in (*sources, *initial)
+        ]
+        prior = evidence(alone[: len(sources)], alone[len(sources) :], request)
+    mixture = build(BuildInputs(config, torch.stack(initial), sources, generator, positions, attention, prior, norm))
     return PromptedModel(backbone, mixture.to(backbone.device), scale, placement, frame=frame)
 
 
@@ -76,27 +90,49 @@ def attempt(inputs: BuildInputs) -> PromptMixture:
     config: TrainingConfig = inputs.config
     initial, sources, attention = inputs.initial, inputs.sources, inputs.attention
     assert sources is not None
+    norm = inputs.source_norm
     if config.balanced_start:
-        initial = balanced(initial, sources, 0 if config.constant_attention else 1 / (len(sources) + 1))
+        mixed = sources if norm is None else scaled_to(sources, norm)
+        initial = balanced(initial, mixed, 0 if config.constant_attention else 1 / (len(sources) + 1))
     if config.constant_attention:
         fixed = constant_weights(len(sources))
-        return PromptMixture(initial, sources, with_target=config.with_target, fixed_weights=fixed)
+        return PromptMixture(initial, sources, with_target=config.with_target, fixed_weights=fixed, source_norm=norm)
     if attention is None:
         width = initial.shape[-1]
         attention = PromptAttention(
             width,
             attention_rank(config, width),
             temperature(config, width),
-            learned_temperature=config.learned_temperature,
+            learned_temperature=config.learned_temperature or config.cosine,
             generator=inputs.generator,
+            reads=config.attention_input,
+            top=config.attention_top,
+            cosine=config.cosine,
         )
-    return PromptMixture(initial, sources, attention, level=config.level, with_target=config.with_target)
+    return PromptMixture(
+        initial,
+        sources,
+        attention,
+        level=config.level,
+        with_target=config.with_target,
+        prior=inputs.prior,
+        source_norm=norm,
+    )
 
 
 def attempt_count(inputs: BuildInputs) -> float:
     """Counts a task's prompt and its part of G."""
     tasks, length, width = inputs.initial.shape
-    return attempt_parameters(width, length, attention_rank(inputs.config, width), tasks)
+    config: TrainingConfig = inputs.config
+    return attempt_parameters(
+        width,
+        length,
+        attention_rank(config, width),
+        tasks,
+        learned_temperature=config.learned_temperature or config.cosine,
+        with_target=config.with_target,
+        prior=0 if inputs.prior is None else inputs.prior.shape[1],
+    )
 
 
 def mpt(inputs: BuildInputs) -> SharedPrompt:
@@ -148,6 +184,8 @@ def temperature(config: TrainingConfig, width: int) -> float:
     """Returns T as it was given, else the one that belongs to the units."""
     if config.temperature is not None:
         return config.temperature
+    if config.cosine:
+        return COSINE_TEMPERATURE
     return rms_temperature(width) if config.units == "rms" else paper_temperature(width)
 
 

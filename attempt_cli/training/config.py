@@ -54,6 +54,11 @@ class TrainingConfig(BaseModel):
     constant_attention: bool = False  # 1/t for every source instead of G
     with_target: bool = True  # whether the target prompt takes part in the mixture
     learned_temperature: bool = False  # T is trained with G
+    attention_input: Literal["words", "last", "mean"] = "words"  # x̂: word embeddings, or the frozen model's states
+    attention_top: int | None = Field(None, ge=1)  # prompts that have a weight; None: all
+    cosine: bool = False  # scores are cosines of query and keys, over a temperature that is trained
+    evidence: bool = False  # scores start from the likelihood of training rows under each prompt
+    one_norm: bool = False  # sources are scaled to their mean norm
     balanced_start: bool = False  # the mixture, not the target prompt, starts as the prompt that is started from
     max_length: int | None = Field(None, ge=4)  # input tokens; None: the task's own limit
     max_tokens: int = Field(8192, ge=1)  # positions computed at once, pads included
@@ -84,6 +89,12 @@ class TrainingConfig(BaseModel):
         """The method's row in the table of methods."""
         return find_method(self.method)
 
+    def identity(self) -> dict[str, Any]:
+        """Returns what a training's result depends on: fields that came later count where they are set."""
+        return self.model_dump(
+            exclude={"compile", "chat_template", *(name for name in LATER if getattr(self, name) == default_of(name))}
+        )
+
     def conflicts(self) -> list[str]:
         """Lists settings that contradict each other (a copy with an update is not validated, and may hold such)."""
         # a setting that is switched on for a method that does not read it; rates and lengths have defaults for all
@@ -93,6 +104,11 @@ class TrainingConfig(BaseModel):
             "--no-target": ("with_target", not self.with_target),
             "--learned-temperature": ("learned_temperature", self.learned_temperature),
             "--balanced-start": ("balanced_start", self.balanced_start),
+            "--attention-input": ("attention_input", self.attention_input != "words"),
+            "--attention-top": ("attention_top", self.attention_top is not None),
+            "--cosine": ("cosine", self.cosine),
+            "--evidence": ("evidence", self.evidence),
+            "--one-norm": ("one_norm", self.one_norm),
         }
         unread = [
             f"{option} only goes with --method {' or '.join(READERS[field])}, not with {self.method}"
@@ -105,7 +121,15 @@ class TrainingConfig(BaseModel):
         if self.balanced_start and not self.with_target:
             found.append("--balanced-start is the target prompt's, and --no-target has none")
         if self.constant_attention:
-            without = [option for option in ("--level token", "--learned-temperature") if switches[option][1]]
+            of_g = (
+                "--level token",
+                "--learned-temperature",
+                "--attention-input",
+                "--attention-top",
+                "--cosine",
+                "--evidence",
+            )
+            without = [option for option in of_g if switches[option][1]]
             found += [f"{option} is the attention's, and --constant-attention has none" for option in without]
             if not self.with_target:
                 found.append("--constant-attention with --no-target leaves nothing to train")
@@ -137,6 +161,13 @@ class TrainingConfig(BaseModel):
 
 
 DEFAULT_STEPS = 500
+# settings that earlier versions lacked: at their defaults they leave the keys of unfinished trainings as they were
+LATER = ("attention_input", "attention_top", "cosine", "evidence", "one_norm")
+
+
+def default_of(name: str) -> Any:
+    """Returns the default of a setting."""
+    return TrainingConfig.model_fields[name].default
 
 
 def make_config(preset: str | None, **given: Any) -> TrainingConfig:

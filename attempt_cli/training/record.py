@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from attempt_cli.artefacts import mixing_settings, versions
+from attempt_cli.artefacts import OF_G, mixing_settings, versions
 from attempt_cli.data.fields import task_fields
 from attempt_cli.evaluation.record import rows_record
 from attempt_cli.method import PromptMixture
@@ -151,6 +151,11 @@ class _Recorder:
         if not isinstance(mixture, PromptMixture) or mixture.attention is None:
             return None
         settings: dict[str, Any] = {"embedding_scale": self.model.scale, "training": self.training, **self.frame}
+        plain = {"reads": "words", "top": None, "cosine": False}
+        own = {name: getattr(mixture.attention, name) for name in OF_G}
+        settings |= {name: value for name, value in own.items() if value != plain[name]}
+        if mixture.prior is not None:
+            settings["evidence"] = True
         if "tasks" in self.settings:
             settings["tasks"] = self.settings["tasks"]
         return self.registry.add_attention(
@@ -174,12 +179,15 @@ class _Recorder:
         if not mixes or request.keep != "targets":
             return None
         assert isinstance(mixture, PromptMixture)
+        settings = mixing_settings(mixture, self.sources, self.model.scale, list(prompts.values()))
+        if onto is not None and "prior" in onto.settings:  # the other targets keep theirs
+            settings["prior"] = {**onto.settings["prior"], **settings.get("prior", {})}
         return self.registry.add_composition(
             name=onto.name if onto else request.name,
             sources=self.sources,
             attention=attention,
             targets=(*(onto.targets if onto else ()), *prompts.values()),
-            settings=mixing_settings(mixture, self.sources, self.model.scale),
+            settings=settings,
             **self.identity,
         ).ref
 

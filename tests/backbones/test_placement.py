@@ -134,10 +134,10 @@ def test_an_input_read_once_serves_many_prompts(
     reads = 0
     read = backbone.read
 
-    def counted(rows: list[EncodedRow]) -> object:
+    def counted(rows: list[EncodedRow], states: bool) -> object:
         nonlocal reads
         reads += 1
-        return read(rows)
+        return read(rows, states)
 
     backbone.read = counted  # type: ignore[method-assign,assignment]
     try:

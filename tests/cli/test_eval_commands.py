@@ -499,11 +499,12 @@ def test_fewshot_per_class_as_a_table(trained: Attempt) -> None:
         f"--methods none,prompt-tuning --limit 7 {FLOAT}"
     )
     header, none, tuning = result.out.splitlines()
-    columns = ["task", "method", "score", "against_prompt_tuning", "seeds", "n", "steps", "attention"]
+    columns = ["task", "method", "score", "against_prompt_tuning", "seeds", "n", "steps"]
+    columns += ["trained_parameters", "extra_tokens", "training_seconds", "attention"]
     assert header.split() == columns
     task = trained.folder.name
-    assert re.fullmatch(rf"{task} +none +\d+\.\d +[+-]\d+\.\d +1 +7 +0 +-", none)
-    assert re.fullmatch(rf"{task} +prompt-tuning +\d+\.\d +- +1 +7 +1 +-", tuning)
+    assert re.fullmatch(rf"{task} +none +\d+\.\d +[+-]\d+\.\d +1 +7 +0 +0 +0 +0 +-", none)
+    assert re.fullmatch(rf"{task} +prompt-tuning +\d+\.\d +- +1 +7 +1 +480 +20 +\S+ +-", tuning)
     made = opened(trained).prompt(f"{task}-2-per-class-shot-prompt-tuning")
     assert made.length == 20  # no source to take the length from
     (run,) = [run for run in opened(trained).runs(uses=f"prompt:{made.ref}") if run.artefacts]
@@ -521,13 +522,15 @@ def test_fewshot_per_class_as_a_table(trained: Attempt) -> None:
         ("--tasks rte", 2, "give --tasks or files, not both"),
         ("--sources one,long", 1, "the prompts differ in length: one@1 4, long@1 6"),
         ("--sources one,two --prompt-length 5", 1, "--prompt-length 5 is not the length of the prompts"),
+        ("--tasks squad,rte --methods icl,probe", 1, "the answers of squad are free text"),
     ],
 )
 def test_fewshot_refuses_before_it_trains(trained: Attempt, options: str, code: int, message: str) -> None:
     if "long" in options:
         trained.succeed(f"train-source long {QUICK} --prompt-length 6 --eval-every 0 --steps 1")
     before = len(opened(trained).runs())
-    files = f"--train-file train.csv --test-file test.csv {READ} --steps 1 --seeds 1 {FLOAT}"
+    files = "" if "squad" in options else f"--train-file train.csv --test-file test.csv {READ}"
+    files += f" --steps 1 --seeds 1 {FLOAT}"
     result = trained(f"fewshot {files} --methods prompt-tuning,attempt {options}")
     assert (result.code, result.out) == (code, "")
     assert message in result.err

@@ -15,7 +15,9 @@ from attempt_cli.data.own_files import task_from_files
 from attempt_cli.data.rows import Rows, load_examples
 from attempt_cli.data.task import Task
 from attempt_cli.errors import AttemptError
+from attempt_cli.evaluation.comparison import compare_runs
 from attempt_cli.evaluation.evaluate import evaluate
+from attempt_cli.evaluation.record import evaluation_of_run
 from attempt_cli.experiments.cells import Cell, CellSpec
 from attempt_cli.experiments.methods import ALONE, check_methods
 from attempt_cli.experiments.methods import METHODS as COMPARISONS
@@ -93,6 +95,8 @@ def cells_of(found: list[Any]) -> list[Cell]:
     return [cell for one in found for cell in one.cells]
 
 
+# what differs between a cell of a bank and the same cell alone
+OWN: dict[str, Any] = {"seconds": 0, "training_seconds": 0, "prompt": "", "attention": None, "peak_memory": None}
 METHODS = ["none", "source", "prompt-tuning", "spot", "attempt"]
 
 
@@ -424,3 +428,67 @@ def test_a_bank_that_memory_does_not_hold_is_trained_cell_by_cell(few: Few, monk
     cells = cells_of(few.runner().run_many(specs, Noting()))
     assert [(cell.method, cell.steps, cell.bank) for cell in cells] == [("prompt-tuning", 4, 1), ("attempt", 4, 1)]
     assert "MemoryError: no room: 2 cells are trained one by one." in notes
+
+
+def test_what_users_do_instead_has_cells_like_the_others(few: Few) -> None:
+    before = len(few.registry.runs())
+    short = replace(few.plan, settings={**few.plan.settings, "max_length": 16})  # the context is 128 tokens
+    toy = few.plan.tasks["toy"].model_copy(update={"instruction": "good is it?"})
+    few = replace(few, plan=replace(short, tasks={"toy": toy}))
+    cells = few.cells(["instruction", "icl", "probe"])
+    told, shown, probe = cells
+    assert [cell.steps for cell in cells] == [0, 0, 0]
+    assert [cell.trained_parameters for cell in cells] == [0, 0, 24 * 2 + 2]
+    assert told.extra_tokens > 0
+    assert shown.extra_tokens > told.extra_tokens
+    assert (probe.extra_tokens, probe.training_seconds >= 0) == (0, True)
+    assert shown.orders is not None
+    assert len(shown.orders) == 4
+    assert shown.score == pytest.approx(sum(shown.orders) / 4)
+    (row,) = summarise([shown])
+    assert row.orders == (min(shown.orders), max(shown.orders))
+    # an instruction depends on no seed; rows and orders do
+    other = few.cells(["instruction", "icl", "probe"], seed=1, resume=True)
+    assert [one.key == two.key for one, two in zip(cells, other, strict=True)] == [True, False, False]
+    assert few.cells(["icl"], resume=True) == [shown]
+    runs = few.registry.runs()[before:]
+    orders = [evaluation_of_run(few.registry, run.id) for run in runs if run.numbers.get("prompt", "").count("order")]
+    assert [one.model.partition(", order ")[2] for one in orders] == [f"{n} of 4" for n in (1, 2, 3, 4)] * 2
+    assert compare_runs(orders[0], orders[3]).first.score == pytest.approx(shown.orders[0])
+
+
+def test_a_prompt_s_tokens_and_time_are_on_its_cell(few: Few) -> None:
+    none, tuned = few.cells(["none", "prompt-tuning"])
+    assert (none.extra_tokens, tuned.extra_tokens) == (0, 4)
+    assert 0 <= tuned.training_seconds <= tuned.seconds
+
+
+def test_spot_as_published_starts_from_the_source_nearest_to_a_short_training(few: Few) -> None:
+    registry = few.registry
+    (cell,) = few.cells(["spot-t"], seed=1)
+    trained_first, trained_then = (registry.prompt(f"toy-8-shot-spot-t{end}@1") for end in ("-search", ""))
+    assert [one.settings["total_steps"] for one in (trained_first, trained_then)] == [1, 3]
+    assert cell.steps == 4  # those of the search are counted
+    assert trained_first.seed == few.sources[0].seed  # the words that sources started from
+    cosines = {}
+    own = registry.prompt_tensor(trained_first).astype(np.float64).mean(axis=0)
+    for source in few.sources:
+        mean = registry.prompt_tensor(source).astype(np.float64).mean(axis=0)
+        cosines[source.ref] = mean @ own / np.sqrt((mean @ mean) * (own @ own))
+    assert trained_then.parents == (max(cosines, key=cosines.__getitem__),)
+    before = len(registry.runs())
+    assert few.cells(["spot-t"], seed=1, resume=True) == [cell]
+    assert len(registry.runs()) == before
+    with pytest.raises(AttemptError, match="takes a part of the steps to search"):
+        few.cells(["spot-t"], settings={**few.plan.settings, "steps": 1})
+
+
+def test_a_guess_starts_from_a_source_that_the_seed_draws(few: Few) -> None:
+    starts = {}
+    for seed in range(4):
+        spot, mixed, words = few.cells(["spot-random", "attempt-random", "attempt-words"], seed=seed)
+        drawn = few.registry.prompt(spot.prompt).settings["init_from"]
+        assert few.registry.prompt(mixed.prompt).settings["init_from"] == drawn
+        assert few.registry.prompt(words.prompt).settings["init_from"] == "vocabulary"
+        starts[seed] = drawn
+    assert set(starts.values()) == {"bad@1", "good@1"}

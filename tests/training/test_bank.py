@@ -37,6 +37,9 @@ KINDS: dict[str, dict[str, Any]] = {
     "no target": {"method": "attempt", "with_target": False},
     "learned temperature": {"method": "attempt", "learned_temperature": True},
     "balanced": {"method": "attempt", "balanced_start": True},
+    "last states": {"method": "attempt", "attention_input": "last"},
+    "mean states": {"method": "attempt", "attention_input": "mean", "attention_top": 2},
+    "cosine": {"method": "attempt", "cosine": True},
     "MPT": {"method": "mpt"},
     "ULPT": {"method": "ulpt"},
 }
@@ -124,7 +127,13 @@ def test_each_ends_as_it_would_alone(
 
 @pytest.mark.parametrize("placement", ["after", "before"])
 def test_methods_may_differ_from_member_to_member(backbone: FrozenBackbone, tmp_path: Path, placement: str) -> None:
-    kinds: list[dict[str, Any]] = [KINDS["prompt tuning"], KINDS["ATTEMPT"], KINDS["MPT"], KINDS["ULPT"]]
+    kinds: list[dict[str, Any]] = [
+        KINDS["prompt tuning"],
+        KINDS["ATTEMPT"],
+        KINDS["MPT"],
+        KINDS["ULPT"],
+        KINDS["last states"],
+    ]
     together = [member(backbone, tmp_path / "a", placement, **kind) for kind in kinds]
     alone = [member(backbone, tmp_path / "b", placement, **kind) for kind in kinds]
     PromptBank(together, Listener()).train()

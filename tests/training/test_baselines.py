@@ -46,6 +46,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no target": {"with_target": False},
     "learned T": {"learned_temperature": True},
     "token, no target, learned T": {"level": "token", "with_target": False, "learned_temperature": True},
+    "last states": {"attention_input": "last"},
+    "mean states": {"attention_input": "mean"},
+    "top": {"attention_top": 1},
+    "cosine": {"cosine": True},
+    "evidence": {"evidence": True},
+    "one norm": {"one_norm": True},
+    "all of it": {"attention_input": "last", "attention_top": 2, "cosine": True, "evidence": True, "one_norm": True},
 }
 
 
