@@ -14,7 +14,7 @@ from attempt_cli.backbones.base import FrozenBackbone, Watch
 from attempt_cli.backbones.chat import ChatFrame
 from attempt_cli.backbones.rows import Batch, EncodedRow
 from attempt_cli.backbones.tuned import TunedWeights
-from attempt_cli.method import PromptModule, pool_input
+from attempt_cli.method import PromptModule
 from attempt_cli.placement import Placement
 
 
@@ -24,7 +24,7 @@ class PromptedModel:
 
     Args:
         backbone: the frozen model.
-        mixture: gives each row its prompt, or DePT's prompt and offsets; None is the bare model.
+        mixture: gives each row its prompt, and of DePT and ADePT the input's offsets; None is the bare model.
         scale: the factor of a prompt that enters the model: the backbone's embedding RMS if prompts are kept in units
             of it, 1 if they are kept as raw embeddings (the paper).
         placement: of the prompt; the mixture of X is the same in both placements.
@@ -94,8 +94,13 @@ class PromptedModel:
 
     @property
     def reads_input(self) -> bool:
-        """Whether a row's prompt depends on its input: there is a G."""
-        return self.mixture is not None and self.mixture.attention is not None
+        """Whether a row's prompt depends on its input: there is a G, or a router."""
+        return self.mixture is not None and self.mixture.reads_input
+
+    @property
+    def pooling(self) -> object:
+        """Names how the mixture pools inputs: two models with one name read the same of them."""
+        return None if self.mixture is None else type(self.mixture).pool
 
     @property
     def joins(self) -> tuple[object, ...] | None:
@@ -135,8 +140,9 @@ class PromptedModel:
         return self._mixed(batch.task_ids if task_ids is None else task_ids, pooled)
 
     def pooled(self, batch: Batch, embeddings: Tensor) -> Tensor:
-        """Returns what G reads of each row, [b, d], as it enters the model: not yet in the prompts' unit."""
-        return pool_input(embeddings, self._text_mask(batch)).float()
+        """Returns what the mixture reads of each row, [b, d], as it enters the model: not yet in the prompts' unit."""
+        assert self.mixture is not None
+        return self.mixture.pool(embeddings, self._text_mask(batch)).float()
 
     def _mixed(self, task_ids: Tensor, pooled: Tensor | None) -> tuple[Tensor, Tensor | None]:
         assert self.mixture is not None
@@ -192,21 +198,24 @@ class PromptedModel:
         return self.backbone.read(rows) if after else None
 
     def _enter(self, rows: Sequence[EncodedRow]) -> tuple[Batch, Tensor]:
-        """Returns the rows as a batch, and the embeddings of their inputs, [b, l, d], with DePT's offsets added."""
+        """Returns the rows as a batch, and the embeddings of their inputs, [b, l, d], with the method's offsets."""
         if self.backbone.tuned is not self.tuned:
             held = "weights of another training" if self.backbone.tuned is not None else "no trained weights"
             raise RuntimeError(f"{self.backbone.name} holds {held}: this model does not work before or after that")
         batch = self.backbone.collate(rows)
         if self.tuned is not None:
-            self.tuned.refresh()
+            self.tuned.refresh(batch)
             return batch, self.backbone.embed(batch.input_ids)  # with gradient: fine-tuning trains embeddings, too
         with torch.no_grad():
             embeddings = self.backbone.embed(batch.input_ids)
-        if self.mixture is not None:
-            offsets = self.mixture.offsets(batch.task_ids, embeddings.shape[1])
-            if offsets is not None:
-                embeddings = embeddings + (offsets * self.scale).to(embeddings.dtype)
-        return batch, embeddings
+        return batch, self.with_offsets(batch.task_ids, embeddings)
+
+    def with_offsets(self, task_ids: Tensor, embeddings: Tensor) -> Tensor:
+        """Returns embeddings of inputs, [b, l, d], with what the method adds to them."""
+        if self.mixture is None or not self.mixture.changes_input:
+            return embeddings
+        offsets = self.mixture.offsets(task_ids, embeddings.float() / self.scale)
+        return embeddings if offsets is None else embeddings + (offsets * self.scale).to(embeddings.dtype)
 
     def longest_input(self, max_length: int, target_tokens: int) -> int:
         """Returns how many tokens of a text fit: the task's limit, or less if the model has fewer positions."""
@@ -246,7 +255,7 @@ def score_many(
     for i, (model, words) in enumerate(zip(models, labels, strict=True)):
         # words of one token need no branches, and all of them can be looked up behind any suffix
         branches = None if all(len(word) == 1 for word in words) else tuple(map(tuple, words))
-        joins = model.mixture is not None and (model.placement == "after" or asked is not None)
+        joins = model.joins is not None and (model.placement == "after" or asked is not None)
         together.setdefault((model.placement, model.prompt_length, branches if joins else (i,)), []).append(i)
     results: dict[int, tuple[Tensor, Tensor | None]] = {}
     shared: _Reading | None = None
@@ -285,7 +294,8 @@ class _Reading:
         self.task_ids = task_ids
         self.rows = rows
         self.backbone = models[0].backbone
-        self.batch, self.embeddings = models[0]._enter(rows)
+        # as they are: a method that adds something to them does so for its own rows alone
+        self.batch, self.embeddings = replace(models[0], mixture=None)._enter(rows)
 
     @cached_property
     def past(self) -> Past:
@@ -373,8 +383,13 @@ def generate_each(
     reading = _Reading(models, task_ids, rows)
     prompts, weights = reading.prompts(list(zip(range(len(models)), range(len(rows)), strict=True)))
     first = models[0]
+    embeddings = reading.embeddings
+    if any(model.mixture is not None and model.mixture.changes_input for model in models):
+        tasks = first.backbone.on_device(task_ids)
+        changed = [model.with_offsets(tasks[i, None], embeddings[i, None]) for i, model in enumerate(models)]
+        embeddings = torch.cat(changed)
     texts = first.backbone.generate(
-        reading.batch, reading.embeddings, prompts, max_new_tokens, first.placement, first.ends, watch
+        reading.batch, embeddings, prompts, max_new_tokens, first.placement, first.ends, watch
     )
     return texts, weights
 
@@ -398,13 +413,15 @@ def joint_log_likelihood(
     heads = rows[::suffixes]  # a row of each shared input
     batch, embeddings = first._enter(heads if after else rows)
     past = backbone.read(heads) if after else None
-    pooled = None
-    if any(models[number].reads_input for number in {number for number, _ in pairs}):
-        pooled = first.pooled(batch, embeddings)
+    # what is read of the inputs, by how: members whose methods pool alike pool once
+    pooled: dict[object, Tensor] = {}
+    for number in {number for number, _ in pairs}:
+        if models[number].reads_input and models[number].pooling not in pooled:
+            pooled[models[number].pooling] = models[number].pooled(batch, embeddings)
     if after and suffixes > 1:
         assert past is not None
         past = replace(past, suffixes=suffixes)
-        pooled = None if pooled is None else pooled.repeat_interleave(suffixes, dim=0)
+        pooled = {how: read.repeat_interleave(suffixes, dim=0) for how, read in pooled.items()}
         batch = backbone.collate([replace(row, input_ids=row.input_ids[:1]) for row in rows])  # inputs are read
     # each model makes the prompts of its own rows
     places: dict[int, list[int]] = {}
@@ -414,12 +431,12 @@ def joint_log_likelihood(
     index = backbone.on_device(order)
     counts = [len(own) for own in places.values()]
     tasks = torch.split(batch.task_ids[index], counts)
-    inputs = [None] * len(counts) if pooled is None else torch.split(pooled[index], counts)
+    inputs = {how: torch.split(read[index], counts) for how, read in pooled.items()}
     parts = []
-    for (number, own), task_ids, read in zip(places.items(), tasks, inputs, strict=True):
+    for part, ((number, own), task_ids) in enumerate(zip(places.items(), tasks, strict=True)):
         one = models[number].one_for_all(rows[place].task for place in own)
-        own_read = read if models[number].reads_input else None
-        prompts, _ = models[number]._mixed(task_ids[:1] if one else task_ids, own_read)
+        read = inputs[models[number].pooling][part] if models[number].reads_input else None
+        prompts, _ = models[number]._mixed(task_ids[:1] if one else task_ids, read)
         parts.append(prompts.expand(len(own), -1, -1))
     back = sorted(range(len(order)), key=order.__getitem__)
     prompts = torch.cat(parts)[backbone.on_device(back)]

@@ -109,8 +109,8 @@ def train_target(
         preset, train_limit, resume, note, tags, session, settings: as in `train_source`.
 
     Returns:
-        What was trained and recorded. Weights and DePT's offsets are no prompts and are not kept: such a model is
-        scored on the task's test rows (`test`), and taken out of the backbone again.
+        What was trained and recorded. Weights are no prompts and are not kept: such a model is scored on the task's
+        test rows (`test`), and taken out of the backbone again.
 
     Raises:
         AttemptError: tasks, prompts, settings or rows do not fit; nothing was loaded or trained then.

@@ -10,12 +10,14 @@ import re
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from attempt_cli.backbones.base import FrozenBackbone
+from attempt_cli.backbones.rows import Batch
 from attempt_cli.backbones.shapes import BackboneShape
 from attempt_cli.errors import AttemptError
 
@@ -58,8 +60,16 @@ class TunedWeights(nn.Module, ABC):
         """Returns the trained tensors by learning rate: all under `weights`."""
         return {"weights": list(self.parameters())}
 
-    def refresh(self) -> None:
-        """Makes the next pass use the current values of the tensors."""
+    def refresh(self, batch: Batch | None = None) -> None:
+        """Makes the next pass use the current values of the tensors; a method that looks at rows gets the pass's."""
+
+    def in_step(self, step: int, total: int) -> AbstractContextManager[None]:
+        """Surrounds the gradient of an optimiser step; see `method.PromptModule.in_step`."""
+        return nullcontext()
+
+    def penalty(self) -> Tensor | None:
+        """Returns what the rows of the last pass add to the loss, as a mean over them; None for nothing."""
+        return None
 
     def release(self) -> None:
         """Takes the weights out of the backbone; a second call does nothing."""
@@ -97,7 +107,7 @@ class FullWeights(TunedWeights):
         backbone.tuned = self
         self.refresh()
 
-    def refresh(self) -> None:
+    def refresh(self, batch: Batch | None = None) -> None:
         for copy, original, places in self._places:
             weight: Any = copy.to(original.dtype)  # the copy itself if the model is in fp32
             for module, name in places:

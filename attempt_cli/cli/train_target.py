@@ -108,8 +108,8 @@ def command(
     --name (TASK-METHOD without it). Several tasks share one G and mix in every batch (ATTEMPT-m); each has a target
     prompt of its own, NAME.TASK.
 
-    Weights and DePT's offsets are no prompts and are not kept: such a model is scored on the test rows when it is
-    trained, and its runs are recorded.
+    Weights are no prompts and are not kept: such a model is scored on the test rows when it is trained, and its runs
+    are recorded.
 
     \b
       attempt train-target rte --sources mnli,qnli,sst2 --init-from mnli

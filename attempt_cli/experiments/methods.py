@@ -54,8 +54,8 @@ class Comparison:
 
     @property
     def trains_prompts(self) -> bool:
-        """Whether it trains prompts, neither weights nor what changes inputs."""
-        return self.trains and TRAINED[self.settings["method"]].kept
+        """Whether it trains prompts that can share passes: neither weights nor what changes inputs."""
+        return self.trains and TRAINED[self.settings["method"]].banks
 
     @property
     def prepared(self) -> str | None:

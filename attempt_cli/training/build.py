@@ -24,6 +24,7 @@ from attempt_cli.method import (
     prompt_tuning_parameters,
     rms_temperature,
 )
+from attempt_cli.method.adaptive import adaptive_shape
 from attempt_cli.prompted import PromptedModel
 from attempt_cli.training.config import TrainingConfig
 from attempt_cli.training.initial import vocabulary_prompt
@@ -156,6 +157,28 @@ def check_offsets(backbone: FrozenBackbone, request: Request) -> None:
     for rows in request.tasks:
         positions = offset_positions(backbone, rows.task, request.config)
         offsets_shape(backbone.width, request.config.prompt_length, positions)
+
+
+def check_adaptive(backbone: FrozenBackbone, request: Request) -> None:
+    """Refuses a budget that leaves nothing for ADePT's network."""
+    try:
+        adaptive_shape(backbone.width, request.config.prompt_length)
+    except ValueError as error:
+        raise AttemptError(
+            f"ADePT cannot have the budget of a prompt of {request.config.prompt_length} tokens: {error}",
+            "Give a longer --prompt-length.",
+        ) from error
+
+
+def check_short_prompts(backbone: FrozenBackbone, request: Request) -> None:
+    """Refuses more short prompts of SMoP than there are tokens."""
+    config = request.config
+    prompts = (config.method_settings or {})["prompts"]
+    if prompts > config.prompt_length:
+        raise AttemptError(
+            f"{config.prompt_length} prompt tokens cannot be cut into {prompts} short prompts",
+            "Give a longer --prompt-length, or fewer --smop-prompts.",
+        )
 
 
 def offset_positions(backbone: FrozenBackbone, task: Task, config: TrainingConfig) -> int:

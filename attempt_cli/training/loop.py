@@ -198,7 +198,9 @@ class TrainingLoop:
             if not self.rows_since:  # what went before (an evaluation, a trial of the compiler) is no time of steps
                 self.since = started
             rows = self.batch(state.step)
-            self.update(gradient_step(self.model, rows, config, self.processes, self.positions))
+            with self.module.in_step(state.step, self.total):
+                loss = gradient_step(self.model, rows, config, self.processes, self.positions)
+            self.update(loss)
             self.rows_since += len(rows)
             if not self.pending:
                 self.tell()
