@@ -252,6 +252,11 @@ class DecoderOnlyBackbone(FrozenBackbone):
                 "Give a shorter --max-length, or train with --placement before.",
             )
 
+    @torch.no_grad()
+    def input_states(self, batch: Batch) -> Tensor:
+        """Returns the last layer's normed output for the batch's inputs alone, [b, l, d], without a gradient."""
+        return self._hidden(self.embed(batch.input_ids))
+
     # scores
 
     def target_log_likelihood(

@@ -122,6 +122,7 @@ def command(
       attempt train-target rte --sources all --level token --learned-temperature
       attempt train-target rte --method mpt --sources mnli,qnli
       attempt train-target rte --method lora --weight-learning-rate 1e-3
+      attempt train-target rte,mrpc,cb --method hyperformer
       attempt train-target reviews --train-file reviews.csv --input "{text} sentiment:" --label stars --sources all
     """
     from attempt_cli.api.training import train_target

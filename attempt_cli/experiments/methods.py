@@ -58,6 +58,11 @@ class Comparison:
         return self.trains and TRAINED[self.settings["method"]].banks
 
     @property
+    def least_tasks(self) -> int:
+        """How many tasks it is trained on at the least."""
+        return TRAINED[self.settings["method"]].least_tasks if self.trains else 1
+
+    @property
     def prepared(self) -> str | None:
         """A name in PREPARED: trained on the source tasks once, before any target; None where nothing is."""
         return "attention" if self.prior else self.source if self.source in PREPARED else None
@@ -100,6 +105,11 @@ METHODS: dict[str, Comparison] = {
         mixes="all",
         settings={"method": "mpt"},
     ),
+    **{
+        name: Comparison(method.help, together=True, settings={"method": name})
+        for name, method in TRAINED.items()
+        if method.trains_weights and method.several
+    },
     "fine-tuning-m": Comparison(
         "all weights of the backbone, one set for many targets", together=True, settings={"method": "fine-tuning"}
     ),

@@ -83,6 +83,10 @@ class PromptModule(nn.Module):
         """
         return nullcontext()
 
+    def schedule(self, step: int, total: int) -> tuple[int, int]:
+        """Returns the place of a step, and the steps in all, that its learning rate is computed for."""
+        return step, total
+
     def penalty(self) -> Tensor | None:
         """Returns what the rows of the last pass add to the loss, as a mean over them; None for nothing."""
         return None

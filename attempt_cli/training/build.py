@@ -37,7 +37,8 @@ def build_model(registry: Registry, backbone: FrozenBackbone, request: Request) 
     config, given = request.config, request.attention_from
     build, frame = config.row.builder(), backbone.chat_frame if config.chat_template else None
     if config.row.trains_weights:
-        return PromptedModel(backbone, tuned=build(backbone, config.seed), frame=frame)
+        own = {"tasks": len(request.tasks)} if config.row.per_task else {}
+        return PromptedModel(backbone, tuned=build(backbone, config.seed, **own), frame=frame)
     scale = backbone.embedding_rms if config.units == "rms" else 1.0
     if given is not None:  # G reads inputs and prompts in the units that it was trained in
         scale = float(given.settings.get("embedding_scale", scale))

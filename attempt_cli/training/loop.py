@@ -227,7 +227,7 @@ class TrainingLoop:
         Raises:
             NotFiniteError: a loss or a gradient was no number.
         """
-        factor = self.config.learning_rate_factor(self.state.step, self.total)
+        factor = self.config.learning_rate_factor(*self.module.schedule(self.state.step, self.total))
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * factor
         norm = torch.nn.utils.clip_grad_norm_(trained_tensors(self.module), self.config.clip_norm)

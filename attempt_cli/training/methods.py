@@ -55,11 +55,14 @@ class Method:
         several: whether several targets can be trained at once, each with a prompt of its own.
         first_source: whether its prompt starts from the first source where no other prompt is named.
         factors: whether each task has factors of its own under one shared prompt.
+        least_tasks: how many tasks it is trained on at the least.
+        per_task: whether the builder of a weight method takes the number of tasks too: some tensors are a task's own.
         start: what training starts from, where that is neither a prompt nor frequent words; for the record.
         check: "module:function" that refuses a backbone and a request that do not fit the method.
         settings: numbers that this method alone has.
         parameters: "module:function" that gives the number of trained parameters for a task, by formula (figure 7).
-            It takes what `build` takes; of weight methods it takes the backbone's shape, a `BackboneShape`.
+            It takes what `build` takes; of weight methods it takes the backbone's shape, a `BackboneShape`, and of
+            those that are for several tasks their number.
     """
 
     title: str
@@ -75,6 +78,8 @@ class Method:
     several: bool = False
     first_source: bool = False
     factors: bool = False
+    least_tasks: int = 1
+    per_task: bool = False
     start: str = "vocabulary"
     check: str = ""
     settings: Mapping[str, Setting] = field(default_factory=dict)
@@ -111,17 +116,18 @@ class Method:
         return f"{self.title} needs {' or '.join(wanted[name] for name in self.needs)}"
 
 
-def _weights(title: str, help: str, build: str, parameters: str) -> Method:
+def _weights(title: str, help: str, build: str, parameters: str, module: str = "tuned", **more: Any) -> Method:
     """A row of a method that trains weights of the backbone, or weights put into it."""
     return Method(
         title,
         help,
-        f"attempt_cli.backbones.tuned:{build}",
+        f"attempt_cli.backbones.{module}:{build}",
         rates=("weights",),
         placements=("before",),  # the input is read again in every step: no prompt could stand after it
         kept=False,
         start="the backbone",
-        parameters=f"attempt_cli.backbones.tuned:{parameters}",
+        parameters=f"attempt_cli.backbones.{module}:{parameters}",
+        **more,
     )
 
 
@@ -235,6 +241,33 @@ METHODS: dict[str, Method] = {
     "adapter": _weights("Adapter", "trains adapters in every layer", "adapter", "adapter_parameters"),
     "adapterdrop": _weights(
         "AdapterDrop", "trains adapters in the upper layers", "adapterdrop", "adapterdrop_parameters"
+    ),
+    "hyperformer": _weights(
+        "HyperFormer",
+        "trains a network that makes adapters for each task and layer",
+        "hyperformer",
+        "hyperformer_parameters",
+        "generated",
+        several=True,
+        per_task=True,
+    ),
+    "hyperdecoder": _weights(
+        "HyperDecoder",
+        "trains a network that makes the decoder's adapters from each input",
+        "hyperdecoder",
+        "hyperdecoder_parameters",
+        "generated",
+        several=True,
+    ),
+    "adapterfusion": _weights(
+        "AdapterFusion",
+        "trains adapters of each task, then an attention over all of them",
+        "adapterfusion",
+        "adapterfusion_parameters",
+        "fusion",
+        several=True,
+        least_tasks=2,
+        per_task=True,
     ),
     "lora": _weights("LoRA", "trains low-rank updates of the attention", "lora", "lora_parameters"),
     "ia3": _weights("(IA)³", "trains scales of keys, values and the feed-forward", "ia3", "ia3_parameters"),

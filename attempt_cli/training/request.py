@@ -163,6 +163,10 @@ class Request:
         config, method = self.config, self.config.row
         problems = [*config.conflicts(), *self._wrong_prompts()]
         names = [rows.task.name for rows in self.tasks]
+        if len(names) < method.least_tasks:
+            problems.append(
+                f"{method.title} is trained on {method.least_tasks} tasks at the least, not on {len(names)}"
+            )
         problems += [f"the task '{name}' is named twice" for name in dict.fromkeys(names) if names.count(name) > 1]
         if self.keep == "shared" and self.sources:
             problems.append("one prompt for all tasks is not mixed from sources")
@@ -301,7 +305,8 @@ class Outcome:
         trained_parameters: how many numbers were trained.
         run: the run's id.
         notes: what the user should know of the rows.
-        test: the score on test rows of a model that cannot be kept, and its run; None without one.
+        test: the score on test rows of a model that cannot be kept, and its run; of several tasks one for each, by
+            name; None without one.
     """
 
     request: Request

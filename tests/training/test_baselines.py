@@ -82,7 +82,8 @@ def request(registry: Registry, task: Task, method: str, **settings: Any) -> Req
     row, kept = METHODS[method], tuple(registry.prompt(name) for name in ("one", "two"))
     sources = kept if "sources" in row.takes else ()
     start = kept[:1] if row.first_source or row.needs == ("init_from",) else ()
-    return request_for(task, name=f"toy-{method}", config=config, sources=sources, init_from=start)
+    tasks = [task, *(task.model_copy(update={"name": f"toy-{number}"}) for number in range(1, row.least_tasks))]
+    return request_for(*tasks, name=f"toy-{method}", config=config, sources=sources, init_from=start)
 
 
 def scores(model: PromptedModel, task: Task) -> torch.Tensor:
