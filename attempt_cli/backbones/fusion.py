@@ -57,13 +57,16 @@ class FusedAdapters(TunedWeights):
         if batch is None:
             return
         self._tasks = batch.task_ids
-        # a row's own matrices, d by d, would be copied for every row: rows of a task are computed together instead
+        # a row's own matrices, d by d, would be copied for every row: rows of a task are computed together instead.
+        # (A GPU is waited for once a pass.)
         numbers = batch.task_ids.tolist()
         rows = {task: [row for row, own in enumerate(numbers) if own == task] for task in dict.fromkeys(numbers)}
         self._groups = [(task, self._backbone.on_device(own)) for task, own in rows.items()]
 
     def _hook(self, name: str) -> Any:
         adapters, fusions = self.adapters[name], self.fusions[name]
+        assert isinstance(adapters, TaskAdapters)
+        assert isinstance(fusions, TaskFusions)
 
         def behind(_layer: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
             if self._tasks is None:

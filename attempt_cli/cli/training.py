@@ -82,8 +82,10 @@ def _next(outcome: Outcome) -> str | None:
     if outcome.request.keep == "attention":
         return f"`attempt train-target TASK --sources … --attention-from {outcome.attention}`"
     if outcome.prompt is None:
-        tests = [outcome.test] if len(outcome.rows) == 1 else list((outcome.test or {}).values())
-        return f"`attempt compare {tests[0]['run']} RUN`, with a run on the same rows" if any(tests) else None
+        if not outcome.test:
+            return None
+        test = outcome.test if len(outcome.rows) == 1 else next(iter(outcome.test.values()))
+        return f"`attempt compare {test['run']} RUN`, with a run on the same rows"
     model = f"--composition {outcome.composition}" if outcome.composition else f"--prompt {outcome.prompt}"
     known = all(task in task_names() for task in outcome.prompts)
     rows = "--tasks FILE.yaml,…" if len(outcome.prompts) > 1 else "--test-file FILE"

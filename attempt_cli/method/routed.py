@@ -114,8 +114,10 @@ class RoutedPrompts(PromptModule):
             scores = scores + self.router_bias[task_ids]
         if self._draws is not None and self.noise:
             # drawn on the CPU, so that every device trains with the same numbers
-            drawn = torch.randn(scores.shape, generator=self._draws).to(scores.device, scores.dtype)
-            scores = scores * (1 + self.noise * drawn)
+            drawn = torch.randn(scores.shape, generator=self._draws)
+            if scores.is_cuda:  # pinned, nobody waits for the copy
+                drawn = drawn.pin_memory()
+            scores = scores * (1 + self.noise * drawn.to(scores.device, scores.dtype, non_blocking=True))
         probabilities = scores.softmax(dim=-1)  # [b, k]
         best, picked = probabilities.max(dim=-1)  # [b]
         if self._draws is not None and self.balance:

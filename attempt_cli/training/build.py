@@ -171,17 +171,6 @@ def check_adaptive(backbone: FrozenBackbone, request: Request) -> None:
         ) from error
 
 
-def check_short_prompts(backbone: FrozenBackbone, request: Request) -> None:
-    """Refuses more short prompts of SMoP than there are tokens."""
-    config = request.config
-    prompts = (config.method_settings or {})["prompts"]
-    if prompts > config.prompt_length:
-        raise AttemptError(
-            f"{config.prompt_length} prompt tokens cannot be cut into {prompts} short prompts",
-            "Give a longer --prompt-length, or fewer --smop-prompts.",
-        )
-
-
 def offset_positions(backbone: FrozenBackbone, task: Task, config: TrainingConfig) -> int:
     """Returns s of DePT: the most input tokens that a row can have, with the chat template's behind them."""
     longest = config.max_length or task.max_length

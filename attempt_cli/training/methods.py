@@ -217,7 +217,6 @@ METHODS: dict[str, Method] = {
         "trains several short prompts, of which a router picks one for each input",
         "attempt_cli.method.routed:build_smop",
         rates=("prompts", "attention"),
-        check="attempt_cli.training.build:check_short_prompts",
         settings={
             "prompts": Setting(4, 1, "k, the short prompts; each has a k-th of the prompt's tokens"),
             **_ROUTER,

@@ -398,6 +398,7 @@ def test_constant_attention_trains_the_target_only(registry: Registry, backbone:
         ({"method": "attempt", "balanced_start": True, "with_target": False}, "--no-target has none"),
         ({"method": "lora", "with_target": False}, "--no-target only goes with --method attempt, not with lora"),
         ({"method": "dept", "placement": "after"}, "--placement after is not for it"),
+        ({"method": "smop", "prompt_length": 3}, "--prompt-length 3 has no 4 parts: lower --smop-prompts"),
         ({"method": "bitfit", "placement": "after"}, "--placement after is not for it"),
         ({"method": "lora", "compile": True}, "--compile does not go with lora"),
         (
