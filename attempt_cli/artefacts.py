@@ -18,9 +18,11 @@ from attempt_cli.backbones.load import describe
 from attempt_cli.backbones.names import listed_as, recorded_backbone
 from attempt_cli.changes import TARGET
 from attempt_cli.errors import AttemptError
-from attempt_cli.method import PromptAttention, PromptMixture
+from attempt_cli.method import PromptAttention, PromptMixture, PromptModule
+from attempt_cli.method.parts import from_parts
 from attempt_cli.prompted import PromptedModel
 from attempt_registry import Attention, Backbone, Composition, Prompt, Registry
+from attempt_registry.add import check_plain
 
 
 @dataclass(frozen=True)
@@ -67,10 +69,24 @@ def bare(backbone: FrozenBackbone, *, chat_template: bool = False) -> Loaded:
 
 
 def load_prompt(registry: Registry, backbone: FrozenBackbone, prompt: Prompt) -> Loaded:
-    """Loads a prompt, to stand before or after the input as it was trained."""
-    mixture = PromptMixture(prompt_in_units(registry, backbone, prompt, 1.0)[None])
+    """Loads a prompt, to stand before or after the input as it was trained, with what its method keeps beside it."""
+    # parts have the unit of the training, which stays theirs
+    scale = prompt.embedding_scale if prompt.parts else 1.0
+    tensor = prompt_in_units(registry, backbone, prompt, scale)
+    mixture: PromptModule
+    if prompt.parts:
+        parts = {name: torch.from_numpy(np.array(part)) for name, part in registry.prompt_parts(prompt).items()}
+        try:
+            mixture = from_parts(prompt.method, tensor, parts)
+        except (KeyError, IndexError, ValueError, RuntimeError) as error:  # of an import, or of a newer version
+            raise AttemptError(
+                f"'{prompt.ref}' keeps {', '.join(prompt.parts)}, which are not what {prompt.method} keeps here",
+                "Use the version of attempt that made it, or train it again.",
+            ) from error
+    else:
+        mixture = PromptMixture(tensor[None])
     return Loaded(
-        _prompted(backbone, mixture, 1.0, prompt),
+        _prompted(backbone, mixture, scale, prompt),
         "prompt",
         prompt.ref,
         targets={prompt.task: 0},
@@ -99,6 +115,7 @@ def load_composition(registry: Registry, backbone: FrozenBackbone, composition: 
     scale = float(composition.settings.get("embedding_scale", 1.0))
     targets = [registry.prompt(ref) for ref in composition.targets]
     sources = [registry.prompt(ref) for ref in composition.sources]
+    check_plain([*targets, *sources])
     forced = composition.settings.get("weights")
     mixer = None if composition.attention is None or forced else registry.attention(composition.attention)
     if sources and mixer is None and not forced:
@@ -178,7 +195,7 @@ def mixing_settings(
 
 
 def _prompted(
-    backbone: FrozenBackbone, mixture: PromptMixture, scale: float, record: Prompt | Composition
+    backbone: FrozenBackbone, mixture: PromptModule, scale: float, record: Prompt | Composition
 ) -> PromptedModel:
     """Places a record's prompts where they were trained; refuses a place that the backbone does not have."""
     frozen = mixture.to(backbone.device).requires_grad_(False)

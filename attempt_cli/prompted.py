@@ -14,7 +14,7 @@ from attempt_cli.backbones.base import STATES, FrozenBackbone, Watch
 from attempt_cli.backbones.chat import ChatFrame
 from attempt_cli.backbones.rows import Batch, EncodedRow
 from attempt_cli.backbones.tuned import TunedWeights
-from attempt_cli.method import PromptModule, pool_input
+from attempt_cli.method import PromptModule
 from attempt_cli.placement import Placement
 
 
@@ -24,7 +24,7 @@ class PromptedModel:
 
     Args:
         backbone: the frozen model.
-        mixture: gives each row its prompt, or DePT's prompt and offsets; None is the bare model.
+        mixture: gives each row its prompt, and of DePT and ADePT the input's offsets; None is the bare model.
         scale: the factor of a prompt that enters the model: the backbone's embedding RMS if prompts are kept in units
             of it, 1 if they are kept as raw embeddings (the paper).
         placement: of the prompt; the mixture of X is the same in both placements.
@@ -94,8 +94,8 @@ class PromptedModel:
 
     @property
     def reads_input(self) -> bool:
-        """Whether a row's prompt depends on its input: there is a G."""
-        return self.mixture is not None and self.mixture.attention is not None
+        """Whether a row's prompt depends on its input: there is a G, or a router."""
+        return self.mixture is not None and self.mixture.reads_input
 
     @property
     def joins(self) -> tuple[object, ...] | None:
@@ -145,14 +145,15 @@ class PromptedModel:
     @property
     def reading(self) -> tuple[object, ...]:
         """What models have in common for which `pooled` returns the same."""
-        attention = None if self.mixture is None else self.mixture.attention
-        return (attention and attention.reads, self.scale)
+        if self.mixture is None:
+            return ()
+        return type(self.mixture).pool, self.mixture.attention and self.mixture.attention.reads, self.scale
 
     def pooled(self, batch: Batch, embeddings: Tensor, states: Tensor | None = None) -> Tensor:
-        """Returns what G reads of each row, x̂ [b, d]: embeddings in the prompts' unit, states with mean square 1."""
-        if not self.reads_states:
-            return pool_input(embeddings, self._text_mask(batch)).float() / self.scale
+        """Returns what the mixture reads of each row, [b, d]: embeddings in the prompts' unit, states of mean square 1."""
         assert self.mixture is not None
+        if not self.reads_states:
+            return self.mixture.pool(embeddings, self._text_mask(batch)).float() / self.scale
         assert self.mixture.attention is not None
         states = self.backbone.states_of(batch) if states is None else states
         own = states[:, STATES.index(self.mixture.attention.reads)]
@@ -214,21 +215,24 @@ class PromptedModel:
         return self.backbone.read(rows, self.reads_states) if after else None
 
     def _enter(self, rows: Sequence[EncodedRow]) -> tuple[Batch, Tensor]:
-        """Returns the rows as a batch, and the embeddings of their inputs, [b, l, d], with DePT's offsets added."""
+        """Returns the rows as a batch, and the embeddings of their inputs, [b, l, d], with the method's offsets."""
         if self.backbone.tuned is not self.tuned:
             held = "weights of another training" if self.backbone.tuned is not None else "no trained weights"
             raise RuntimeError(f"{self.backbone.name} holds {held}: this model does not work before or after that")
         batch = self.backbone.collate(rows)
         if self.tuned is not None:
-            self.tuned.refresh()
+            self.tuned.refresh(batch)
             return batch, self.backbone.embed(batch.input_ids)  # with gradient: fine-tuning trains embeddings, too
         with torch.no_grad():
             embeddings = self.backbone.embed(batch.input_ids)
-        if self.mixture is not None:
-            offsets = self.mixture.offsets(batch.task_ids, embeddings.shape[1])
-            if offsets is not None:
-                embeddings = embeddings + (offsets * self.scale).to(embeddings.dtype)
-        return batch, embeddings
+        return batch, self.with_offsets(batch.task_ids, embeddings)
+
+    def with_offsets(self, task_ids: Tensor, embeddings: Tensor) -> Tensor:
+        """Returns embeddings of inputs, [b, l, d], with what the method adds to them."""
+        if self.mixture is None or not self.mixture.changes_input:
+            return embeddings
+        offsets = self.mixture.offsets(task_ids, embeddings.float() / self.scale)
+        return embeddings if offsets is None else embeddings + (offsets * self.scale).to(embeddings.dtype)
 
     def longest_input(self, max_length: int, target_tokens: int) -> int:
         """Returns how many tokens of a text fit: the task's limit, or less if the model has fewer positions."""
@@ -268,7 +272,7 @@ def score_many(
     for i, (model, words) in enumerate(zip(models, labels, strict=True)):
         # words of one token need no branches, and all of them can be looked up behind any suffix
         branches = None if all(len(word) == 1 for word in words) else tuple(map(tuple, words))
-        joins = model.mixture is not None and (model.placement == "after" or asked is not None)
+        joins = model.joins is not None and (model.placement == "after" or asked is not None)
         together.setdefault((model.placement, model.prompt_length, branches if joins else (i,)), []).append(i)
     results: dict[int, tuple[Tensor, Tensor | None]] = {}
     shared: _Reading | None = None
@@ -307,7 +311,8 @@ class _Reading:
         self.task_ids = task_ids
         self.rows = rows
         self.backbone = models[0].backbone
-        self.batch, self.embeddings = models[0]._enter(rows)
+        # as they are: a method that adds something to them does so for its own rows alone
+        self.batch, self.embeddings = replace(models[0], mixture=None)._enter(rows)
 
     @cached_property
     def past(self) -> Past:
@@ -408,8 +413,13 @@ def generate_each(
     reading = _Reading(models, task_ids, rows)
     prompts, weights = reading.prompts(list(zip(range(len(models)), range(len(rows)), strict=True)))
     first = models[0]
+    embeddings = reading.embeddings
+    if any(model.mixture is not None and model.mixture.changes_input for model in models):
+        tasks = first.backbone.on_device(task_ids)
+        changed = [model.with_offsets(tasks[i, None], embeddings[i, None]) for i, model in enumerate(models)]
+        embeddings = torch.cat(changed)
     texts = first.backbone.generate(
-        reading.batch, reading.embeddings, prompts, max_new_tokens, first.placement, first.ends, watch
+        reading.batch, embeddings, prompts, max_new_tokens, first.placement, first.ends, watch
     )
     return texts, weights
 

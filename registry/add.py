@@ -74,11 +74,13 @@ class Adder(Finder):
         note: str = "",
         tags: Sequence[str] = (),
         parents: Sequence[str] = (),
+        parts: Mapping[str, Array] = MappingProxyType({}),
     ) -> Prompt:
         """Adds a soft prompt under the next version of its name.
 
         Args:
             tensor: float [length, width]; stored as float32.
+            parts: what its method keeps beside it, by name; stored in the same file.
             embedding_scale: tensor * embedding_scale enters the model.
             placement: "before" or "after" the input.
             parents: prompts it was trained from; a name without a version means the newest now.
@@ -101,7 +103,12 @@ class Adder(Finder):
         _check_placement(placement)
         if not np.isfinite(embedding_scale) or embedding_scale <= 0:
             raise RegistryError(f"the embedding scale {embedding_scale} is not a positive number", "Leave it at 1.0.")
-        data, sha256 = to_safetensors({"prompt": tensor})
+        if "prompt" in parts:
+            raise RegistryError("a part beside a prompt is named 'prompt'", "Give it another name.")
+        settings = {name: value for name, value in settings.items() if name != "parts"}
+        if parts:
+            settings["parts"] = sorted(parts)
+        data, sha256 = to_safetensors({"prompt": tensor, **parts})
         record: dict[str, Any] = {
             "kind": kind,
             "method": method,
@@ -258,6 +265,7 @@ class Adder(Finder):
                         f"not to {backbone} ({fingerprint[:12]}, width {parts[0].width})",
                         f"`attempt registry list --backbone {fingerprint}` shows what fits.",
                     )
+            check_plain([*source_prompts, *target_prompts])
             check_one_placement(parts)
             for refs in ([prompt.ref for prompt in source_prompts], [prompt.ref for prompt in target_prompts]):
                 if len(set(refs)) < len(refs):
@@ -361,6 +369,20 @@ def check_one_placement(parts: Sequence[Prompt | Attention]) -> None:
             f"the prompts were trained inside and outside of a chat template, or in different ones: {found}",
             "Mix prompts of one kind (`attempt registry show` tells it), or train one again, with --chat-template or "
             "without.",
+        )
+
+
+def check_plain(prompts: Sequence[Prompt]) -> None:
+    """Refuses to mix, or to start from, prompts that are not used alone: their method keeps something beside them.
+
+    Raises:
+        RegistryError: the message names every such prompt with its method.
+    """
+    if found := [f"{prompt.ref} ({prompt.method})" for prompt in prompts if prompt.parts]:
+        raise RegistryError(
+            f"{', '.join(found)} {'is' if len(found) == 1 else 'are'} more than a prompt, which neither mixes with "
+            "others nor starts a training",
+            "Use it by its own name (eval, predict, serve: --prompt NAME), or train one with --method prompt-tuning.",
         )
 
 

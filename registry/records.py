@@ -57,6 +57,8 @@ class _Named:
 class Prompt(_Named):
     """A soft prompt [length, width]; tensor * embedding_scale enters the model.
 
+    Some methods keep more than a prompt (DePT its offsets, a mixture of prompts its router): see `parts`.
+
     Args:
         kind: "source" or "target".
         method: the training method's name, e.g. "attempt" or "mpt", or "imported" when it was added from a file.
@@ -89,6 +91,12 @@ class Prompt(_Named):
     tags: tuple[str, ...]
     parents: tuple[str, ...]
     id: int
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Returns the names of the tensors that its method keeps beside it; a prompt with some is not used alone."""
+        names = self.settings.get("parts", ()) if isinstance(self.settings, dict) else ()
+        return tuple(names) if isinstance(names, list) else ()
 
 
 @dataclass(frozen=True)

@@ -77,6 +77,12 @@ class Registry(Adder):
         tensors = self._objects.get(prompt.sha256, f"prompt {prompt.ref}")
         return tensors["prompt"]
 
+    def prompt_parts(self, prompt: Prompt) -> dict[str, Array]:
+        """Reads what a prompt's method keeps beside it, by name; as `prompt_tensor`."""
+        tensors = dict(self._objects.get(prompt.sha256, f"prompt {prompt.ref}"))
+        tensors.pop("prompt")
+        return tensors
+
     def attention_tensors(self, attention: Attention) -> dict[str, Array]:
         """Reads an attention's weights by name, float32, and checks their file's hash.
 

@@ -13,7 +13,7 @@ from attempt_cli.errors import AttemptError
 from attempt_cli.name_lists import listed
 from attempt_cli.session import Session
 from attempt_cli.sources import check_lengths, source_prompts
-from attempt_cli.training.methods import find_method
+from attempt_cli.training.methods import METHODS, find_method
 
 if TYPE_CHECKING:
     from attempt_cli.training.request import Outcome
@@ -109,8 +109,8 @@ def train_target(
         preset, train_limit, resume, note, tags, session, settings: as in `train_source`.
 
     Returns:
-        What was trained and recorded. Weights and DePT's offsets are no prompts and are not kept: such a model is
-        scored on the task's test rows (`test`), and taken out of the backbone again.
+        What was trained and recorded. Weights are no prompts and are not kept: such a model is scored on the task's
+        test rows (`test`), and taken out of the backbone again.
 
     Raises:
         AttemptError: tasks, prompts, settings or rows do not fit; nothing was loaded or trained then.
@@ -120,7 +120,8 @@ def train_target(
     tasks = as_tasks(task)
     names = [one.name for one in tasks]
     if len(tasks) > 1 and not row.several:
-        raise AttemptError(f"several tasks only go with --method attempt, not with {method}", "Name one task.")
+        able = " or ".join(name for name, one in METHODS.items() if one.several)
+        raise AttemptError(f"several tasks only go with --method {able}, not with {method}", "Name one task.")
     store = session.store
     start = store.prompt(init_from) if init_from else None
     onto = store.composition(composition) if composition else None
@@ -156,7 +157,9 @@ def train_target(
     if outcome is None or outcome.prompt is not None:
         return outcome
     try:  # what is no prompt cannot be kept and evaluated later
-        return replace(outcome, test=_tested(session, outcome))
+        found = {rows.task.name: _tested(session, outcome, i) for i, rows in enumerate(outcome.request.tasks)}
+        tests = {name: test for name, test in found.items() if test is not None}
+        return replace(outcome, test=(tests if len(found) > 1 else next(iter(found.values()))) or None)
     finally:
         outcome.release()
 
@@ -313,21 +316,23 @@ def _starts(sources: Sequence[Prompt], tasks: Sequence[str], named: Prompt | Non
     return tuple(next((source for source in sources if source.task != task), sources[0]) for task in tasks)
 
 
-def _tested(session: Session, outcome: Outcome) -> dict[str, Any] | None:
-    """Scores a model that cannot be kept on the task's test rows, where there are any, and records that."""
+def _tested(session: Session, outcome: Outcome, number: int) -> dict[str, Any] | None:
+    """Scores a model that cannot be kept on the test rows of a task, where there are any, and records that."""
     from attempt_cli.data.rows import load_examples
     from attempt_cli.evaluation.evaluate import evaluate
     from attempt_cli.evaluation.record import evaluation_result, record_evaluation
 
-    task, config = outcome.request.tasks[0].task, outcome.request.config
+    request = outcome.request
+    task, config = request.tasks[number].task, request.config
     try:
         rows = load_examples(task, "test", data_dir=session.rows_folder)
     except AttemptError as error:
         session.listener.note(f"No test rows, so the trained model is not scored ({error.message})")
         return None
     session.listener.note(f"scoring {len(rows.examples):,} test rows …")
-    result = evaluate(outcome.model, task, rows.examples, max_length=config.max_length, max_tokens=config.max_tokens)
-    name = f"{outcome.request.name} (run {outcome.run})"
+    reading: dict[str, Any] = {"max_length": config.max_length, "max_tokens": config.max_tokens}
+    result = evaluate(outcome.model, task, rows.examples, task_index=request.task_index(number), **reading)
+    name = f"{request.name} (run {outcome.run})"
     record = evaluation_result(task, rows, result, name, "weights").record()
     run = record_evaluation(
         session.store,

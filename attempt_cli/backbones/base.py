@@ -418,11 +418,11 @@ class FrozenBackbone(SwitchedLayers, ABC):
     @torch.no_grad()
     def states_of(self, batch: Batch) -> Tensor:
         """Returns `states` of a batch's inputs."""
-        return summarised(self._input_states(batch), batch.input_lengths)
+        return summarised(self.input_states(batch), batch.input_lengths)
 
     @abstractmethod
-    def _input_states(self, batch: Batch) -> Tensor:
-        """Returns the last layer's normed output for inputs without a prompt, [b, l, d]."""
+    def input_states(self, batch: Batch) -> Tensor:
+        """Returns the last layer's normed output for inputs without a prompt, [b, l, d], without a gradient."""
 
     @abstractmethod
     def target_log_likelihood(

@@ -275,7 +275,8 @@ class DecoderOnlyBackbone(FrozenBackbone):
                 "Give a shorter --max-length, or train with --placement before.",
             )
 
-    def _input_states(self, batch: Batch) -> Tensor:
+    @torch.no_grad()
+    def input_states(self, batch: Batch) -> Tensor:
         return self._hidden(self.embed(batch.input_ids))
 
     # scores

@@ -84,7 +84,8 @@ class EncoderDecoderBackbone(FrozenBackbone):
         texts: list[str] = self.tokenizer.batch_decode(written, skip_special_tokens=True)
         return [text.strip() for text in texts]
 
-    def _input_states(self, batch: Batch) -> Tensor:
+    @torch.no_grad()
+    def input_states(self, batch: Batch) -> Tensor:
         return self._encode(batch, self.embed(batch.input_ids), None)[0]
 
     def _encode(self, batch: Batch, embeddings: Tensor, prompts: Tensor | None) -> tuple[Tensor, Tensor]:

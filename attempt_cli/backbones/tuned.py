@@ -9,13 +9,16 @@ from __future__ import annotations
 import re
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from attempt_cli.backbones.base import FrozenBackbone
+from attempt_cli.backbones.rows import Batch
 from attempt_cli.backbones.shapes import BackboneShape
 from attempt_cli.errors import AttemptError
 
@@ -29,6 +32,7 @@ LAYER_OUTPUTS = (
     "attn.c_proj",
     "mlp.c_proj",
 )
+FEED_FORWARDS = ("mlp.down_proj", "DenseReluDense.wo", "mlp.c_proj")  # those of them that end a feed-forward
 REDUCTION = 32  # an adapter's bottleneck is the width divided by this (the paper's)
 DROPPED = (5, 12)  # AdapterDrop: no adapters in the first 5 of 12 layers of a stack (Rücklé et al., 2021)
 LORA_RANK, LORA_SCALE = 8, 16  # r, and α of the factor α/r of the update
@@ -58,8 +62,20 @@ class TunedWeights(nn.Module, ABC):
         """Returns the trained tensors by learning rate: all under `weights`."""
         return {"weights": list(self.parameters())}
 
-    def refresh(self) -> None:
-        """Makes the next pass use the current values of the tensors."""
+    def refresh(self, batch: Batch | None = None) -> None:
+        """Makes the next pass use the current values of the tensors; a method that looks at rows gets the pass's."""
+
+    def in_step(self, step: int, total: int) -> AbstractContextManager[None]:
+        """Surrounds the gradient of an optimiser step; see `method.PromptModule.in_step`."""
+        return nullcontext()
+
+    def schedule(self, step: int, total: int) -> tuple[int, int]:
+        """Returns the place of a step, and the steps in all, that its learning rate is computed for."""
+        return step, total
+
+    def penalty(self) -> Tensor | None:
+        """Returns what the rows of the last pass add to the loss, as a mean over them; None for nothing."""
+        return None
 
     def release(self) -> None:
         """Takes the weights out of the backbone; a second call does nothing."""
@@ -97,7 +113,7 @@ class FullWeights(TunedWeights):
         backbone.tuned = self
         self.refresh()
 
-    def refresh(self) -> None:
+    def refresh(self, batch: Batch | None = None) -> None:
         for copy, original, places in self._places:
             weight: Any = copy.to(original.dtype)  # the copy itself if the model is in fp32
             for module, name in places:
@@ -186,26 +202,58 @@ def adapter_parts(model: Any, generator: torch.Generator, *, drop: bool = False)
     Raises:
         AttemptError: the architecture's layers have other names.
     """
-    found: dict[str, tuple[str, int, int]] = {}
+    places = layer_outputs(model)
+    part, whole = DROPPED
+    first = {stack: round(part * layers / whole) if drop else 0 for stack, layers in stack_depths(places).items()}
+    return {
+        name: _Bottleneck(place.width, generator)
+        for name, place in places.items()
+        if place.number >= first[place.stack]
+    }
+
+
+@dataclass(frozen=True)
+class LayerOutput:
+    """Where an adapter belongs: behind the last linear layer of an attention or a feed-forward.
+
+    Args:
+        stack: the name of the list of layers that it is in.
+        number: of its layer in the stack.
+        width: of its output.
+        feed_forward: whether it is a feed-forward's, not an attention's.
+    """
+
+    stack: str
+    number: int
+    width: int
+    feed_forward: bool
+
+
+def layer_outputs(model: Any) -> dict[str, LayerOutput]:
+    """Finds the places of adapters, by the linear layer's name in the model.
+
+    Raises:
+        AttemptError: the architecture's layers have other names.
+    """
+    found: dict[str, LayerOutput] = {}
     for name, module in model.named_modules():
         place = re.match(r"(.*?)\.(\d+)\.", name)
         if place and name.endswith(LAYER_OUTPUTS) and (outputs := _outputs(module)):
-            found[name] = (place[1], int(place[2]), outputs)
+            found[name] = LayerOutput(place[1], int(place[2]), outputs, name.endswith(FEED_FORWARDS))
     if not found:
         raise AttemptError(
             f"attempt does not know where adapters belong in the architecture {model.config.model_type}",
             "Use a backbone of the T5, Llama or GPT-2 families, or --method lora.",
         )
-    depth: dict[str, int] = {}
-    for stack, number, _ in found.values():
-        depth[stack] = max(depth.get(stack, 0), number + 1)
-    part, whole = DROPPED
-    first = {stack: round(part * layers / whole) if drop else 0 for stack, layers in depth.items()}
-    return {
-        name: _Bottleneck(outputs, generator)
-        for name, (stack, number, outputs) in found.items()
-        if number >= first[stack]
-    }
+    return found
+
+
+def stack_depths(places: Mapping[str, LayerOutput]) -> dict[str, int]:
+    """Returns the number of layers of each stack."""
+    depths: dict[str, int] = {}
+    for place in places.values():
+        depths[place.stack] = max(depths.get(place.stack, 0), place.number + 1)
+    return depths
 
 
 class LibraryWeights(TunedWeights):

@@ -120,8 +120,8 @@ def command(
     --name (TASK-METHOD without it). Several tasks share one G and mix in every batch (ATTEMPT-m); each has a target
     prompt of its own, NAME.TASK.
 
-    Weights and DePT's offsets are no prompts and are not kept: such a model is scored on the test rows when it is
-    trained, and its runs are recorded.
+    Weights are no prompts and are not kept: such a model is scored on the test rows when it is trained, and its runs
+    are recorded.
 
     \b
       attempt train-target rte --sources mnli,qnli,sst2 --init-from mnli
@@ -134,6 +134,7 @@ def command(
       attempt train-target rte --sources all --level token --learned-temperature
       attempt train-target rte --method mpt --sources mnli,qnli
       attempt train-target rte --method lora --weight-learning-rate 1e-3
+      attempt train-target rte,mrpc,cb --method hyperformer
       attempt train-target reviews --train-file reviews.csv --input "{text} sentiment:" --label stars --sources all
     """
     from attempt_cli.api.training import train_target

@@ -63,9 +63,9 @@ def _record(settings: Settings, outcome: Outcome) -> dict[str, Any]:
             "run": outcome.run,
         }
     return {
-        "name": outcome.composition or outcome.attention,
+        "name": outcome.composition or outcome.attention or request.name,
         **({"composition": outcome.composition, "prompts": outcome.prompts} if outcome.composition else {}),
-        "attention": outcome.attention,
+        **({"attention": outcome.attention} if outcome.attention or request.config.row.kept else {}),
         "tasks": list(outcome.rows),
         "trained_parameters": outcome.trained_parameters,
         "parameters_per_task": round(outcome.parameters_per_task, 1),
@@ -82,7 +82,10 @@ def _next(outcome: Outcome) -> str | None:
     if outcome.request.keep == "attention":
         return f"`attempt train-target TASK --sources … --attention-from {outcome.attention}`"
     if outcome.prompt is None:
-        return f"`attempt compare {outcome.test['run']} RUN`, with a run on the same rows" if outcome.test else None
+        if not outcome.test:
+            return None
+        test = outcome.test if len(outcome.rows) == 1 else next(iter(outcome.test.values()))
+        return f"`attempt compare {test['run']} RUN`, with a run on the same rows"
     model = f"--composition {outcome.composition}" if outcome.composition else f"--prompt {outcome.prompt}"
     known = all(task in task_names() for task in outcome.prompts)
     rows = "--tasks FILE.yaml,…" if len(outcome.prompts) > 1 else "--test-file FILE"

@@ -52,6 +52,7 @@ def write(selection: Selection, path: Path) -> None:
     tensors: dict[str, Array] = {}
     for prompt in prompts:
         tensors[f"{prompt.sha256}.prompt"] = registry.prompt_tensor(prompt)
+        tensors |= {f"{prompt.sha256}.{name}": part for name, part in registry.prompt_parts(prompt).items()}
     for attention in attentions:
         for name, tensor in registry.attention_tensors(attention).items():
             tensors[f"{attention.sha256}.{name}"] = tensor
@@ -223,11 +224,12 @@ class _Reading:
         return drafts
 
     def _prompt(self, fields: dict[str, Any], key: str, name: str) -> PromptDraft:
-        tensors = self._tensors(fields.pop("sha256"), key)
-        if tensors.keys() != {"prompt"}:
+        parts = dict(self._tensors(fields.pop("sha256"), key))
+        tensor, said = parts.pop("prompt", None), fields["settings"].get("parts", [])
+        if tensor is None or sorted(parts) != said:
             raise self._damaged(f"'{key}' is no prompt")
         tags, parents = tuple(fields.pop("tags")), tuple(fields.pop("parents"))
-        return PromptDraft(tensors["prompt"], name=name, key=key, tags=tags, parents=parents, **fields)
+        return PromptDraft(tensor, name=name, key=key, tags=tags, parents=parents, parts=parts, **fields)
 
     def _attention(self, fields: dict[str, Any], key: str, name: str) -> AttentionDraft:
         tensors = self._tensors(fields.pop("sha256"), key)

@@ -21,6 +21,7 @@ class PromptDraft:
     Args:
         tensor: [length, width]; times `embedding_scale` it enters the model.
         name, task: None where the file does not say.
+        parts: what its method keeps beside it, by name.
         key: the full name that other drafts of the same content have for it.
         parents: keys of prompts, with the prefix "attention:" of attentions.
     """
@@ -38,6 +39,7 @@ class PromptDraft:
     seed: int | None = None
     note: str = ""
     tags: tuple[str, ...] = ()
+    parts: Mapping[str, Array] = field(default_factory=dict)
     key: str = ""
     parents: tuple[str, ...] = ()
 

@@ -134,6 +134,12 @@ def _selection(session: Session, records: Sequence[Prompt | Composition], row: F
                 f"Train one with --placement {row.placements[0]}, or export it --to "
                 f"{_targets(lambda other, placement=record.placement: placement in other.placements)}.",
             )
+        if row.plain and isinstance(record, Prompt) and record.parts:
+            raise AttemptError(
+                f"'{record.ref}' is more than a prompt ({record.method} keeps {', '.join(record.parts)} beside it), "
+                f"which {row.title} cannot express",
+                f"Export it --to {_targets(lambda other: not other.plain)}.",
+            )
     backbone = registry.backbone(records[0].fingerprint)
     if not row.plain:
         return Selection(session, registry, tuple(records), (), backbone)

@@ -296,13 +296,17 @@ class _Adding:
                 note=draft.note,
                 tags=draft.tags,
                 parents=self._parents(draft.parents),
+                parts=draft.parts,
                 **self.of,
             )
 
         def alike(other: Prompt) -> bool:
             fields = ("kind", "task", "placement", "embedding_scale")
             same = all(getattr(other, field) == getattr(draft, field) for field in fields)
-            return same and np.array_equal(self.registry.prompt_tensor(other), draft.tensor)
+            if not same or other.parts != tuple(sorted(draft.parts)):
+                return False
+            theirs = {"": self.registry.prompt_tensor(other), **self.registry.prompt_parts(other)}
+            return all(np.array_equal(theirs[name], one) for name, one in {"": draft.tensor, **draft.parts}.items())
 
         kept: Prompt = self._kept("prompt", draft, alike, add)
         return kept

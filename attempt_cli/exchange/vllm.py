@@ -58,6 +58,7 @@ def entering(model: PromptedModel, rows: Sequence[Any], task: int = 0) -> tuple[
         batch = model.backbone.collate(rows)
         embeddings = model.backbone.embed(batch.input_ids)
         prompts, weights = model.prompts(batch, embeddings, tasks)
+        embeddings = model.with_offsets(tasks, embeddings)
     found = []
     for place, row in enumerate(rows):
         parts = [embeddings[place, : len(row.input_ids)].float()]

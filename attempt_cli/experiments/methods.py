@@ -57,8 +57,13 @@ class Comparison:
 
     @property
     def trains_prompts(self) -> bool:
-        """Whether it trains prompts, neither weights nor what changes inputs."""
-        return self.trains and TRAINED[self.settings["method"]].kept
+        """Whether it trains prompts that can share passes: neither weights nor what changes inputs."""
+        return self.trains and TRAINED[self.settings["method"]].banks
+
+    @property
+    def least_tasks(self) -> int:
+        """How many tasks it is trained on at the least."""
+        return TRAINED[self.settings["method"]].least_tasks if self.trains else 1
 
     @property
     def prepared(self) -> str | None:
@@ -143,6 +148,11 @@ METHODS: dict[str, Comparison] = {
         mixes="all",
         settings={"method": "mpt"},
     ),
+    **{
+        name: Comparison(method.help, together=True, settings={"method": name})
+        for name, method in TRAINED.items()
+        if method.trains_weights and method.several
+    },
     "fine-tuning-m": Comparison(
         "all weights of the backbone, one set for many targets", together=True, settings={"method": "fine-tuning"}
     ),

@@ -44,10 +44,14 @@ class Experiment:
     counted: bool = False
     plot: Mapping[str, Any] = field(default_factory=dict)
 
-    def trained_together(self, tasks: Sequence[str]) -> list[tuple[str, ...]]:
+    def trained_together(self, tasks: Sequence[str], least: int = 1) -> list[tuple[str, ...]]:
         """Splits tasks into the groups that a method of many targets trains at once; tasks without a group form one.
 
         A task whose inputs are much longer than the others' is alone in its group (appendix C.7 of the paper).
+
+        Args:
+            tasks: the tasks.
+            least: a group of fewer tasks joins another one.
         """
         apart = _table()["apart"]
         groups = [
@@ -56,7 +60,12 @@ class Experiment:
         groups += [(task,) for task in tasks if task in apart]
         in_groups = {task for group in groups for task in group}
         groups.append(tuple(task for task in tasks if task not in in_groups))
-        return [group for group in groups if group]
+        groups = [group for group in groups if group]
+        few = [group for group in groups if len(group) < least]
+        if few and len(groups) > 1:
+            first, *others = [group for group in groups if len(group) >= least] or [()]
+            return [first + tuple(task for group in few for task in group), *others]
+        return groups
 
     def specs(
         self,
@@ -89,10 +98,12 @@ class Experiment:
                             specs += [CellSpec((task,), method, seed, backbone, k, number) for number in numbers]
             specs += [
                 CellSpec(group, method, seed, backbone, k)
-                for group in self.trained_together(tasks)
+                for least in sorted({METHODS[method].least_tasks for method in together})
+                for group in self.trained_together(tasks, least)
                 for k in draws
                 for seed in range(seeds)
                 for method in together
+                if METHODS[method].least_tasks == least
             ]
         return specs
 

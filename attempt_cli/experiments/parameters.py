@@ -42,7 +42,11 @@ class Counting:
     def formula(self, shape: BackboneShape) -> float:
         """Returns the number for a task, by formula."""
         row = TRAINED[self.method]
-        number: float = imported(row.parameters)(shape if row.trains_weights else self._inputs(shape))
+        if row.trains_weights:
+            more = {"tasks": self.tasks} if row.several else {}
+            number: float = imported(row.parameters)(shape, **more)
+        else:
+            number = imported(row.parameters)(self._inputs(shape))
         return number
 
     def count(self, shape: BackboneShape) -> float:
@@ -54,7 +58,8 @@ class Counting:
         row = TRAINED[self.method]
         with torch.device("meta"):
             if row.trains_weights:
-                module: nn.Module = row.builder()(_Unloaded(shape), 0)
+                more = {"tasks": self.tasks} if row.per_task else {}
+                module: nn.Module = row.builder()(_Unloaded(shape), 0, **more)
             else:
                 module = row.builder()(self._inputs(shape))
         return sum(tensor.numel() for tensor in module.parameters() if tensor.requires_grad) / self.tasks
@@ -84,7 +89,9 @@ class _Unloaded:
 
 # every method that has a formula, alone or, where its tasks share a prompt, on several; and ATTEMPT's shared G
 COUNTINGS: dict[str, Counting] = {
-    name: Counting(name, TASKS if method.factors else 1) for name, method in TRAINED.items() if method.parameters
+    name: Counting(name, TASKS if method.factors or (method.trains_weights and method.several) else 1)
+    for name, method in TRAINED.items()
+    if method.parameters
 } | {"attempt-m": Counting("attempt", TASKS)}
 
 
@@ -144,7 +151,8 @@ def parameter_table(counts: Sequence[Count], columns: Sequence[str], title: str,
         )
     shown = [number for key, number in published.items() if key in {(c.backbone, c.method) for c in counts}]
     notes = [
-        f"Trained parameters a task: m = {LENGTH}, r = {RANK}; attempt-m and mpt are shared by {TASKS} tasks; dept has "
+        f"Trained parameters a task: m = {LENGTH}, r = {RANK}; attempt-m, mpt, hyperformer, hyperdecoder and "
+        f"adapterfusion are of {TASKS} tasks; dept has "
         f"the budget of a prompt over {DEPT_POSITIONS} positions; lora has rank {LORA_RANK}, adapters d / {REDUCTION}.",
         "Counted on modules that were built on torch's meta device: shapes without weights.",
     ]

@@ -31,9 +31,6 @@ def published_scores() -> dict[tuple[str, str], Published]:
         found |= {(f"{group} average", method): _number(entry, 0.01) for method, entry in methods.items()}
     for task, methods in table["tasks"].items():
         found |= {(task, method): _number(entry, 0.01) for method, entry in methods.items()}
-    for method, entry in table["not_run"].items():
-        groups = [group for group in table["averages"] if group in entry]
-        found |= {(f"{group} average", method): _number(entry[group], 0.01) for group in groups}
     return found
 
 
@@ -45,11 +42,6 @@ def published_memory() -> dict[tuple[str, str], Published]:
 def published_parameters() -> dict[tuple[str, str], Published]:
     """Returns trained parameters for a task, by backbone and method."""
     return _by_backbone("parameters")
-
-
-def methods_not_run() -> dict[str, str]:
-    """Returns the paper's methods that are not run here, with their papers."""
-    return {method: entry["name"] for method, entry in _table()["not_run"].items()}
 
 
 def _by_backbone(kind: str) -> dict[tuple[str, str], Published]:

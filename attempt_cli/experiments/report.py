@@ -9,7 +9,7 @@ from typing import Any
 from attempt_cli.experiments.cells import Cell, CellSpec
 from attempt_cli.experiments.methods import METHODS, unknown_names
 from attempt_cli.experiments.paper import Experiment
-from attempt_cli.experiments.published import Published, methods_not_run, published_memory, published_scores
+from attempt_cli.experiments.published import Published, published_memory, published_scores
 from attempt_cli.experiments.report_table import ReportTable
 from attempt_cli.experiments.summary import Row, averages, overall, summarise
 
@@ -97,9 +97,6 @@ class Report:
         """Returns a line for each published mean over a group of tasks for which there is no number of ours."""
         tasks = [f"{group} average" for group in self.experiment.groups]
         numbers = {key: _published_text(number) for key, number in published.items() if key[0] in tasks}
-        for method in methods_not_run():
-            if not any(key[1] == method for key in numbers):
-                numbers[tasks[0], method] = "no number at hand"
         return [
             {**dict.fromkeys(COLUMNS), "task": task, "method": method, "published": number}
             for (task, method), number in numbers.items()
@@ -169,7 +166,6 @@ class Report:
                 for (of, method), number in published.items()
                 if of in self._published_keys()
             ],
-            "not_run": methods_not_run(),
             "failures": [{**asdict(spec), "error": error} for spec, error in self.failures.items()],
             "cells": [asdict(cell) for cell in self.cells],
         }
@@ -206,9 +202,6 @@ class Report:
             notes.append("Published (T5-base): " + "; ".join(dict.fromkeys(number.source for number in shown)) + ".")
             if any(number.unchecked for number in shown):
                 notes.append("Numbers marked (?) are quoted without the paper's table at hand.")
-            names = methods_not_run()
-            if self.experiment.groups:
-                notes.append(f"Not run here, published numbers only: {'; '.join(names.values())}.")
         return notes
 
     def _published_keys(self) -> set[str]:

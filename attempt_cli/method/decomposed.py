@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -52,18 +53,31 @@ class DecomposedPrompt(PromptModule):
         """Returns the trained tensors by learning rate: short prompts under `prompts`, A and B under `attention`."""
         return trained_param_groups([self.target_prompts], [self.left_factors, self.right_factors])
 
-    def offsets(self, task_ids: Tensor, length: int) -> Tensor:
+    def offsets(self, task_ids: Tensor, embeddings: Tensor) -> Tensor:
         """Returns the offsets of the rows' input embeddings, in the unit of the prompts.
 
         Args:
             task_ids: the task of each row, [b].
-            length: l, the batch's input length.
+            embeddings: X, [b, l, d], of which only the length matters.
 
         Returns:
             [b, l, d]; zeros beyond the first s positions.
         """
+        length = embeddings.shape[1]
         offsets = self.left_factors[task_ids, :length] @ self.right_factors[task_ids]  # [b, min(l, s), d]
         return nn.functional.pad(offsets, (0, 0, 0, length - offsets.shape[1]))
+
+    def kept_parts(self, number: int) -> dict[str, Tensor]:
+        """Returns A and B of a task."""
+        return {"left_factors": self.left_factors[number], "right_factors": self.right_factors[number]}
+
+    @classmethod
+    def from_parts(cls, prompt: Tensor, parts: Mapping[str, Tensor]) -> DecomposedPrompt:
+        """Makes the module of one task from its short prompt, A and B."""
+        positions, rank = parts["left_factors"].shape
+        module = cls(prompt[None], positions, rank)
+        module.load_state_dict({"target_prompts": prompt[None], **{name: part[None] for name, part in parts.items()}})
+        return module
 
 
 def decomposed_shape(width: int, length: int, positions: int, *, short_length: int | None = None) -> tuple[int, int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 
 from attempt_cli.method.attention import PromptAttention
 from attempt_cli.method.param_groups import trained_param_groups
+from attempt_cli.method.pooling import pool_input
 
 
 class PromptModule(nn.Module):
@@ -37,6 +40,20 @@ class PromptModule(nn.Module):
         """m, the number of prompt tokens."""
         return self.target_prompts.shape[1]
 
+    @property
+    def reads_input(self) -> bool:
+        """Whether a row's prompt depends on its input."""
+        return self.attention is not None
+
+    def pool(self, embeddings: Tensor, mask: Tensor) -> Tensor:
+        """Returns what is read of inputs, [b, d]: the maximum over their real tokens, of each dimension.
+
+        Args:
+            embeddings: X, [b, l, d].
+            mask: True at the tokens that are read, [b, l].
+        """
+        return pool_input(embeddings, mask)
+
     def param_groups(self) -> dict[str, list[nn.Parameter]]:
         """Returns the trained tensors by learning rate: all under `prompts`."""
         return trained_param_groups(self.parameters(), [])
@@ -46,20 +63,46 @@ class PromptModule(nn.Module):
 
         Args:
             task_ids: the task of each row, [b].
-            pooled_input: x̂, [b, d], which only an attention module reads.
+            pooled_input: x̂, [b, d] (see `pool`), which only a method that reads inputs looks at.
 
         Returns:
             The prompts, [b, m, d], and the weights of a mixture, [b, t + 1]; None if nothing is mixed.
         """
         return self.target_prompts[task_ids], None
 
-    def offsets(self, task_ids: Tensor, length: int) -> Tensor | None:
-        """Returns what is added to the embeddings of an input of that length, [b, l, d]; None if nothing is."""
+    def offsets(self, task_ids: Tensor, embeddings: Tensor) -> Tensor | None:
+        """Returns what is added to inputs' embeddings X, [b, l, d], in the unit of the prompts; None for nothing."""
+        return None
+
+    def in_step(self, step: int, total: int) -> AbstractContextManager[None]:
+        """Surrounds the gradient of an optimiser step: what differs in training from use (noise, a phase) is on inside.
+
+        Args:
+            step: counts from 0.
+            total: the steps of the training.
+        """
+        return nullcontext()
+
+    def schedule(self, step: int, total: int) -> tuple[int, int]:
+        """Returns the place of a step, and the steps in all, that its learning rate is computed for."""
+        return step, total
+
+    def penalty(self) -> Tensor | None:
+        """Returns what the rows of the last pass add to the loss, as a mean over them; None for nothing."""
         return None
 
     def kept_prompts(self, shared: bool) -> Tensor:
         """Returns the prompts that the registry keeps, [n, m, d]; the first of them is kept if all tasks share one."""
         return self.target_prompts
+
+    def kept_parts(self, number: int) -> dict[str, Tensor]:
+        """Returns what the registry keeps beside a task's prompt, by name; empty where the prompt is all there is."""
+        return {}
+
+    @classmethod
+    def from_parts(cls, prompt: Tensor, parts: Mapping[str, Tensor]) -> PromptModule:
+        """Makes the module of one task from its prompt, [m, d], and its `kept_parts`."""
+        raise NotImplementedError(f"{cls.__name__} keeps nothing beside its prompts")
 
 
 @dataclass(frozen=True)

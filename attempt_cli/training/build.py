@@ -27,6 +27,7 @@ from attempt_cli.method import (
     rms_temperature,
     scaled_to,
 )
+from attempt_cli.method.adaptive import adaptive_shape
 from attempt_cli.prompted import PromptedModel
 from attempt_cli.training.config import TrainingConfig
 from attempt_cli.training.evidence import evidence
@@ -40,7 +41,8 @@ def build_model(registry: Registry, backbone: FrozenBackbone, request: Request) 
     config, given = request.config, request.attention_from
     build, frame = config.row.builder(), backbone.chat_frame if config.chat_template else None
     if config.row.trains_weights:
-        return PromptedModel(backbone, tuned=build(backbone, config.seed), frame=frame)
+        own = {"tasks": len(request.tasks)} if config.row.per_task else {}
+        return PromptedModel(backbone, tuned=build(backbone, config.seed, **own), frame=frame)
     scale = backbone.embedding_rms if config.units == "rms" else 1.0
     if given is not None:  # G reads inputs and prompts in the units that it was trained in
         scale = float(given.settings.get("embedding_scale", scale))
@@ -194,6 +196,17 @@ def check_offsets(backbone: FrozenBackbone, request: Request) -> None:
     for rows in request.tasks:
         positions = offset_positions(backbone, rows.task, request.config)
         offsets_shape(backbone.width, request.config.prompt_length, positions)
+
+
+def check_adaptive(backbone: FrozenBackbone, request: Request) -> None:
+    """Refuses a budget that leaves nothing for ADePT's network."""
+    try:
+        adaptive_shape(backbone.width, request.config.prompt_length)
+    except ValueError as error:
+        raise AttemptError(
+            f"ADePT cannot have the budget of a prompt of {request.config.prompt_length} tokens: {error}",
+            "Give a longer --prompt-length.",
+        ) from error
 
 
 def offset_positions(backbone: FrozenBackbone, task: Task, config: TrainingConfig) -> int:

@@ -133,6 +133,9 @@ class TrainingConfig(BaseModel):
             found += [f"{option} is the attention's, and --constant-attention has none" for option in without]
             if not self.with_target:
                 found.append("--constant-attention with --no-target leaves nothing to train")
+        parts = (self.method_settings or {}).get("prompts", 1)
+        if parts > self.prompt_length:
+            found.append(f"--prompt-length {self.prompt_length} has no {parts} parts: lower --smop-prompts")
         if self.placement is not None and self.placement not in self.row.placements:
             found.append(f"{self.method} changes how the input is read: --placement {self.placement} is not for it")
         if self.compile and self.row.trains_weights:

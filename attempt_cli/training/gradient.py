@@ -49,6 +49,9 @@ def gradient_step(
     least = 2 * model.backbone.least_positions
     for micro in by_length(lengths, prompt, config.max_tokens, config.batch_size, least=least):
         share = -model.log_likelihood([mine[i] for i in micro]).sum() / tokens
+        penalty = model.trained.penalty()
+        if penalty is not None:
+            share = share + penalty * (len(micro) / len(rows))
         share.backward()  # type: ignore[no-untyped-call]
         loss += share.detach()
         if positions is not None:

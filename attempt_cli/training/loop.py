@@ -198,7 +198,9 @@ class TrainingLoop:
             if not self.rows_since:  # what went before (an evaluation, a trial of the compiler) is no time of steps
                 self.since = started
             rows = self.batch(state.step)
-            self.update(gradient_step(self.model, rows, config, self.processes, self.positions))
+            with self.module.in_step(state.step, self.total):
+                loss = gradient_step(self.model, rows, config, self.processes, self.positions)
+            self.update(loss)
             self.rows_since += len(rows)
             if not self.pending:
                 self.tell()
@@ -225,7 +227,7 @@ class TrainingLoop:
         Raises:
             NotFiniteError: a loss or a gradient was no number.
         """
-        factor = self.config.learning_rate_factor(self.state.step, self.total)
+        factor = self.config.learning_rate_factor(*self.module.schedule(self.state.step, self.total))
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * factor
         norm = torch.nn.utils.clip_grad_norm_(trained_tensors(self.module), self.config.clip_norm)

@@ -26,11 +26,13 @@ class Setting:
         default: its value when it is not given; its type is the setting's type.
         least: the smallest value.
         help: what it is, for `--help`.
+        apart: a training where it is not 0 shares its steps with no others: they depend on the order of its rows.
     """
 
     default: int | float
     least: int | float
     help: str
+    apart: bool = False
 
 
 @dataclass(frozen=True)
@@ -49,14 +51,18 @@ class Method:
         rates: the optimiser's groups: "prompts", "attention" (G, or the factors in its place) or "weights".
         placements: where its prompt may stand.
         kept: whether the registry keeps a prompt of it; of others the run alone is kept.
+        alone: whether it never shares a pass with other trainings, because it changes how inputs are read.
         several: whether several targets can be trained at once, each with a prompt of its own.
         first_source: whether its prompt starts from the first source where no other prompt is named.
         factors: whether each task has factors of its own under one shared prompt.
+        least_tasks: how many tasks it is trained on at the least.
+        per_task: whether the builder of a weight method takes the number of tasks too: some tensors are a task's own.
         start: what training starts from, where that is neither a prompt nor frequent words; for the record.
         check: "module:function" that refuses a backbone and a request that do not fit the method.
         settings: numbers that this method alone has.
         parameters: "module:function" that gives the number of trained parameters for a task, by formula (figure 7).
-            It takes what `build` takes; of weight methods it takes the backbone's shape, a `BackboneShape`.
+            It takes what `build` takes; of weight methods it takes the backbone's shape, a `BackboneShape`, and of
+            those that are for several tasks their number.
     """
 
     title: str
@@ -68,9 +74,12 @@ class Method:
     rates: tuple[str, ...] = ("prompts",)
     placements: tuple[str, ...] = ("before", "after")
     kept: bool = True
+    alone: bool = False
     several: bool = False
     first_source: bool = False
     factors: bool = False
+    least_tasks: int = 1
+    per_task: bool = False
     start: str = "vocabulary"
     check: str = ""
     settings: Mapping[str, Setting] = field(default_factory=dict)
@@ -80,6 +89,11 @@ class Method:
     def trains_weights(self) -> bool:
         """Whether it trains weights in the backbone, and no prompt."""
         return self.rates == ("weights",)
+
+    @property
+    def banks(self) -> bool:
+        """Whether trainings of it can share passes with others."""
+        return self.kept and not self.alone
 
     @property
     def reads(self) -> set[str]:
@@ -102,19 +116,27 @@ class Method:
         return f"{self.title} needs {' or '.join(wanted[name] for name in self.needs)}"
 
 
-def _weights(title: str, help: str, build: str, parameters: str) -> Method:
+def _weights(title: str, help: str, build: str, parameters: str, module: str = "tuned", **more: Any) -> Method:
     """A row of a method that trains weights of the backbone, or weights put into it."""
     return Method(
         title,
         help,
-        f"attempt_cli.backbones.tuned:{build}",
+        f"attempt_cli.backbones.{module}:{build}",
         rates=("weights",),
         placements=("before",),  # the input is read again in every step: no prompt could stand after it
         kept=False,
         start="the backbone",
-        parameters=f"attempt_cli.backbones.tuned:{parameters}",
+        parameters=f"attempt_cli.backbones.{module}:{parameters}",
+        **more,
     )
 
+
+_ROUTER = {
+    "noise": Setting(
+        1.0, 0.0, "σ of the noise ε in training, which multiplies the router's scores by 1 + ε", apart=True
+    ),
+    "balance": Setting(0.0, 0.0, "α of the loss that evens out how often each is picked", apart=True),
+}
 
 METHODS: dict[str, Method] = {
     "attempt": Method(
@@ -173,9 +195,19 @@ METHODS: dict[str, Method] = {
         "attempt_cli.training.build:dept",
         rates=("prompts", "attention"),
         placements=("before",),  # it changes X itself
-        kept=False,
+        alone=True,
         check="attempt_cli.training.build:check_offsets",
         parameters="attempt_cli.training.build:dept_count",
+    ),
+    "adept": Method(
+        "ADePT",
+        "trains a short prompt and a feed-forward network that adds an offset to each input token's embedding",
+        "attempt_cli.method.adaptive:build",
+        rates=("prompts", "attention"),
+        placements=("before",),
+        alone=True,
+        check="attempt_cli.training.build:check_adaptive",
+        parameters="attempt_cli.method.adaptive:parameters",
     ),
     "ulpt": Method(
         "ULPT",
@@ -185,11 +217,61 @@ METHODS: dict[str, Method] = {
         settings={"rank": Setting(2, 1, "r, the dimensions of a prompt token")},
         parameters="attempt_cli.method.low_dimensional:parameters",
     ),
+    "smop": Method(
+        "SMoP",
+        "trains several short prompts, of which a router picks one for each input",
+        "attempt_cli.method.routed:build_smop",
+        rates=("prompts", "attention"),
+        settings={
+            "prompts": Setting(4, 1, "k, the short prompts; each has a k-th of the prompt's tokens"),
+            **_ROUTER,
+        },
+        parameters="attempt_cli.method.routed:smop_parameters",
+    ),
+    "pt-moe": Method(
+        "PT-MoE",
+        "trains low-rank prompts that share a factor, of which a router picks one for each input",
+        "attempt_cli.method.routed:build_pt_moe",
+        rates=("attention",),  # all of it are factors
+        settings={
+            "experts": Setting(2, 1, "N, the low-rank prompts"),
+            "rank": Setting(0, 0, "R of the factors; 0 takes nine tenths of the prompt's tokens"),
+            **_ROUTER,
+        },
+        parameters="attempt_cli.method.routed:pt_moe_parameters",
+    ),
     "fine-tuning": _weights("fine-tuning", "trains all weights", "fine_tuning", "fine_tuning_parameters"),
     "bitfit": _weights("BitFit", "trains biases", "bitfit", "bitfit_parameters"),
     "adapter": _weights("Adapter", "trains adapters in every layer", "adapter", "adapter_parameters"),
     "adapterdrop": _weights(
         "AdapterDrop", "trains adapters in the upper layers", "adapterdrop", "adapterdrop_parameters"
+    ),
+    "hyperformer": _weights(
+        "HyperFormer",
+        "trains a network that makes adapters for each task and layer",
+        "hyperformer",
+        "hyperformer_parameters",
+        "generated",
+        several=True,
+        per_task=True,
+    ),
+    "hyperdecoder": _weights(
+        "HyperDecoder",
+        "trains a network that makes the decoder's adapters from each input",
+        "hyperdecoder",
+        "hyperdecoder_parameters",
+        "generated",
+        several=True,
+    ),
+    "adapterfusion": _weights(
+        "AdapterFusion",
+        "trains adapters of each task, then an attention over all of them",
+        "adapterfusion",
+        "adapterfusion_parameters",
+        "fusion",
+        several=True,
+        least_tasks=2,
+        per_task=True,
     ),
     "lora": _weights("LoRA", "trains low-rank updates of the attention", "lora", "lora_parameters"),
     "ia3": _weights("(IA)³", "trains scales of keys, values and the feed-forward", "ia3", "ia3_parameters"),

@@ -138,6 +138,7 @@ class _Recorder:
                 seed=request.config.seed,
                 tags=request.tags,
                 parents=self._parents(request.starts[number]),
+                parts={name: part.detach().cpu().numpy() for name, part in mixture.kept_parts(number).items()},
                 **self.identity,
             )
             prompts[rows.task.name] = prompt.ref

@@ -16,7 +16,7 @@ from attempt_cli.keys import content_key
 from attempt_cli.late_imports import imported
 from attempt_cli.training.config import TrainingConfig
 from attempt_registry import Attention, Composition, Prompt, Registry
-from attempt_registry.add import check_one_placement, checked_tags
+from attempt_registry.add import check_one_placement, check_plain, checked_tags
 from attempt_registry.references import check_name, check_seen
 
 if TYPE_CHECKING:
@@ -132,8 +132,10 @@ class Request:
 
     @property
     def joins_banks(self) -> bool:
-        """Whether it can be trained in a bank: it trains a prompt, neither weights nor the input itself."""
-        return self.config.row.kept
+        """Whether it can be trained in a bank: it trains a prompt, and no step depends on the order of its rows."""
+        given = self.config.method_settings or {}
+        apart = any(given[name] for name, setting in self.config.row.settings.items() if setting.apart)
+        return self.config.row.banks and not apart
 
     def task_index(self, number: int) -> int:
         """Returns the prompt's index in the model for the task of that number."""
@@ -161,6 +163,10 @@ class Request:
         config, method = self.config, self.config.row
         problems = [*config.conflicts(), *self._wrong_prompts()]
         names = [rows.task.name for rows in self.tasks]
+        if len(names) < method.least_tasks:
+            problems.append(
+                f"{method.title} is trained on {method.least_tasks} tasks at the least, not on {len(names)}"
+            )
         problems += [f"the task '{name}' is named twice" for name in dict.fromkeys(names) if names.count(name) > 1]
         if self.keep == "shared" and self.sources:
             problems.append("one prompt for all tasks is not mixed from sources")
@@ -180,6 +186,7 @@ class Request:
                 if config.chat_template != (part.chat_template is not None)
             ]
         _refuse(problems)
+        check_plain(self.used)
         check_one_placement(parts)
 
     @property
@@ -289,7 +296,7 @@ class Outcome:
     Args:
         request: what was asked for, with the settings as they were used.
         prompts: the task of each prompt -> its full name; one prompt for all tasks stands under each of them. Empty
-            where no prompt is kept (weights, DePT, an attention prior): then `model` is all that can predict, until
+            where no prompt is kept (weights, an attention prior): then `model` is all that can predict, until
             `release`.
         composition, attention: full names, or None.
         model: the trained model, ready to predict; task i's prompt is number i.
@@ -298,7 +305,8 @@ class Outcome:
         trained_parameters: how many numbers were trained.
         run: the run's id.
         notes: what the user should know of the rows.
-        test: the score on test rows of a model that cannot be kept, and its run; None without one.
+        test: the score on test rows of a model that cannot be kept, and its run; of several tasks one for each, by
+            name; None without one.
     """
 
     request: Request

@@ -31,8 +31,8 @@ def opened(attempt: Attempt) -> Registry:
     return Registry.open(attempt.folder / attempt.registry, must_exist=True)
 
 
-@pytest.mark.parametrize("options", ["--method lora --weight-learning-rate 1e-2", "--method dept --prompt-length 8"])
-def test_what_cannot_be_kept_is_scored_at_once(trained: Attempt, options: str) -> None:
+def test_what_cannot_be_kept_is_scored_at_once(trained: Attempt) -> None:
+    options = "--method lora --weight-learning-rate 1e-2"
     prompts = len(list(opened(trained).prompts()))
     result = trained.json(f"train-target {trained.folder.name} {TESTED} {options}")[
         "training"
@@ -73,6 +73,31 @@ def test_ulpt_keeps_a_prompt_like_any_other(trained: Attempt) -> None:
     trained.succeed(f"eval --prompt {prompt.ref} --test-file test.csv")
     mixed = trained.json(f"train-target aim {QUICK} --sources one,{prompt.ref} --name mixed")["training"]
     assert opened(trained).composition(mixed["composition"]).sources == ("one@1", prompt.ref)
+
+
+@pytest.mark.parametrize(
+    ("method", "parts"),
+    [
+        ("dept", "left_factors, right_factors"),
+        ("adept", "down, down_bias, up, up_bias"),
+        ("smop --smop-prompts 2 --smop-noise 0.5", "experts, router"),
+        ("pt-moe --pt-moe-balance 0.01", "experts, router, router_bias, shared"),
+    ],
+)
+def test_what_is_more_than_a_prompt_is_kept_and_used_whole(trained: Attempt, method: str, parts: str) -> None:
+    result = trained.json(f"train-target aim {QUICK} --method {method} --prompt-length 8")["training"]
+    prompt = opened(trained).prompt(result["name"])
+    assert (prompt.method, ", ".join(prompt.parts)) == (method.split()[0], parts)
+    trained.succeed(f"eval --prompt {prompt.ref} --test-file test.csv")
+    trained.succeed(f"predict {prompt.ref} test.csv --dtype float32")
+    for refused in (f"train-target aim {QUICK} --sources {prompt.ref} --name no", f"compose no --target {prompt.ref}"):
+        failed = trained(refused)
+        assert failed.code == 1
+        assert "is more than a prompt" in failed.err
+    failed = trained(f"export {prompt.ref} matrix --to npy")
+    assert failed.code == 1
+    assert f"keeps {parts} beside it), which NumPy cannot express" in failed.err
+    assert "Export it --to bundle" in failed.err
 
 
 @pytest.mark.parametrize(

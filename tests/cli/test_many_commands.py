@@ -59,6 +59,28 @@ def test_what_is_kept_and_said(trained: Attempt) -> None:
     assert "Next: `attempt eval --tasks FILE.yaml,… --composition left-right-attempt@1`" in result.err
 
 
+@pytest.mark.parametrize("method", ["hyperformer", "hyperdecoder", "adapterfusion"])
+def test_weights_of_several_tasks_are_scored_on_each(trained: Attempt, method: str) -> None:
+    options = f"--method {method} --dtype float32 --steps 4 --batch-size 8 --eval-every 0"
+    result = trained.succeed(f"train-target left.yaml,right.yaml {options} --format json")
+    document = result.json["training"]
+    assert (document["name"], document["tasks"]) == (f"left-right-{method}", ["left", "right"])
+    assert document["parameters_per_task"] == document["trained_parameters"] / 2
+    assert "attention" not in document
+    assert document["test"].keys() == {"left", "right"}
+    for name, test in document["test"].items():
+        assert test["n"] == 20
+        run = opened(trained).run(test["run"])
+        assert (run.numbers["task"], run.numbers["score"]) == (name, test["metrics"]["accuracy"])
+    assert f"Next: `attempt compare {document['test']['left']['run']} RUN`" in result.err
+    alone = trained(f"train-target left.yaml {options}")
+    if method == "adapterfusion":
+        assert alone.code == 1
+        assert "AdapterFusion is trained on 2 tasks at the least, not on 1" in alone.err
+    else:
+        assert alone.code == 0
+
+
 def test_a_task_joins(trained: Attempt) -> None:
     trained.succeed(f"train-target --add-task third.yaml --composition both {RUN}")
     composition = opened(trained).composition("both")

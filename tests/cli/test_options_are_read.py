@@ -113,7 +113,7 @@ def test_every_option_reaches_a_parameter_that_is_read(name: str) -> None:
     public += [each for base in Registry.__mro__ for each in vars(base).values()]
     reading = {each for one in public if inspect.isfunction(one) for each in inspect.signature(one).parameters}
     reading |= set(TrainingConfig.model_fields) | {field.name for field in dataclasses.fields(ServerSettings)}
-    reading |= {f"{method}_{setting}" for method, row in METHODS.items() for setting in row.settings}
+    reading |= {f"{method}_{setting}".replace("-", "_") for method, row in METHODS.items() for setting in row.settings}
     for option in found.params:
         assert option.name is not None
         read = option.name in parameters or option.name in grouped

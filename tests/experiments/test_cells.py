@@ -188,6 +188,9 @@ def test_under_a_preset_all_methods_train_on_the_rows_that_are_recorded(
         "fine-tuning",
         "fine-tuning-m",
         "adapter-m",
+        "hyperformer",
+        "hyperdecoder",
+        "adapterfusion",
         "bitfit",
         "lora",
     ]
@@ -203,7 +206,7 @@ def test_under_a_preset_all_methods_train_on_the_rows_that_are_recorded(
                 assert len(found[0]) == 10
             assert [cell.task for cell in runner.run(spec).cells] == list(names)
     trainings = [run for run in few.registry.runs()[before:] if "last_loss" in run.numbers]
-    assert len(trainings) == 3 + 2 * (len(table2) - 3)
+    assert len(trainings) == 6 + 2 * (len(table2) - 6)
     for run in trainings:
         if "train" in run.rows:
             recorded = {run.settings["task"]["name"]: {**run.rows["train"], "validation": run.rows["validation"]}}

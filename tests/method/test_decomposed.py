@@ -17,7 +17,7 @@ def test_the_input_starts_as_it_is() -> None:
     prompts, weights = module(torch.tensor([1, 0]), torch.randn(2, 3))
     assert prompts.tolist() == [SHORT[1].tolist(), SHORT[0].tolist()]
     assert weights is None
-    assert torch.equal(module.offsets(torch.tensor([1, 0]), 4), torch.zeros(2, 4, 3))
+    assert torch.equal(module.offsets(torch.tensor([1, 0]), torch.zeros(2, 4, 3)), torch.zeros(2, 4, 3))
 
 
 @pytest.mark.parametrize("length", [0, 1, 2, 3, 5])
@@ -30,14 +30,14 @@ def test_offsets_by_hand(length: int) -> None:
     second = [[0.0, 6.0, 3.0], [0.0, -2.0, -1.0]]
     beyond = [[0.0, 0.0, 0.0]] * 3
     expected = [[*rows, *beyond][:length] for rows in (second, first, second)]
-    assert module.offsets(torch.tensor([1, 0, 1]), length).tolist() == expected
+    assert module.offsets(torch.tensor([1, 0, 1]), torch.zeros(3, length, 3)).tolist() == expected
 
 
 def test_everything_learns_from_its_own_rows() -> None:
     module = DecomposedPrompt(torch.randn(3, 2, 4), positions=3, rank=2)
     torch.nn.init.normal_(module.right_factors)
     task_ids = torch.tensor([0, 2])
-    loss = module(task_ids)[0].square().sum() + module.offsets(task_ids, 2).square().sum()
+    loss = module(task_ids)[0].square().sum() + module.offsets(task_ids, torch.zeros(2, 2, 4)).square().sum()
     loss.backward()
     for parameter in module.parameters():
         assert [bool(gradient.any()) for gradient in parameter.grad] == [True, False, True]
@@ -51,10 +51,10 @@ def test_a_first_step_moves_an_offset_by_about_the_learning_rate(rank: int) -> N
     )
     towards = torch.randn(1, 200, 64, generator=torch.Generator().manual_seed(1))
     optimizer = torch.optim.Adam(module.param_groups()["attention"], lr=0.01)
-    (module.offsets(torch.tensor([0]), 200) * towards).sum().backward()
+    (module.offsets(torch.tensor([0]), torch.zeros(1, 200, 64)) * towards).sum().backward()
     assert not module.left_factors.grad.any()  # B is zero: B moves first
     optimizer.step()
-    moved = module.offsets(torch.tensor([0]), 200).square().mean().sqrt()
+    moved = module.offsets(torch.tensor([0]), torch.zeros(1, 200, 64)).square().mean().sqrt()
     assert moved.item() == pytest.approx(0.01, rel=0.3)
 
 

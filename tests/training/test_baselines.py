@@ -19,7 +19,8 @@ from attempt_cli.data.task import Task
 from attempt_cli.errors import AttemptError
 from attempt_cli.evaluation.prediction import encode_examples, predict
 from attempt_cli.method import DecomposedPrompt, PromptMixture, SharedPrompt, decomposed_shape
-from attempt_cli.prompted import PromptedModel
+from attempt_cli.method.parts import MODULES
+from attempt_cli.prompted import PromptedModel, generate_each, score_many
 from attempt_cli.training.build import build_model, offset_positions
 from attempt_cli.training.config import TrainingConfig, make_config
 from attempt_cli.training.gradient import trained_tensors
@@ -28,7 +29,7 @@ from attempt_cli.training.memory import activation_bytes
 from attempt_cli.training.methods import METHODS
 from attempt_cli.training.request import Request
 from attempt_cli.training.run import train
-from attempt_registry import Registry
+from attempt_registry import Prompt, Registry
 from tests.models import save_t5
 from tests.training import tiny
 from tests.training.requests import request_for
@@ -88,7 +89,8 @@ def request(registry: Registry, task: Task, method: str, **settings: Any) -> Req
     row, kept = METHODS[method], tuple(registry.prompt(name) for name in ("one", "two"))
     sources = kept if "sources" in row.takes else ()
     start = kept[:1] if row.first_source or row.needs == ("init_from",) else ()
-    return request_for(task, name=f"toy-{method}", config=config, sources=sources, init_from=start)
+    tasks = [task, *(task.model_copy(update={"name": f"toy-{number}"}) for number in range(1, row.least_tasks))]
+    return request_for(*tasks, name=f"toy-{method}", config=config, sources=sources, init_from=start)
 
 
 def scores(model: PromptedModel, task: Task) -> torch.Tensor:
@@ -279,6 +281,66 @@ def test_a_kept_prompt_is_loaded_as_it_was_trained(
     assert torch.equal(scores(loaded.model, task), scores(outcome.model, task))
 
 
+def test_what_is_more_than_a_prompt_answers_beside_others_as_alone(
+    registry: Registry, backbone: FrozenBackbone, task: Task
+) -> None:
+    """Models that add to the input, route it or do neither, in one pass: labels and texts, all rows and some."""
+    names = ("dept", "adept", "smop", "pt-moe", "prompt-tuning", "dept")
+    methods = dict.fromkeys(names)
+    settings = {"placement": "before", "learning_rate": 0.3, "attention_learning_rate": 0.3, "eval_every": 0}
+    kept = {name: made(registry, backbone, request(registry, task, name, **settings)).prompt for name in methods}
+    models = [load_prompt(registry, backbone, registry.prompt(kept[name] or "")).model for name in names]
+    labels = models[0].label_tokens(task.label_words)
+    rows = encode_examples(models[0], task, load_examples(task, "test").examples[:6], 16)
+    alone = [model.score_labels(rows, labels)[0] for model in models]
+    assert len({tuple(map(tuple, scores.tolist())) for scores in alone}) == len(methods)
+    asked = [[0, 2], [1], [2, 3, 4], [0, 5], [0, 1, 2], [4]]
+    for those in (None, asked):
+        found = score_many(models, rows, [labels] * len(models), asked=those)
+        for number, (scores, weights) in enumerate(found):
+            expected = alone[number] if those is None else alone[number][those[number]]
+            torch.testing.assert_close(scores, expected, rtol=1e-4, atol=1e-4)
+            assert weights is None
+    for width in {model.prompt_length for model in models}:
+        some = [number for number, model in enumerate(models) if model.prompt_length == width]
+        own = [rows[number] for number in some]
+        texts, _ = generate_each([models[number] for number in some], own, [0] * len(some), 3)
+        assert texts == [models[n].generate([row], 3)[0][0] for n, row in zip(some, own, strict=True)]
+
+
+@pytest.mark.parametrize("method", sorted(MODULES))
+def test_what_is_more_than_a_prompt_neither_mixes_nor_starts(
+    registry: Registry, backbone: FrozenBackbone, task: Task, method: str
+) -> None:
+    outcome = made(registry, backbone, request(registry, task, method, placement="before", eval_every=0))
+    prompt = registry.prompt(outcome.prompt or "")
+    assert set(prompt.parts) == set(registry.prompt_parts(prompt)) == set(MODULES[method].from_parts(*parts_of(
+        registry, prompt)).kept_parts(0))  # fmt: skip
+    asked = request(registry, task, "spot", prompt_length=prompt.length)
+    with pytest.raises(AttemptError, match=rf"{prompt.ref} \({method}\) is more than a prompt") as failure:
+        train(registry, backbone, replace(asked, init_from=(prompt,)))
+    assert "eval, predict, serve" in str(failure.value.hint)
+    with pytest.raises(AttemptError, match="is more than a prompt"):
+        registry.add_composition(
+            name="mixed", sources=(), targets=(prompt.ref,), backbone=prompt.backbone, fingerprint=prompt.fingerprint
+        )
+
+
+def parts_of(registry: Registry, prompt: Prompt) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    parts = {name: torch.tensor(part) for name, part in registry.prompt_parts(prompt).items()}
+    return torch.tensor(registry.prompt_tensor(prompt)), parts
+
+
+@pytest.mark.parametrize("method", sorted(MODULES))
+def test_encoder_decoders_keep_it_alike(tmp_path: Path, registry: Registry, task: Task, method: str) -> None:
+    backbone = load_backbone(str(save_t5(tmp_path / "t5")), device="cpu", dtype="float32")
+    before = scores(PromptedModel(backbone), task)
+    outcome = made(registry, backbone, request(registry, task, method, eval_every=0))
+    assert not torch.equal(scores(outcome.model, task), before)
+    loaded = load_prompt(registry, backbone, registry.prompt(outcome.prompt or ""))
+    assert torch.equal(scores(loaded.model, task), scores(outcome.model, task))
+
+
 # --- the mixture's variants
 
 
@@ -343,6 +405,7 @@ def test_constant_attention_trains_the_target_only(registry: Registry, backbone:
         ({"method": "attempt", "balanced_start": True, "with_target": False}, "--no-target has none"),
         ({"method": "lora", "with_target": False}, "--no-target only goes with --method attempt, not with lora"),
         ({"method": "dept", "placement": "after"}, "--placement after is not for it"),
+        ({"method": "smop", "prompt_length": 3}, "--prompt-length 3 has no 4 parts: lower --smop-prompts"),
         ({"method": "bitfit", "placement": "after"}, "--placement after is not for it"),
         ({"method": "lora", "compile": True}, "--compile does not go with lora"),
         (

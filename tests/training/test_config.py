@@ -82,7 +82,7 @@ def test_all_wrong_settings_are_told_at_once() -> None:
         {"learning_rate": float("inf")},
         {"epochs": float("inf")},
         {"temperature": float("inf")},
-        {"method": "hyperformer"},
+        {"method": "hyperformr"},
         {"stepps": 3},
     ],
 )
