@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from attempt_cli.experiments.methods import METHODS, PREPARED
 from attempt_registry import Registry, Run
@@ -22,6 +23,7 @@ class CellSpec:
         sources: how many source prompts are used, in their order; None uses all.
         kind: "target"; "source" for a prompt that others start from; a name in `methods.PREPARED` for what is trained
             on the source tasks of a target before it.
+        swept: settings of this cell alone, by name: what a sweep tries.
     """
 
     tasks: tuple[str, ...]
@@ -31,6 +33,7 @@ class CellSpec:
     k: int | None = None
     sources: int | None = None
     kind: str = "target"
+    swept: tuple[tuple[str, Any], ...] = ()
 
     def __str__(self) -> str:
         what = {
@@ -43,6 +46,7 @@ class CellSpec:
         parts += [self.method] if self.kind == "target" else []
         parts += [f"k={self.k}"] if self.k is not None else []
         parts += [f"t={self.sources}"] if self.sources is not None else []
+        parts += [f"{name}={value}" for name, value in self.swept]
         return " ".join([*parts, f"seed {self.seed}"])
 
     @property
@@ -53,7 +57,7 @@ class CellSpec:
     @property
     def banked(self) -> bool:
         """Whether it can be trained in one pass with others: it trains prompts."""
-        return self.kind not in PREPARED and METHODS[self.method].trains_prompts
+        return self.kind not in PREPARED and METHODS[self.method].keeps
 
     @property
     def affinity(self) -> tuple[str, tuple[str, ...]]:
@@ -81,6 +85,9 @@ class Cell:
         seconds: the duration of training and evaluation; of cells that were trained in one pass each one's share.
         key: a hash of everything that the result depends on, up to rounding.
         bank: how many trainings went through the backbone together; then `peak_memory` is that of all.
+        validation_score: the first metric on validation rows at the step that was kept; None where none were looked at.
+        validation_log_likelihood: of these rows' targets, a row; it tells equal scores apart.
+        swept: the settings that a sweep gave this cell.
     """
 
     task: str
@@ -100,6 +107,9 @@ class Cell:
     seconds: float = 0.0
     key: str = ""
     bank: int = 1
+    validation_score: float | None = None
+    validation_log_likelihood: float | None = None
+    swept: dict[str, Any] | None = None
 
 
 def banks(specs: Sequence[CellSpec], most: int) -> list[list[CellSpec]]:

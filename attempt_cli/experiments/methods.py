@@ -53,8 +53,8 @@ class Comparison:
         return self.uses_sources and not (self.source == "starts" and self.mixes is None and start_is_given)
 
     @property
-    def trains_prompts(self) -> bool:
-        """Whether it trains prompts, neither weights nor what changes inputs."""
+    def keeps(self) -> bool:
+        """Whether it trains prompts, which are kept: neither weights nor what changes inputs."""
         return self.trains and TRAINED[self.settings["method"]].kept
 
     @property
@@ -126,7 +126,12 @@ def check_methods(names: Iterable[str], known: Iterable[str] = tuple(METHODS)) -
     known = list(known)
     names = list(names)
     elsewhere = [name for name in names if name in METHODS and name not in known]
-    problems = [f"'{name}' needs a training on several tasks: `attempt reproduce` has it" for name in elsewhere]
+    problems = [
+        f"'{name}' needs a training on several tasks: `attempt reproduce` has it"
+        if METHODS[name].trains
+        else f"'{name}' trains nothing"
+        for name in elsewhere
+    ]
     problems += unknown_names("method", [name for name in names if name not in elsewhere], known)
     if problems:
         raise AttemptError("; ".join(problems), f"There are {', '.join(known)}.")

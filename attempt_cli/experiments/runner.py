@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
@@ -266,6 +267,7 @@ class Runner:
         weights, count = result.mean_attention, len(spec.tasks)
         numbers = outcome.trained.numbers if outcome else {}
         names = [*(source.ref for source in outcome.request.sources), "target"] if outcome else []
+        validated = outcome.trained.state.best_score if outcome else None
         cell = Cell(
             task=rows.task.name,
             method=spec.method,
@@ -281,6 +283,9 @@ class Runner:
             peak_memory=numbers.get("peak_memory"),
             seconds=round(numbers.get("seconds", 0.0) / count + result.predictions.seconds, 1),
             bank=numbers.get("bank", 1),
+            validation_score=_finite(validated, 0),
+            validation_log_likelihood=_finite(validated, 1),
+            swept=dict(spec.swept) or None,
             key=key,
         )
         cell = self._for(spec, cell)
@@ -356,6 +361,11 @@ class _Training:
     rows: Sequence[TaskRows]
     request: Request
     keys: Sequence[str]
+
+
+def _finite(numbers: Sequence[float] | None, place: int) -> float | None:
+    """Returns one of the numbers that chose a step; None where none were taken, or it is none that JSON has."""
+    return numbers[place] if numbers is not None and math.isfinite(numbers[place]) else None
 
 
 def _result(spec: CellSpec, cells: tuple[Cell, ...]) -> CellResult:
