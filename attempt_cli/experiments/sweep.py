@@ -194,6 +194,11 @@ def run_sweep(
     """Fills the cells of a sweep, those of prompts together; see `api.experiments.sweep`."""
     check_methods(methods, TRAINED)
     store = session.store
+    for option, said in (("--sources", sources != "all"), ("--init-from", init_from is not None)):
+        if said and not any(METHODS[method].uses_sources for method in methods):
+            using = [method for method in TRAINED if METHODS[method].uses_sources]
+            hint = f"Methods that use sources: {', '.join(using)}."
+            raise ArgumentsError(f"{option} says nothing to {' or '.join(methods)}", hint)
     if name is not None:
         _check_kept(name, methods)
     given = {field: value for field, value in settings.items() if value is not None}

@@ -173,6 +173,8 @@ def test_methods_are_tried_under_the_settings_that_they_read(attempt: Attempt) -
         ("--temperature 1,2", 2, "--temperature says nothing to prompt-tuning"),
         ("--methods source", 1, "'source' trains nothing"),
         ("--methods attempt --sources nobody", 1, "no prompt named 'nobody'"),
+        ("--sources one", 2, "--sources says nothing to prompt-tuning"),
+        ("--init-from one --methods ulpt", 2, "--init-from says nothing to ulpt"),
         ("--eval-every 0", 1, "there are no validation rows of"),
         ("--methods prompt-tuning,lora --name mine", 2, "lora keeps none"),
         ("--name a@b", 1, "a@b"),
