@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from attempt_cli.api.exchange import add_starters, export, import_from
-    from attempt_cli.api.experiments import fewshot, reproduce
+    from attempt_cli.api.experiments import fewshot, reproduce, sweep
     from attempt_cli.api.scoring import Model, compare, compose, evaluate, flatten, inspect, load, predict, rank_sources
     from attempt_cli.api.serving import serve
     from attempt_cli.api.sharing import Pulled, Pushed, pull, push
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from attempt_cli.exchange.importing import Imported
     from attempt_cli.experiments.report import Report
     from attempt_cli.experiments.run import FewShotResult
+    from attempt_cli.experiments.sweep import SweepResult
     from attempt_cli.listener import Listener
     from attempt_cli.session import Session
     from attempt_cli.training.loop import TrainingStoppedError
@@ -71,6 +72,7 @@ __all__ = [
     "Session",
     "SourceRanking",
     "StoppedError",
+    "SweepResult",
     "Task",
     "TrainingStoppedError",
     "add_starters",
@@ -90,6 +92,7 @@ __all__ = [
     "rank_sources",
     "reproduce",
     "serve",
+    "sweep",
     "task_from_files",
     "train_attention",
     "train_source",
@@ -121,6 +124,7 @@ _MODULES = {
     "Session": "attempt_cli.session",
     "SourceRanking": "attempt_cli.evaluation.ranking",
     "StoppedError": "attempt_cli.errors",
+    "SweepResult": "attempt_cli.experiments.sweep",
     "Task": "attempt_cli.data.task",
     "TrainingStoppedError": "attempt_cli.training.loop",
     "add_starters": "attempt_cli.api.exchange",
@@ -140,6 +144,7 @@ _MODULES = {
     "rank_sources": "attempt_cli.api.scoring",
     "reproduce": "attempt_cli.api.experiments",
     "serve": "attempt_cli.api.serving",
+    "sweep": "attempt_cli.api.experiments",
     "task_from_files": "attempt_cli.data.own_files",
     "train_attention": "attempt_cli.api.training",
     "train_source": "attempt_cli.api.training",

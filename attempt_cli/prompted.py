@@ -150,7 +150,7 @@ class PromptedModel:
         return type(self.mixture).pool, self.mixture.attention and self.mixture.attention.reads, self.scale
 
     def pooled(self, batch: Batch, embeddings: Tensor, states: Tensor | None = None) -> Tensor:
-        """Returns what the mixture reads of each row, [b, d]: embeddings in the prompts' unit, states of mean square 1."""
+        """Returns what the mixture reads of each row, [b, d]: embeddings in prompts' unit, states of mean square 1."""
         assert self.mixture is not None
         if not self.reads_states:
             return self.mixture.pool(embeddings, self._text_mask(batch)).float() / self.scale

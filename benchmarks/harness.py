@@ -66,13 +66,20 @@ class Times:
         return max((f"{name}, {dtype}" for dtype in ("bf16", "fp32")), key=lambda way: self.ratio(way, f"{name}, bf16"))
 
 
-def race(contenders: Sequence[Contender], rounds: int, *, wait: Callable[[], object] = lambda: None) -> Times:
+def race(
+    contenders: Sequence[Contender],
+    rounds: int,
+    *,
+    wait: Callable[[], object] = lambda: None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Times:
     """Times every contender's steps in turns.
 
     Args:
         contenders: names differ.
         rounds: at least 1.
         wait: returns when the device is idle (a GPU works on after a call has returned).
+        clock: in seconds; `time.process_time` counts no time in which other processes had the processor.
 
     Raises:
         ValueError: two contenders of one name, none at all, or no round.
@@ -92,10 +99,10 @@ def race(contenders: Sequence[Contender], rounds: int, *, wait: Callable[[], obj
             for contender in [*contenders[first:], *contenders[:first]]:
                 if turn < len(contender.steps):
                     wait()
-                    began = time.perf_counter()
+                    began = clock()
                     contender.steps[turn]()
                     wait()
-                    taken[contender.name] += time.perf_counter() - began
+                    taken[contender.name] += clock() - began
         for name in names:
             seconds[name].append(taken[name])
         print(f"  round {number + 1} of {rounds}", file=sys.stderr, flush=True)

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from attempt_cli.api.training import AnyTask, Names, as_tasks
+from attempt_cli.api.training import AnyTask, Names, as_task, as_tasks
 from attempt_cli.errors import ArgumentsError, unknown_name
 from attempt_cli.name_lists import listed
 from attempt_cli.session import Session
@@ -14,6 +14,7 @@ from attempt_cli.session import Session
 if TYPE_CHECKING:
     from attempt_cli.experiments.report import Report
     from attempt_cli.experiments.run import FewShotResult, MakeGridListener
+    from attempt_cli.experiments.sweep import SweepResult
 
 FEW_SHOT_TASKS = ("boolq", "cb", "scitail")
 FEW_SHOT_METHODS = ("source", "prompt-tuning", "spot", "attempt")
@@ -80,6 +81,74 @@ def fewshot(
         tags=tuple(listed(tags)),
         bank=bank,
         settings={"steps": steps, **settings},
+    )
+
+
+def sweep(
+    task: AnyTask,
+    *,
+    methods: Names = "prompt-tuning",
+    seeds: int = 3,
+    sources: Names = "all",
+    init_from: str | None = None,
+    limit: int | None = 500,
+    train_limit: int | None = None,
+    name: str | None = None,
+    resume: bool = False,
+    tags: Sequence[str] = ("sweep",),
+    bank: int = 16,
+    session: Session | None = None,
+    **settings: Any,
+) -> SweepResult:
+    """Trains one task's prompt under every combination of settings and seeds, and chooses by the validation rows.
+
+    The trainings share their passes through the model (`bank`), and with the prompt after the input those of a seed
+    read each input once. Each is recorded, tagged `sweep`.
+
+        result = attempt.sweep("sst2", learning_rate=[0.01, 0.1, 1], steps=100)
+        attempt.train_target("sst2", steps=100, **result.arguments)
+
+    Args:
+        task: a name, a YAML file or a `Task`.
+        methods: names in `experiments.sweep.TRAINED`; each is tried under all settings that it reads.
+        seeds: trainings of each setting; 0, 1, ….
+        sources: names of source prompts for methods that use some, or "all"; never one of the task's own.
+        init_from: where SPoT and ATTEMPT start; the source that fits the training rows best without it.
+        limit: test rows, a random sample; None takes all.
+        train_limit: a random sample of at most this many training rows, by seed.
+        name: the best prompt is kept under this name, too.
+        resume: take finished trainings from the registry, and unfinished ones from their checkpoints.
+        tags: for the records.
+        bank: the most trainings of prompts in one pass through the model; 1 trains each alone.
+        session: where the call works.
+        settings: fields of `training.config.TrainingConfig`; those that are lists are swept. Without any list
+            learning rates are.
+
+    Returns:
+        A row for each setting (`rows`, `best`), every cell, and the arguments that train the best again.
+
+    Raises:
+        AttemptError: a setting, method, task or source is wrong, or there are no validation or test rows; nothing was
+            loaded then. Or all trainings failed.
+    """
+    from attempt_cli.experiments.sweep import run_sweep
+
+    for option, number in (("seeds", seeds), ("bank", bank), ("limit", limit), ("train_limit", train_limit)):
+        _check_count(option, number, optional="limit" in option)
+    return run_sweep(
+        Session.of(session),
+        as_task(task),
+        methods=listed(methods),
+        seeds=seeds,
+        sources=sources,
+        init_from=init_from,
+        limit=limit,
+        train_limit=train_limit,
+        name=name,
+        resume=resume,
+        tags=tuple(listed(tags)),
+        bank=bank,
+        settings=settings,
     )
 
 

@@ -15,6 +15,7 @@ def by_length(
     max_rows: int | None = None,
     *,
     least: int | None = None,
+    computed: int | None = None,
 ) -> Iterator[list[int]]:
     """Groups rows of similar length into batches under a token budget.
 
@@ -25,6 +26,7 @@ def by_length(
         max_rows: the largest number of rows of a batch, if that is bounded too.
         least: a batch of at least this many positions takes no row that is much shorter than its longest: pads would
             cost more than another batch does. None: a batch takes all rows that fit.
+        computed: how many of a row's positions count towards `least`, where not all of them are computed.
 
     Yields:
         Indices of a batch's rows, longest rows first: a batch that is too large for the memory fails at once.
@@ -33,7 +35,11 @@ def by_length(
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         width = lengths[group[0] if group else index] + overhead
         full = width * (len(group) + 1) > max_tokens or len(group) == max_rows
-        loose = least is not None and width * len(group) >= least and lengths[index] + overhead < TIGHT * width
+        loose = (
+            least is not None
+            and (computed or width) * len(group) >= least
+            and lengths[index] + overhead < TIGHT * width
+        )
         if group and (full or loose):
             yield group
             group = []

@@ -37,6 +37,7 @@ COMMANDS = {
     "inspect": "inspect",
     "rank-sources": "rank_sources",
     "fewshot": "fewshot",
+    "sweep": "sweep",
     "reproduce": "reproduce",
     "predict": "predict",
     "export": "export",

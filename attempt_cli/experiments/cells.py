@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from attempt_cli.experiments.methods import METHODS, PREPARED
 from attempt_registry import Registry, Run
@@ -22,6 +23,7 @@ class CellSpec:
         sources: how many source prompts are used, in their order; None uses all.
         kind: "target"; "source" for a prompt that others start from; a name in `methods.PREPARED` for what is trained
             on the source tasks of a target before it.
+        swept: settings of this cell alone, by name: what a sweep tries.
     """
 
     tasks: tuple[str, ...]
@@ -31,6 +33,7 @@ class CellSpec:
     k: int | None = None
     sources: int | None = None
     kind: str = "target"
+    swept: tuple[tuple[str, Any], ...] = ()
 
     def __str__(self) -> str:
         what = {
@@ -43,6 +46,7 @@ class CellSpec:
         parts += [self.method] if self.kind == "target" else []
         parts += [f"k={self.k}"] if self.k is not None else []
         parts += [f"t={self.sources}"] if self.sources is not None else []
+        parts += [f"{name}={value}" for name, value in self.swept]
         return " ".join([*parts, f"seed {self.seed}"])
 
     @property
@@ -84,6 +88,9 @@ class Cell:
         extra_tokens: tokens that a query is longer by: the prompt's, an instruction's, those of demonstrations.
         training_seconds: the duration of training alone; of cells that were trained in one pass each one's share.
         orders: the score with each order of demonstrations, whose mean is the score; None without any.
+        validation_score: the first metric on validation rows at the step that was kept; None where none were looked at.
+        validation_log_likelihood: of these rows' targets, a row; it tells equal scores apart.
+        swept: the settings that a sweep gave this cell.
     """
 
     task: str
@@ -106,6 +113,9 @@ class Cell:
     extra_tokens: int = 0
     training_seconds: float = 0.0
     orders: list[float] | None = None
+    validation_score: float | None = None
+    validation_log_likelihood: float | None = None
+    swept: dict[str, Any] | None = None
 
 
 def banks(specs: Sequence[CellSpec], most: int) -> list[list[CellSpec]]:

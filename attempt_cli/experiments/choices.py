@@ -276,7 +276,7 @@ class Choices:
         """
         plan = self.plan
         kind = "target" if spec.kind == "target" else "source"
-        given = {**plan.settings, **(plan.source_settings if kind == "source" else {})}
+        given = {**plan.settings, **(plan.source_settings if kind == "source" else {}), **dict(spec.swept)}
         if prompts:
             given["prompt_length"] = prompts[0].length
         preset = settings_for(
@@ -299,6 +299,7 @@ class Choices:
     def _name(self, spec: CellSpec) -> str:
         """Returns the name that a training is kept under: short enough for the tasks' names behind it."""
         drawn = "" if spec.k is None else f"-{spec.k}{'-per-class' if self.plan.per_class else ''}-shot"
+        drawn += "-sweep" if spec.swept else ""
         name = "+".join(f"{task}{drawn}" for task in spec.tasks)
         name = name if spec.kind == "source" else f"{name}-{spec.method}"
         if len(spec.tasks) == 1 or len(name) <= LONGEST_NAME:

@@ -61,6 +61,11 @@ class Comparison:
         return self.trains and TRAINED[self.settings["method"]].banks
 
     @property
+    def keeps(self) -> bool:
+        """Whether it trains prompts that the registry keeps."""
+        return self.trains and TRAINED[self.settings["method"]].kept
+
+    @property
     def least_tasks(self) -> int:
         """How many tasks it is trained on at the least."""
         return TRAINED[self.settings["method"]].least_tasks if self.trains else 1
@@ -179,7 +184,12 @@ def check_methods(names: Iterable[str], known: Iterable[str] = tuple(METHODS)) -
     known = list(known)
     names = list(names)
     elsewhere = [name for name in names if name in METHODS and name not in known]
-    problems = [f"'{name}' needs a training on several tasks: `attempt reproduce` has it" for name in elsewhere]
+    problems = [
+        f"'{name}' needs a training on several tasks: `attempt reproduce` has it"
+        if METHODS[name].trains
+        else f"'{name}' trains nothing"
+        for name in elsewhere
+    ]
     problems += unknown_names("method", [name for name in names if name not in elsewhere], known)
     if problems:
         raise AttemptError("; ".join(problems), f"There are {', '.join(known)}.")

@@ -27,6 +27,7 @@ from attempt_cli.session import Session
 from attempt_cli.sources import check_lengths, source_prompts
 from attempt_cli.training.config import make_config
 from attempt_cli.training.presets import settings_for
+from attempt_registry import Prompt
 
 Names = str | Sequence[str]
 
@@ -78,15 +79,8 @@ def compare_on_few_rows(
                 INSTEAD[instead].check(task)
     store = session.store
     start = store.prompt(init_from) if init_from else None
-    needed = any(METHODS[name].needs_sources(start is not None) for name in methods)
-    chosen = {  # never a source that has seen the task's own training rows
-        task.name: source_prompts(store, sources, session.backbone_name, targets=[task.name]) if needed else ()
-        for task in tasks
-    }
-    used = [*(prompt for prompts in chosen.values() for prompt in prompts), *([start] if start else [])]
     length = settings.get("prompt_length")
-    if any(METHODS[name].trains and METHODS[name].uses_sources for name in methods):
-        check_lengths(used, length)
+    chosen, used = chosen_sources(session, tasks, methods, sources, start, length)
     training = {name: value for name, value in settings.items() if value is not None}
     training |= {"eval_every": 0, "prompt_length": length or (used[0].length if used else None)}
     config = make_config(None, **training)
@@ -128,6 +122,30 @@ def compare_on_few_rows(
     cells = [cell for spec in specs for cell in results[spec].cells]
     numbers = {key: [example.row for example in drawn.examples] for key, drawn in rows.items()}
     return FewShotResult(k, per_class, config.total_steps(k), cells, numbers)
+
+
+def chosen_sources(
+    session: Session,
+    tasks: Sequence[Task],
+    methods: Sequence[str],
+    sources: Names,
+    start: Prompt | None,
+    length: int | None,
+) -> tuple[dict[str, tuple[Prompt, ...]], list[Prompt]]:
+    """Returns each task's source prompts, where a method needs some, and all prompts that are used.
+
+    Raises:
+        AttemptError: there are none, or they differ in length from each other or from the length that is asked for.
+    """
+    needed = any(METHODS[name].needs_sources(start is not None) for name in methods)
+    chosen = {  # never a source that has seen the task's own training rows
+        task.name: source_prompts(session.store, sources, session.backbone_name, targets=[task.name]) if needed else ()
+        for task in tasks
+    }
+    used = [*(prompt for prompts in chosen.values() for prompt in prompts), *([start] if start else [])]
+    if any(METHODS[name].trains and METHODS[name].uses_sources for name in methods):
+        check_lengths(used, length)
+    return chosen, used
 
 
 @dataclass(frozen=True, kw_only=True)

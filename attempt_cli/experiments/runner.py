@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
@@ -355,6 +356,7 @@ class Runner:
         model = outcome.model if outcome else model
         steps = (outcome.trained.state.step if outcome else 0) + (search.steps if search else 0)
         training = numbers.get("seconds", 0.0) + (search.seconds if search else 0.0)
+        validated = outcome.trained.state.best_score if outcome else None
         cell = Cell(
             task=rows.task.name,
             method=spec.method,
@@ -370,6 +372,9 @@ class Runner:
             peak_memory=numbers.get("peak_memory"),
             seconds=round(training / count + result.predictions.seconds, 1),
             bank=numbers.get("bank", 1),
+            validation_score=_finite(validated, 0),
+            validation_log_likelihood=_finite(validated, 1),
+            swept=dict(spec.swept) or None,
             key=key,
             extra_tokens=extra_tokens(model) if model is not None else 0,
             training_seconds=round(training / count, 1),
@@ -471,6 +476,11 @@ class _Training:
     request: Request
     keys: Sequence[str]
     search: Search | None = None
+
+
+def _finite(numbers: Sequence[float] | None, place: int) -> float | None:
+    """Returns one of the numbers that chose a step; None where none were taken, or it is none that JSON has."""
+    return numbers[place] if numbers is not None and math.isfinite(numbers[place]) else None
 
 
 def _result(spec: CellSpec, cells: tuple[Cell, ...]) -> CellResult:

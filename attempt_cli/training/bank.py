@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from attempt_cli.errors import AttemptError
 from attempt_cli.listener import Listener
 from attempt_cli.training.diagnosis import mean
 from attempt_cli.training.gradient import joint_gradient
-from attempt_cli.training.loop import NotFiniteError, Trained, TrainingLoop, TrainingStoppedError
+from attempt_cli.training.loop import NotFiniteError, Scores, Trained, TrainingLoop, TrainingStoppedError
 from attempt_cli.training.signals import caught_signals
 
 
@@ -26,10 +26,12 @@ class PromptBank:
     Args:
         members: the trainings, of one process each and with uncompiled layers, whose models have `joins` in common.
         listener: is told the members' mean loss at every step, and can stop them all.
+        evaluate: scores the members of some numbers on their validation rows together; without it each scores alone.
     """
 
     members: Sequence[TrainingLoop]
     listener: Listener
+    evaluate: Callable[[Sequence[int]], Sequence[Scores]] | None = None
 
     def __post_init__(self) -> None:
         joins = {member.model.joins for member in self.members}
@@ -56,8 +58,11 @@ class PromptBank:
         self.listener.start(self._step, self._total)
         ended: dict[int, Trained | AttemptError] = {}
         with caught_signals() as signals:
-            for member in self.members:
-                member.score_start()
+            started = time.monotonic()
+            starting = [number for number, member in enumerate(self.members) if member.scores_start]
+            for number, found in self._scores(starting).items():
+                self.members[number].score_start(found)
+            self._share(time.monotonic() - started, self.members)
             running = list(range(len(self.members)))
             while running := [number for number in running if number not in ended]:
                 done = [number for number in running if not self.members[number].has_steps()]
@@ -89,16 +94,34 @@ class PromptBank:
         for number, member, loss in zip(running, members, losses, strict=True):
             try:
                 member.update(loss)
-                member.after_step()
+            except NotFiniteError as error:
+                failed[number] = error
+        updated = [number for number in running if number not in failed]
+        scores = self._scores([number for number in updated if self.members[number].scores_step])
+        for number in updated:
+            try:
+                self.members[number].after_step(scores.get(number))
             except NotFiniteError as error:
                 failed[number] = error
         spent = time.monotonic() - started
-        for member in members:  # each has its share of the time
-            member.began += spent * (1 - 1 / len(members))
+        self._share(spent, members)
         last = [member.state.losses[-1] for member in members if member.state.losses]
         if not any(member.pending for member in members):
             self.listener.step(self._step, mean(last), sum(map(len, rows)) / spent)
         return failed
+
+    def _share(self, seconds: float, members: Sequence[TrainingLoop]) -> None:
+        """Counts time that members spent together as their shares."""
+        for member in members:
+            member.began += seconds * (1 - 1 / len(members))
+
+    def _scores(self, numbers: Sequence[int]) -> dict[int, Scores | None]:
+        """Returns the scores of members on their validation rows; None of those that score alone."""
+        together = [number for number in numbers if self.evaluate and self.members[number].evaluate]
+        if self.evaluate is None or not together:
+            return dict.fromkeys(numbers)
+        with self.members[0].model.backbone.as_loaded():
+            return {**dict.fromkeys(numbers), **dict(zip(together, self.evaluate(together), strict=True))}
 
     @property
     def _step(self) -> int:

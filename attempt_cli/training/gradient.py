@@ -139,7 +139,9 @@ def _passes(
         if count > 1 and size < backbone.least_positions and size < max(sizes.values()):
             groups.setdefault(1, []).extend([pair] for pairs in groups.pop(count) for pair in pairs)
     for count, together in groups.items():
-        for part in by_length([width(pairs) for pairs in together], 0, max_tokens, least=least):
+        # behind an input that is read once, only the suffixes are computed
+        suffixes = count * (m + longest) if after else None
+        for part in by_length([width(pairs) for pairs in together], 0, max_tokens, least=least, computed=suffixes):
             yield [pair for i in part for pair in together[i]], count
 
 

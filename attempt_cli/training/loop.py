@@ -36,7 +36,8 @@ CHECKPOINT_SHARE = 0.05
 STEPS_BETWEEN_LOOKS = 16
 
 # Evaluates the model as it is: the metrics by name, the one that chooses first, and the log-likelihood per row.
-Evaluate = Callable[[PromptedModel], tuple[dict[str, float], float]]
+Scores = tuple[dict[str, float], float]
+Evaluate = Callable[[PromptedModel], Scores]
 
 
 class TrainingStoppedError(StoppedError):
@@ -238,17 +239,27 @@ class TrainingLoop:
         self.optimizer.zero_grad(set_to_none=True)
         self.state.step += 1
 
-    def score_start(self) -> None:
-        """Scores what the training starts from."""
-        if self.state.step == 0 and self.eval_every and not self.state.history:
-            self.score()
+    @property
+    def scores_start(self) -> bool:
+        """Whether what the training starts from is to be scored now."""
+        return self.state.step == 0 and bool(self.eval_every) and not self.state.history
 
-    def after_step(self) -> None:
-        """Scores and saves when it is time to."""
-        if self.eval_every and (self.state.step % self.eval_every == 0 or self.state.step == self.total):
+    @property
+    def scores_step(self) -> bool:
+        """Whether the step that was just taken is to be scored."""
+        return bool(self.eval_every) and (self.state.step % self.eval_every == 0 or self.state.step == self.total)
+
+    def score_start(self, found: Scores | None = None) -> None:
+        """Scores what the training starts from; `found` as in `score`."""
+        if self.scores_start:
+            self.score(found)
+
+    def after_step(self, found: Scores | None = None) -> None:
+        """Scores and saves when it is time to; `found` as in `score`."""
+        if self.scores_step:
             self.read_pending()
             self.tell()
-            self.score()
+            self.score(found)
             self.save()
         elif time.monotonic() - self.saved_at > max(SECONDS_BETWEEN_CHECKPOINTS, self.saving / CHECKPOINT_SHARE):
             self.save()
@@ -266,13 +277,17 @@ class TrainingLoop:
         """Returns the rows of a step."""
         return [self.rows[i] for i in self.order.batch(step)]
 
-    def score(self) -> None:
-        """Scores the validation rows, and keeps the state if it is the best so far."""
+    def score(self, found: Scores | None = None) -> None:
+        """Scores the validation rows, and keeps the state if it is the best so far.
+
+        Args:
+            found: the scores of this state, where they are known.
+        """
         if self.evaluate is None:
             return
         state = self.state
         with self.model.backbone.as_loaded():  # it is scored as it will be when it is used
-            metrics, log_likelihood = self.evaluate(self.model)
+            metrics, log_likelihood = self.evaluate(self.model) if found is None else found
         # NaN compares false with everything: as a first score it would never be beaten
         first, second = (-math.inf if math.isnan(x) else x for x in (next(iter(metrics.values())), log_likelihood))
         better = state.best_score is None or (first, second) > state.best_score

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from attempt_cli.artefacts import remember_backbone
@@ -18,13 +19,13 @@ from attempt_cli.prompted import PromptedModel
 from attempt_cli.training.bank import PromptBank
 from attempt_cli.training.build import build_model
 from attempt_cli.training.config import TrainingConfig
-from attempt_cli.training.loop import Trained, TrainingLoop
+from attempt_cli.training.loop import Scores, Trained, TrainingLoop
 from attempt_cli.training.memory import largest_batch
 from attempt_cli.training.order import task_shares
 from attempt_cli.training.processes import Processes
 from attempt_cli.training.record import record_training
 from attempt_cli.training.request import Outcome, Request, checkpoint_path
-from attempt_cli.training.validation import validation_scores
+from attempt_cli.training.validation import joint_validation_scores, validation_scores
 from attempt_registry import Registry
 
 
@@ -123,7 +124,8 @@ def train_together(
         listener.begin(f"{first.request.name} and {len(others)} more at once" if others else first.request.name)
         with layers_for(first.model, first.request.config):
             loops = [one.loop(registry, _Member(listener, one.request.name), Processes()) for one in members.values()]
-            ended = dict(zip(members, PromptBank(loops, listener).train(resume), strict=True))
+            bank = PromptBank(loops, listener, partial(_joint_scores, list(members.values())))
+            ended = dict(zip(members, bank.train(resume), strict=True))
         if on_trained is not None:
             on_trained({number: members[number].model for number, how in ended.items() if isinstance(how, Trained)})
         for number, how in ended.items():
@@ -131,6 +133,12 @@ def train_together(
                 yield number, members[number].recorded(registry, how, command, Processes())
             else:
                 yield number, how
+
+
+def _joint_scores(members: Sequence[_Prepared], numbers: Sequence[int]) -> list[Scores]:
+    """Scores members of a bank on their validation rows."""
+    chosen = [members[number] for number in numbers]
+    return joint_validation_scores([one.model for one in chosen], [one.request for one in chosen])
 
 
 class _Member(Listener):

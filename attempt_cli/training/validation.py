@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -10,45 +10,75 @@ import torch
 from attempt_cli.backbones.batches import by_length
 from attempt_cli.data.example import Example
 from attempt_cli.data.scoring import score
-from attempt_cli.data.task import Task
-from attempt_cli.evaluation.prediction import encode_examples, predict
+from attempt_cli.evaluation.prediction import Predictions, PromptedTask, encode_examples, predict_many
 from attempt_cli.prompted import PromptedModel
 from attempt_cli.training.config import TrainingConfig
+from attempt_cli.training.loop import Scores
 from attempt_cli.training.request import Request
 
 
-def validation_scores(model: PromptedModel, request: Request) -> tuple[dict[str, float], float]:
-    """Scores the validation rows of all tasks that have some.
+def validation_scores(model: PromptedModel, request: Request) -> Scores:
+    """Scores a model as `joint_validation_scores` does."""
+    return joint_validation_scores([model], [request])[0]
+
+
+def joint_validation_scores(models: Sequence[PromptedModel], requests: Sequence[Request]) -> list[Scores]:
+    """Scores models on the validation rows of all their tasks that have some; those of the same rows together.
+
+    Args:
+        models: of one backbone, chat template and placement.
+        requests: what each of them is trained for.
 
     Returns:
-        The metrics, the one that chooses first: one task's own; of several the mean of their first metrics, then each
-        under "TASK METRIC". And the log-likelihood per row, which tells equal metrics apart.
+        For each model the metrics, the one that chooses first: one task's own; of several the mean of their first
+        metrics, then each under "TASK METRIC". And the log-likelihood per row, which tells equal metrics apart.
     """
-    several = len(request.tasks) > 1
-    metrics: dict[str, float] = {}
-    firsts, likelihoods = [], []
-    for number, rows in enumerate(request.tasks):
-        if rows.validation is None:
-            continue
-        examples = rows.validation.examples
-        own, likelihood = task_scores(model, rows.task, examples, request.config, request.task_index(number))
-        metrics |= {f"{rows.task.name} {name}" if several else name: value for name, value in own.items()}
-        firsts.append(next(iter(own.values())))
-        likelihoods.append(likelihood)
+    found: dict[tuple[int, int], Scores] = {}  # by the numbers of a model and of one of its tasks
+    together: dict[Hashable, list[tuple[int, int]]] = {}
+    for place, request in enumerate(requests):
+        for number, rows in enumerate(request.tasks):
+            if rows.validation is not None:
+                limits = request.config.max_length, request.config.max_tokens
+                together.setdefault((rows.task.name, rows.validation.sha256, *limits), []).append((place, number))
+    for those in together.values():
+        (first, task), prompted = those[0], []
+        for place, number in those:
+            request = requests[place]
+            prompted.append(PromptedTask(models[place], request.tasks[number].task, request.task_index(number)))
+        validation = requests[first].tasks[task].validation
+        assert validation is not None
+        found |= zip(those, task_scores(prompted, validation.examples, requests[first].config), strict=True)
+    scores = []
+    for place, request in enumerate(requests):
+        own = {rows.task.name: found.get((place, number)) for number, rows in enumerate(request.tasks)}
+        known = {task: score for task, score in own.items() if score is not None}
+        scores.append(_of_all_tasks(known, several=len(own) > 1))
+    return scores
+
+
+def _of_all_tasks(scores: Mapping[str, Scores], *, several: bool) -> Scores:
+    """Joins the scores of a model's tasks, by their names."""
+    metrics = {
+        f"{task} {name}" if several else name: value for task, (own, _) in scores.items() for name, value in own.items()
+    }
+    firsts = [next(iter(own.values())) for own, _ in scores.values()]
     mean = {"mean": sum(firsts) / len(firsts)} if several else {}
-    return {**mean, **metrics}, sum(likelihoods) / len(likelihoods)
+    return {**mean, **metrics}, sum(likelihood for _, likelihood in scores.values()) / len(scores)
 
 
-def task_scores(
-    model: PromptedModel, task: Task, examples: Sequence[Example], config: TrainingConfig, task_index: int = 0
-) -> tuple[dict[str, float], float]:
-    """Returns a task's metrics on rows, and the log-likelihood per row."""
-    predictions = predict(
-        model, task, examples, task_index=task_index, max_length=config.max_length, max_tokens=config.max_tokens
-    )
+def task_scores(prompted: Sequence[PromptedTask], examples: Sequence[Example], config: TrainingConfig) -> list[Scores]:
+    """Returns each model's metrics on a task's rows, and its log-likelihood per row."""
+    found = predict_many(prompted, examples, max_length=config.max_length, max_tokens=config.max_tokens)
+    return [_scores(one, predictions, examples, config) for one, predictions in zip(prompted, found, strict=True)]
+
+
+def _scores(one: PromptedTask, predictions: Predictions, examples: Sequence[Example], config: TrainingConfig) -> Scores:
+    model, task = one.model, one.task
     likelihoods = [row.log_likelihood for row in predictions.rows if row.log_likelihood is not None]
     if not likelihoods:  # free text was generated, its own answer not yet scored
-        encoded = [replace(row, task=task_index) for row in encode_examples(model, task, examples, config.max_length)]
+        encoded = [
+            replace(row, task=one.task_index) for row in encode_examples(model, task, examples, config.max_length)
+        ]
         lengths = [len(row.input_ids) + len(row.target_ids) for row in encoded]
         with torch.no_grad():
             least = model.backbone.least_positions

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import check, harness, report
+from benchmarks import bank, check, harness, report
 from benchmarks.growth import exponent
 from benchmarks.harness import Contender, Report, Times, race
 
@@ -134,3 +134,24 @@ def test_every_script_has_its_place_in_the_report_and_in_make_bench() -> None:
 
 def test_the_exponent_of_a_power() -> None:
     assert exponent([1, 2, 4, 8], [3, 12, 48, 192]) == pytest.approx(2)
+
+
+def test_a_page_holds_one_answer_a_command(tmp_path: Path) -> None:
+    page = tmp_path / "bank.md"
+    for command, rate in (("first", 1.0), ("second", 2.0), ("first", 3.0)):
+        made = Report("bank", {"backbone": "tiny"})
+        made.add_race(f"table of {command}", Times({"a": rate}, {"a": [1.0]}), "a")
+        answer = json.loads(made.save(tmp_path / "out").read_text())
+        bank.write_page(page, {**answer, "command": command})
+    answers = json.loads((tmp_path / "bank.json").read_text())["answers"]
+    assert [(one["command"], one["tables"][0]["entries"][0]["median"]) for one in answers] == [
+        ("second", 2.0),
+        ("first", 3.0),
+    ]
+    assert page.read_text().count("table of first") == 1
+
+
+def test_a_race_is_timed_by_the_clock_it_is_given() -> None:
+    ticks = iter(range(100))
+    times = race([Contender("a", [lambda: next(ticks)], rows=6)], rounds=1, clock=lambda: float(next(ticks)))
+    assert times.rates("a") == [3.0]  # the step itself takes a tick, and the clock one

@@ -206,6 +206,7 @@ DOCUMENTS = {
     "inspect": "inspect mine --split train --tokens 1 --dtype float32",
     "rank-sources": "rank-sources shop-reviews --sources one --limit 4 --dtype float32",
     "fewshot": f"fewshot -k 4 --train-file train.csv --test-file test.csv {READ} --seeds 1 --steps 1 --dtype float32",
+    "sweep": f"sweep {QUICK.replace(' --eval-every 0', '')} --test-file test.csv --seeds 1 --learning-rate 0.1",
     "export": "export one one-npy --to npy",
     "import": "import one-npy --name again",
     "push": "push one me/one --dry-run",

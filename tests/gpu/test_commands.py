@@ -55,4 +55,6 @@ def test_every_command_that_computes(attempt: Attempt) -> None:
     run(f"predict --prompts one,two texts.txt {ON}")
     run("export aim-spot matrix --to npy")
     run(f"fewshot -k 4 --tasks aim.yaml --sources one,two --seeds 1 --methods prompt-tuning,attempt {train}")
+    rates = "--learning-rate 0.1,0.2 --methods prompt-tuning,attempt"
+    run(f"sweep aim.yaml --sources one,two --seeds 1 {rates} {TRAIN} --eval-every 1")
     assert not wrong, "\n".join(wrong)

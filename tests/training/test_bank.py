@@ -142,9 +142,10 @@ def test_methods_may_differ_from_member_to_member(backbone: FrozenBackbone, tmp_
         same(one, other)
 
 
-def test_encoder_decoders_train_many_prompts_too(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["prompt tuning", "ATTEMPT", "constant", "MPT", "ULPT"])
+def test_encoder_decoders_train_many_prompts_too(tmp_path: Path, kind: str) -> None:
     t5 = load_backbone(str(save_t5(tmp_path / "t5")), device="cpu", dtype="float32")
-    together, alone = (members(t5, tmp_path / name, "before", KINDS["ATTEMPT"], "own") for name in "ab")
+    together, alone = (members(t5, tmp_path / name, "before", KINDS[kind], "own") for name in "ab")
     PromptBank(together, Listener()).train()
     for one, other in zip(together, alone, strict=True):
         other.train()
