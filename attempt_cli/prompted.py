@@ -84,6 +84,10 @@ class PromptedModel:
             return ()
         return self.frame.head if self.placement == "before" else self.frame.tail
 
+    @cached_property
+    def _beside_ids(self) -> Tensor:
+        return self.backbone.on_device(self._beside_prompt)
+
     def label_tokens(self, words: Sequence[str]) -> list[list[int]]:
         """Returns the tokens of label words; see `FrozenBackbone.label_tokens`."""
         return self.backbone.label_tokens(words, self.frame)
@@ -143,8 +147,7 @@ class PromptedModel:
         prompts, weights = self.mixture(task_ids, None if pooled is None else pooled / self.scale)
         prompts = prompts * self.scale
         if self._beside_prompt:
-            ids = self.backbone.on_device(self._beside_prompt)
-            beside = self.backbone.embed(ids).to(prompts.dtype).expand(len(prompts), -1, -1)
+            beside = self.backbone.embed(self._beside_ids).to(prompts.dtype).expand(len(prompts), -1, -1)
             prompts = torch.cat([beside, prompts] if self.placement == "before" else [prompts, beside], dim=1)
         return prompts, weights
 
@@ -160,9 +163,19 @@ class PromptedModel:
 
     def log_likelihood(self, rows: Sequence[EncodedRow]) -> Tensor:
         """Returns log p of each row's own target, [b], differentiable in the mixture."""
-        batch, embeddings = self._enter(rows)
-        prompts, _ = self._entering_prompts(rows, batch, embeddings)
-        return self.backbone.target_log_likelihood(batch, embeddings, prompts, self._read(rows))
+        batch, one = self._collated(rows), self.one_for_all(row.task for row in rows)
+        return self.likelihood_of(batch, self._read(rows), one)
+
+    def likelihood_of(self, batch: Batch, past: Past | None, one: bool) -> Tensor:
+        """Returns what `log_likelihood` does, computed on the device alone.
+
+        Args:
+            past: keys and values of the rows' inputs, with the prompt after them.
+            one: whether all rows share one prompt (`one_for_all`).
+        """
+        embeddings = self._embedded(batch)
+        prompts, _ = self.prompts(batch, embeddings, batch.task_ids[:1] if one else None)
+        return self.backbone.target_log_likelihood(batch, embeddings, prompts, past)
 
     @torch.no_grad()
     def score_labels(self, rows: Sequence[EncodedRow], labels: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor | None]:
@@ -192,21 +205,28 @@ class PromptedModel:
         return self.backbone.read(rows) if after else None
 
     def _enter(self, rows: Sequence[EncodedRow]) -> tuple[Batch, Tensor]:
-        """Returns the rows as a batch, and the embeddings of their inputs, [b, l, d], with DePT's offsets added."""
+        """Returns the rows as a batch, and the embeddings of their inputs."""
+        batch = self._collated(rows)
+        return batch, self._embedded(batch)
+
+    def _collated(self, rows: Sequence[EncodedRow]) -> Batch:
         if self.backbone.tuned is not self.tuned:
             held = "weights of another training" if self.backbone.tuned is not None else "no trained weights"
             raise RuntimeError(f"{self.backbone.name} holds {held}: this model does not work before or after that")
-        batch = self.backbone.collate(rows)
+        return self.backbone.collate(rows)
+
+    def _embedded(self, batch: Batch) -> Tensor:
+        """Returns the embeddings of a batch's inputs, [b, l, d], with DePT's offsets added."""
         if self.tuned is not None:
             self.tuned.refresh()
-            return batch, self.backbone.embed(batch.input_ids)  # with gradient: fine-tuning trains embeddings, too
+            return self.backbone.embed(batch.input_ids)  # with gradient: fine-tuning trains embeddings, too
         with torch.no_grad():
             embeddings = self.backbone.embed(batch.input_ids)
         if self.mixture is not None:
             offsets = self.mixture.offsets(batch.task_ids, embeddings.shape[1])
             if offsets is not None:
                 embeddings = embeddings + (offsets * self.scale).to(embeddings.dtype)
-        return batch, embeddings
+        return embeddings
 
     def longest_input(self, max_length: int, target_tokens: int) -> int:
         """Returns how many tokens of a text fit: the task's limit, or less if the model has fewer positions."""

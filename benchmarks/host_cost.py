@@ -42,7 +42,7 @@ CASES = (
 PROMPT, RANK = 20, 4
 
 
-def narrow(kind: str, device: str) -> FrozenBackbone:
+def narrow(kind: str, device: str, reference: bool) -> FrozenBackbone:
     """A model of random weights with the layers and heads of SmolLM2-135M or T5-base, in float32."""
     from transformers import LlamaConfig, LlamaForCausalLM, T5Config, T5ForConditionalGeneration
 
@@ -56,8 +56,10 @@ def narrow(kind: str, device: str) -> FrozenBackbone:
         return EncoderDecoderBackbone(model.to(device), tokenizer, name=kind, source="random")
     heads = {"num_attention_heads": 9, "num_key_value_heads": 3, "num_hidden_layers": 30}
     model = LlamaForCausalLM(LlamaConfig(vocab_size=200, hidden_size=36, intermediate_size=36, pad_token_id=0, **heads))
-    backbone = DecoderOnlyBackbone(model.to(device), tokenizer, name=kind, source="random")
-    backbone.use_own_attention(True, layers=False)
+    backbone = DecoderOnlyBackbone(model.to(device, torch.bfloat16), tokenizer, name=kind, source="random")
+    backbone.use_own_attention(True, layers=not reference)
+    if reference:
+        backbone.__dict__["_two_passes_pay"] = True
     return backbone
 
 

@@ -214,9 +214,11 @@ def layers_for(model: PromptedModel, config: TrainingConfig) -> Iterator[None]:
     backbone = model.backbone
     if config.gradient_checkpointing:
         backbone.checkpoint_gradients(True)
+    at_once, backbone.read_at_once = backbone.read_at_once, config.max_tokens
     try:
         yield
     finally:
+        backbone.read_at_once = at_once
         if config.gradient_checkpointing:
             backbone.checkpoint_gradients(False)
         if backbone.compiled:
