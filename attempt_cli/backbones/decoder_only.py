@@ -63,7 +63,7 @@ class DecoderOnlyBackbone(FrozenBackbone):
             self._own_layers = None
 
     def _gradients_agree(self) -> bool:
-        """Tells whether our layers give the library's gradient here: no card's kernels were known when they were made."""
+        """Tells whether our layers give the library's gradient with this card's kernels."""
         found, own = [], self._own_layers
         start = torch.randn(2, 5, self.width, generator=torch.Generator().manual_seed(0)) * self.embedding_rms
         entering = start.to(self.device, self.dtype)
@@ -144,7 +144,8 @@ class DecoderOnlyBackbone(FrozenBackbone):
         for batch in by_length(unread, 0, self.read_at_once, least=self.least_positions):
             places = [uncached[i] for i in batch]
             fresh = self._read_group(Group("", tuple(tuple(rows[place].input_ids) for place in places)))
-            both[:, :, self.on_device(places), :, : fresh.shape[4]] = fresh.permute(1, 2, 0, 3, 4, 5)
+            for place, one in zip(places, fresh, strict=True):  # all at once, they would be copied once more
+                both[:, :, place, :, : one.shape[3]] = one
             if self.input_cache is not None:
                 self.input_cache.offer([rows[place].input_ids for place in places], fresh)
         return both

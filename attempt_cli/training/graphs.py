@@ -30,7 +30,7 @@ NEAR = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.05}
 
 
 def graphs_pay(model: PromptedModel, config: TrainingConfig, processes: Processes, steps_left: int) -> bool:
-    """Says whether a training's gradients are launched as graphs: of prompts, by one process, where the host is slow."""
+    """Says whether gradients are launched as graphs: those of prompts, in one process, where the host is slow."""
     plain = model.tuned is None and not config.gradient_checkpointing and config.compile is not False
     return plain and processes.count == 1 and model.backbone.waits_for_host and steps_left >= LEAST_STEPS
 

@@ -263,7 +263,9 @@ class Request:
                 for rows in self.tasks
             ],
             # compiled or not, an unfinished training continues; the chat template counts by its text
-            "config": self.config.model_dump(exclude={"compile", "chat_template"}),
+            "config": self.config.model_dump(
+                exclude={"compile", "chat_template", *(() if self.config.deterministic else ("deterministic",))}
+            ),
             "backbone": [backbone.fingerprint, str(backbone.dtype)],
             "sources": [prompt.sha256 for prompt in self.sources],
             "init_from": [start.sha256 if start else None for start in self.starts],

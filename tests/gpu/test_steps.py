@@ -33,7 +33,7 @@ CASES = [
     for kind in ("llama", "gpt2", "t5")
     for placement in (("before",) if kind == "t5" else ("before", "after"))
     for sources in (0, 2)
-    for cache in (("none",) if placement == "before" else ("none", "host", "file", "device"))
+    for cache in (("none",) if placement == "before" else ("none", "host", "file", "device", "both"))
 ]
 
 
@@ -53,7 +53,9 @@ def test_a_step_waits_for_nothing_and_has_the_numbers_of_the_cpu(
         model, rows = model_on(backbone, placement, sources), tiny.encoded(backbone, 16)
         if cache != "none":
             folder = tmp_path / device if cache == "file" else None
-            backbone.input_cache = InputCache(1 << 26, folder=folder, on_host=backbone.on_gpu and cache == "host")
+            on_host = backbone.on_gpu and cache in ("host", "both")
+            some = 10_000 if cache == "both" else 0  # bytes that hold a few of the rows
+            backbone.input_cache = InputCache(1 << 26, folder=folder, on_host=on_host, on_device=some)
             backbone.input_cache.plan([rows], backbone.cache_bytes_per_token)
         config = make_config(None, prompt_length=tiny.LENGTH, attention_rank=tiny.RANK, batch_size=16)
         optimizer = make_optimizer(model.trained, config)
@@ -66,6 +68,8 @@ def test_a_step_waits_for_nothing_and_has_the_numbers_of_the_cpu(
             optimizer.zero_grad(set_to_none=True)
         if device == "cuda":
             assert not gpu.waits
+            if cache == "both" and backbone.input_cache is not None:
+                assert {kept.device.type for kept in backbone.input_cache._kept.values()} == {"cpu", "cuda"}
         found.append(torch.stack([*numbers, *(p.detach().norm() for p in model.trained.parameters())]).cpu())
     torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
 
