@@ -63,7 +63,7 @@ def fuse_norms(model: nn.Module) -> None:
         if kind not in fitting:
             fitting[kind] = _same(module, weight, eps)
         if fitting[kind]:
-            module.forward = _fused(module, module.forward)  # type: ignore[method-assign]
+            module.forward = _fused(module, module.forward)
 
 
 def _same(module: nn.Module, weight: Tensor, eps: float) -> bool:
