@@ -142,13 +142,17 @@ class DecoderOnlyBackbone(FrozenBackbone):
         both = self._gathered(kept, (layers, 2, count, key_heads, width, head))
         unread = [len(rows[place].input_ids) for place in uncached]
         for batch in by_length(unread, 0, self.read_at_once, least=self.least_positions):
-            places = [uncached[i] for i in batch]
-            fresh = self._read_group(Group("", tuple(tuple(rows[place].input_ids) for place in places)))
-            for place, one in zip(places, fresh, strict=True):  # all at once, they would be copied once more
-                both[:, :, place, :, : one.shape[3]] = one
-            if self.input_cache is not None:
-                self.input_cache.offer([rows[place].input_ids for place in places], fresh)
+            self._read_into(both, rows, [uncached[i] for i in batch])
         return both
+
+    def _read_into(self, both: Tensor, rows: Sequence[EncodedRow], places: Sequence[int]) -> None:
+        """Reads some of the rows into their places."""
+        inputs = [rows[place].input_ids for place in places]
+        fresh = self._read_group(Group("", tuple(map(tuple, inputs))))
+        for place, one in zip(places, fresh, strict=True):  # all at once, they would be copied once more
+            both[:, :, place, :, : one.shape[3]] = one
+        if self.input_cache is not None:
+            self.input_cache.offer(inputs, fresh)
 
     def _kept_inputs(self, rows: Sequence[EncodedRow]) -> dict[int, Tensor]:
         """Returns keys and values of the rows that the input cache holds, by the row's place."""
