@@ -179,8 +179,9 @@ class FrozenBackbone(SwitchedLayers, ABC):
 
     @property
     def waits_for_host(self) -> bool:
-        """Whether launching its kernels takes longer than they do: a small model on a GPU."""
-        return self.on_gpu and self.parameter_count < LARGE_ON_GPU
+        """Whether launching its kernels takes longer than they do: a small model on one GPU."""
+        places = getattr(self.model, "hf_device_map", None) or {"": self.device}
+        return self.on_gpu and self.parameter_count < LARGE_ON_GPU and len(set(places.values())) == 1
 
     def shares_prompts(self, positions: int) -> bool:
         """Tells whether a prompt before all rows of a batch is computed once per batch, not once per row.

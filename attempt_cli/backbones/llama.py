@@ -43,7 +43,7 @@ class LlamaLayers:
 
     @staticmethod
     def fits(model: Any) -> bool:
-        """Tells whether a base model is a Llama without biases and quantised weights, on a CPU or an NVIDIA GPU."""
+        """Tells whether a base model is a Llama without biases and quantised weights, on a CPU or one NVIDIA GPU."""
         from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
         layers = getattr(model, "layers", None)
@@ -54,7 +54,8 @@ class LlamaLayers:
             and model.config.hidden_act == "silu"
             and all(type(module) is nn.Linear for name, module in layers.named_modules() if name.endswith("_proj"))
             and not any(name.endswith(".bias") for name, _ in layers.named_parameters())
-            and {parameter.device.type for parameter in model.parameters()} in ({"cpu"}, {"cuda"})
+            and len(devices := {parameter.device for parameter in model.parameters()}) == 1
+            and devices.pop().type in ("cpu", "cuda")
         )
 
     def __call__(
