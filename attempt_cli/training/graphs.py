@@ -21,7 +21,7 @@ from attempt_cli.prompted import PromptedModel
 from attempt_cli.training.config import TrainingConfig
 from attempt_cli.training.processes import Processes
 
-# steps that are left, from which on capturing (a second or so a shape) pays
+# steps from which on capturing (estimated: a second a shape) pays; all of a training's, so that a resumed one has them, too
 LEAST_STEPS = 200
 # each keeps some memory of its own; further shapes are launched kernel by kernel
 MOST_GRAPHS = 48
@@ -29,10 +29,10 @@ MOST_GRAPHS = 48
 NEAR = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.05}
 
 
-def graphs_pay(model: PromptedModel, config: TrainingConfig, processes: Processes, steps_left: int) -> bool:
+def graphs_pay(model: PromptedModel, config: TrainingConfig, processes: Processes, steps: int) -> bool:
     """Says whether gradients are launched as graphs: those of prompts, in one process, where the host is slow."""
     plain = model.tuned is None and not config.gradient_checkpointing and config.compile is not False
-    return plain and processes.count == 1 and model.backbone.waits_for_host and steps_left >= LEAST_STEPS
+    return plain and processes.count == 1 and model.backbone.waits_for_host and steps >= LEAST_STEPS
 
 
 @dataclass

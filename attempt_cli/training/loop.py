@@ -195,7 +195,7 @@ class TrainingLoop:
     def run(self, signals: list[int]) -> None:
         """Takes the steps that are left."""
         state, config = self.state, self.config
-        if graphs_pay(self.model, config, self.processes, self.total - state.step):
+        if graphs_pay(self.model, config, self.processes, self.total):
             self.graphs = StepGraphs(self.model, self.listener.note)
             state.compiled = bool(state.compiled)  # the trial would time what the graphs do away with
         self.score_start()
