@@ -21,7 +21,7 @@ from attempt_cli.prompted import PromptedModel
 from attempt_cli.training.config import TrainingConfig
 from attempt_cli.training.processes import Processes
 
-# steps from which on capturing (estimated: a second a shape) pays; all of a training's, so that a resumed one has them, too
+# steps from which on capturing pays (estimated: a second a shape); all of a training's: a resumed one has graphs, too
 LEAST_STEPS = 200
 # each keeps some memory of its own; further shapes are launched kernel by kernel
 MOST_GRAPHS = 48
