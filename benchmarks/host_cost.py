@@ -4,9 +4,8 @@
 
 Small models are bound by the host on a GPU, whatever the card. The models here have the layers and heads of
 SmolLM2-135M and T5-base, but vectors so narrow that computing them costs next to nothing. Kernels and waits are counted
-on the pretend GPU of the tests, launched one by one and as a CUDA graph. No time is a card's: that of single kernels
-is a CPU's, in the library's layers with a pass of its own for a shared prompt (how a GPU computed before) and in ours;
-that with a graph is the host's share on the pretend GPU, whose own work in Python is part of it.
+on the pretend GPU of the tests, launched one by one and as a CUDA graph. No time is a card's: that with a graph is the
+host's share on the pretend GPU, whose own work in Python is part of it.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from __future__ import annotations
 import argparse
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 from unittest.mock import patch
 
@@ -47,28 +46,22 @@ CASES = (
 PROMPT, RANK = 20, 4
 
 
-def narrow(kind: str, device: str, before: bool) -> FrozenBackbone:
-    """A model of random weights with the layers and heads of SmolLM2-135M or T5-base.
-
-    Args:
-        before: in the library's layers, and with two passes for a shared prompt.
-    """
+def narrow(kind: str) -> FrozenBackbone:
+    """A model of random weights with the layers and heads of SmolLM2-135M or T5-base, in bfloat16."""
     from transformers import LlamaConfig, LlamaForCausalLM, T5Config, T5ForConditionalGeneration
 
     tokenizer = unigram_tokenizer()
     torch.manual_seed(0)
     model: Any
-    dtype = torch.bfloat16 if device == "cuda" else torch.float32
     if kind == "t5":
         config = T5Config(vocab_size=200, d_model=24, d_ff=24, num_layers=12, num_heads=12, d_kv=2, pad_token_id=0)
         config.eos_token_id, config.decoder_start_token_id = 1, 0
         model = T5ForConditionalGeneration(config)
-        return EncoderDecoderBackbone(model.to(device, dtype), tokenizer, name=kind, source="random")
+        return EncoderDecoderBackbone(model.to("cuda", torch.bfloat16), tokenizer, name=kind, source="random")
     heads = {"num_attention_heads": 9, "num_key_value_heads": 3, "num_hidden_layers": 30}
     model = LlamaForCausalLM(LlamaConfig(vocab_size=200, hidden_size=36, intermediate_size=36, pad_token_id=0, **heads))
-    backbone = DecoderOnlyBackbone(model.to(device, dtype), tokenizer, name=kind, source="random")
-    backbone.use_own_attention(True, layers=not before)
-    backbone.__dict__["_two_passes_pay"] = before
+    backbone = DecoderOnlyBackbone(model.to("cuda", torch.bfloat16), tokenizer, name=kind, source="random")
+    backbone.use_own_attention(True)
     return backbone
 
 
@@ -78,12 +71,10 @@ def step_of(
     sources: int,
     kept: bool,
     rows: list[EncodedRow],
-    device: str,
-    before: bool = False,
     as_graph: bool = False,
 ) -> Callable[[], None]:
     """A function that takes one optimiser step."""
-    backbone = narrow(kind, device, before)
+    backbone = narrow(kind)
     if kept:
         backbone.input_cache = InputCache(1 << 30)
         backbone.input_cache.plan([rows], backbone.cache_bytes_per_token)
@@ -94,7 +85,7 @@ def step_of(
         mixture = PromptMixture(
             prompts[:1], prompts[1:], PromptAttention(backbone.width, RANK, 10.0, generator=generator)
         )
-    model = PromptedModel(backbone, mixture.to(device), 1.0, placement)  # type: ignore[arg-type]
+    model = PromptedModel(backbone, mixture.to("cuda"), 1.0, placement)  # type: ignore[arg-type]
     config = make_config(None, prompt_length=PROMPT, batch_size=len(rows))
     optimizer = make_optimizer(model.trained, config)
     graphs = StepGraphs(model, print) if as_graph else None
@@ -119,39 +110,35 @@ def main() -> None:
     lengths = [draw.randrange(10, 40) for _ in range(options.rows)]  # up to 64 positions no kernel is measured
     rows = [EncodedRow([draw.randrange(5, 90) for _ in range(n)], [7, 8, 1][draw.randrange(3) :]) for n in lengths]
     head = ("model", "prompt", "sources", "inputs kept", "waits", "kernels", "with a graph")
-    head = (*head, "host before, ms", "host, ms", "host with a graph, ms")
+    head = (*head, "host with a graph, ms")
     print("| " + " | ".join(head) + " |\n" + "|---" * len(head) + "|")
     for case in CASES:
         with pretend_cuda() as gpu:
-            step = step_of(*case, rows, "cuda")
+            step = step_of(*case, rows)
             step()
             gpu.clear()
             step()
             kernels, waits = sum(gpu.kernels.values()), sum(gpu.waits.values())
-            step = step_of(*case, rows, "cuda", as_graph=True)
+            step = step_of(*case, rows, as_graph=True)
             for _ in range(3):  # as it is, captured, launched
                 gpu.clear()
                 step()
             launched, waits = sum(gpu.kernels.values()), waits + sum(gpu.waits.values())
             with patch.object(PretendGraph, "replay", lambda graph: None):  # the device's work, not the host's
-                as_graph = fastest([step], options.rounds)
-        before, now = (step_of(*case, rows, "cpu", before=how) for how in (True, False))
-        times = [f"{time:.1f}" for time in (*fastest([before, now], options.rounds), *as_graph)]
+                as_graph = fastest(step, options.rounds)
         kind, placement, sources, kept = case
-        told = (kind, placement, sources, "yes" if kept else "no", waits, kernels, launched, *times)
+        told = (kind, placement, sources, "yes" if kept else "no", waits, kernels, launched, f"{as_graph:.1f}")
         print("| " + " | ".join(map(str, told)) + " |", flush=True)
 
 
-def fastest(steps: Sequence[Callable[[], None]], rounds: int) -> list[float]:
-    """Returns the processor's milliseconds of each step, the fastest of several rounds in which they take turns."""
-    best = [float("inf")] * len(steps)
-    for round_ in range(rounds + 2):
-        for number, step in enumerate(steps):
-            began = time.process_time()
-            step()
-            if round_ > 1:  # the first set things up
-                best[number] = min(best[number], 1e3 * (time.process_time() - began))
-    return best
+def fastest(step: Callable[[], None], rounds: int) -> float:
+    """Returns the processor's milliseconds of the fastest step."""
+    times = []
+    for _ in range(rounds):
+        began = time.process_time()
+        step()
+        times.append(time.process_time() - began)
+    return 1e3 * min(times)
 
 
 if __name__ == "__main__":

@@ -142,6 +142,7 @@ class TrainingLoop:
         self.eval_every = config.eval_every if config.eval_every is not None else max(1, self.total // 10)
         self.look_every = STEPS_BETWEEN_LOOKS if model.backbone.device.type == "cuda" else 1
         self.told, self.rows_since, self.since = 0, 0, time.monotonic()  # when the listener was told a step last
+        self.graphs: StepGraphs | None = None
         self.pending: list[Tensor] = []  # loss and gradient norm of steps whose numbers nobody has looked at yet
 
     def train(self, resume: bool = False) -> Trained:
@@ -190,7 +191,7 @@ class TrainingLoop:
         self.trial = CompileTrial(self.model, self.config, self.processes, self.listener.note)
         next_rows = [self.batch(self.state.step)] if self.state.step < self.total else []
         self.state.compiled = self.trial.settle(self.state.compiled, next_rows)
-        self.graphs: StepGraphs | None = None
+        self.graphs = None
 
     def run(self, signals: list[int]) -> None:
         """Takes the steps that are left."""
