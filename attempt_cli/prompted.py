@@ -84,6 +84,10 @@ class PromptedModel:
             return ()
         return self.frame.head if self.placement == "before" else self.frame.tail
 
+    @cached_property
+    def _beside_ids(self) -> Tensor:
+        return self.backbone.on_device(self._beside_prompt)
+
     def label_tokens(self, words: Sequence[str]) -> list[list[int]]:
         """Returns the tokens of label words; see `FrozenBackbone.label_tokens`."""
         return self.backbone.label_tokens(words, self.frame)
@@ -164,8 +168,7 @@ class PromptedModel:
         prompts, weights = self.mixture(task_ids, pooled)
         prompts = prompts * self.scale
         if self._beside_prompt:
-            ids = self.backbone.on_device(self._beside_prompt)
-            beside = self.backbone.embed(ids).to(prompts.dtype).expand(len(prompts), -1, -1)
+            beside = self.backbone.embed(self._beside_ids).to(prompts.dtype).expand(len(prompts), -1, -1)
             prompts = torch.cat([beside, prompts] if self.placement == "before" else [prompts, beside], dim=1)
         return prompts, weights
 
@@ -181,9 +184,19 @@ class PromptedModel:
 
     def log_likelihood(self, rows: Sequence[EncodedRow]) -> Tensor:
         """Returns log p of each row's own target, [b], differentiable in the mixture."""
-        batch, embeddings = self._enter(rows)
-        past = self._read(rows)
-        prompts, _ = self._entering_prompts(rows, batch, embeddings, past)
+        batch, one = self._collated(rows), self.one_for_all(row.task for row in rows)
+        return self.likelihood_of(batch, self._read(rows), one)
+
+    def likelihood_of(self, batch: Batch, past: Past | None, one: bool) -> Tensor:
+        """Returns what `log_likelihood` does, computed on the device alone.
+
+        Args:
+            past: keys and values of the rows' inputs, with the prompt after them.
+            one: whether all rows share one prompt (`one_for_all`).
+        """
+        embeddings = self._embedded(batch)
+        states = None if past is None else past.states
+        prompts, _ = self.prompts(batch, embeddings, batch.task_ids[:1] if one else None, states)
         return self.backbone.target_log_likelihood(batch, embeddings, prompts, past)
 
     @torch.no_grad()
@@ -215,17 +228,24 @@ class PromptedModel:
         return self.backbone.read(rows, self.reads_states) if after else None
 
     def _enter(self, rows: Sequence[EncodedRow]) -> tuple[Batch, Tensor]:
-        """Returns the rows as a batch, and the embeddings of their inputs, [b, l, d], with the method's offsets."""
+        """Returns the rows as a batch, and the embeddings of their inputs."""
+        batch = self._collated(rows)
+        return batch, self._embedded(batch)
+
+    def _collated(self, rows: Sequence[EncodedRow]) -> Batch:
         if self.backbone.tuned is not self.tuned:
             held = "weights of another training" if self.backbone.tuned is not None else "no trained weights"
             raise RuntimeError(f"{self.backbone.name} holds {held}: this model does not work before or after that")
-        batch = self.backbone.collate(rows)
+        return self.backbone.collate(rows)
+
+    def _embedded(self, batch: Batch) -> Tensor:
+        """Returns the embeddings of a batch's inputs, [b, l, d], with the method's offsets."""
         if self.tuned is not None:
             self.tuned.refresh(batch)
-            return batch, self.backbone.embed(batch.input_ids)  # with gradient: fine-tuning trains embeddings, too
+            return self.backbone.embed(batch.input_ids)  # with gradient: fine-tuning trains embeddings, too
         with torch.no_grad():
             embeddings = self.backbone.embed(batch.input_ids)
-        return batch, self.with_offsets(batch.task_ids, embeddings)
+        return self.with_offsets(batch.task_ids, embeddings)
 
     def with_offsets(self, task_ids: Tensor, embeddings: Tensor) -> Tensor:
         """Returns embeddings of inputs, [b, l, d], with what the method adds to them."""

@@ -109,6 +109,7 @@ class Session:
         if name not in self._loaded:
             from attempt_cli.backbones.input_cache import InputCache
             from attempt_cli.backbones.load import check_chat_template, load_backbone
+            from attempt_cli.backbones.machine import free_on_gpu
             from attempt_cli.byte_sizes import parse_size, total_memory
 
             # of all memory, not of what is free now: which rows are kept should not depend on what else is running
@@ -129,6 +130,7 @@ class Session:
                     folder=Path(self.input_cache_dir) if self.input_cache_dir is not None else None,
                     made_by=f"{backbone.fingerprint} {backbone.dtype} {backbone.device.type}",
                     on_host=backbone.on_gpu,
+                    on_device=free_on_gpu(backbone.device) // 4,
                 )
             self._loaded[name] = backbone
         return self._loaded[name]

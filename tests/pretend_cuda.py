@@ -18,7 +18,7 @@ import atexit
 import contextlib
 import traceback
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 from unittest.mock import patch
@@ -53,6 +53,7 @@ class PretendGpu:
     largest: int | None = None
     free: int = 60 << 30
     total: int = 80 << 30
+    capturing: PretendGraph | None = None
     _pinned: dict[int, torch.UntypedStorage] = field(
         default_factory=dict, repr=False
     )  # alive, so that no address is used twice
@@ -63,11 +64,29 @@ class PretendGpu:
         self.kernels.clear()
 
     def wait(self, what: str) -> None:
-        """Notes that the host waits."""
+        """Notes that the host waits, which no graph can hold."""
+        self.refuse_in_graph(what)
         self.waits[f"{what} at {_where()}"] += 1
+
+    def refuse_in_graph(self, what: str) -> None:
+        if self.capturing is not None:
+            raise RuntimeError(f"CUDA error: operation not permitted when stream is capturing: {what} at {_where()}")
+
+    def compute(self, name: str, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Computes something in one kernel, and notes it in the graph that is being captured."""
+        self.kernels[name] += 1
+        return self.kept(lambda: function(*tree_map(_inner, args), **tree_map(_inner, kwargs)))
+
+    def kept(self, compute: Callable[[], Any]) -> Any:
+        """Returns the result of a computation on the tensors inside as tensors on the device."""
+        out = compute()
+        if self.capturing is not None:
+            self.capturing.tape.append((compute, out))
+        return tree_map(lambda one: self.put(one) if isinstance(one, Tensor) else one, out)
 
     def pinned(self, tensor: Tensor) -> Tensor:
         """Returns a copy in pinned memory."""
+        self.refuse_in_graph("pinning")
         tensor = tensor.detach().clone(memory_format=torch.contiguous_format)
         self._pinned[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
         return tensor
@@ -88,10 +107,47 @@ class PretendGpu:
 
     def copied(self, source: Tensor, whole: bool, non_blocking: bool) -> None:
         """Notes a copy from the host, which waits unless all of it is pinned and nothing is to be gathered."""
+        self.refuse_in_graph("a copy from the host")
         if not (non_blocking and self.is_pinned(source) and whole):
             how = "" if whole else ", strided"
             kind = "pinned" if self.is_pinned(source) else "pageable"
             self.wait(f"a copy from {kind} memory{'' if non_blocking else ', blocking'}{how}")
+
+
+class PretendGraph:
+    """A captured graph: what was computed on the same tensors is computed again, by one launch."""
+
+    def __init__(self) -> None:
+        self.tape: list[tuple[Callable[[], Any], Any]] = []
+        self.before: dict[int, tuple[Tensor, Tensor]] = {}  # what is changed in place, and what was there
+
+    def changes(self, leaves: list[Any]) -> None:
+        """Notes what tensors hold before an operation that may change them."""
+        for one in leaves:
+            if isinstance(one, OnGpu) and id(one.inner) not in self.before:
+                self.before[id(one.inner)] = (one.inner, one.inner.clone())
+
+    def replay(self) -> None:
+        _gpu().kernels["graph"] += 1
+        with torch.no_grad():
+            for compute, kept in self.tape:
+                for old, new in zip(tree_leaves(kept), tree_leaves(compute()), strict=True):
+                    if isinstance(old, Tensor) and old is not new and old.data_ptr() != new.data_ptr():
+                        old.copy_(new)
+
+
+@contextlib.contextmanager
+def captured(graph: PretendGraph, pool: object = None) -> Iterator[None]:
+    """Records what is computed; as on CUDA, nothing of it has happened before the graph is replayed."""
+    gpu, kernels = _gpu(), Counter(_gpu().kernels)
+    gpu.capturing = graph
+    try:
+        yield
+    finally:
+        gpu.capturing = None
+        gpu.kernels = kernels
+        for tensor, old in reversed(graph.before.values()):
+            tensor.copy_(old)
 
 
 _current: PretendGpu | None = None
@@ -161,6 +217,8 @@ class OnGpu(Tensor):
         gpu, kwargs = _gpu(), dict(kwargs or {})
         name = func.name().removeprefix("aten::").partition(".")[0]
         _check_devices(gpu, func.name().removeprefix("aten::"), args, kwargs)
+        if name == "_fused_rms_norm_backward":  # torch has it for CUDA alone
+            return gpu.compute("rms norm, back", _norm_back, args, kwargs)
         if not name.startswith(NO_KERNEL) and not _is_view(func):
             gpu.kernels[name] += 1
         to_host = kwargs.get("device") is not None and torch.device(kwargs["device"]).type == "cpu"
@@ -168,9 +226,19 @@ class OnGpu(Tensor):
             gpu.wait("a copy to the host")
         if kwargs.get("device") is not None:
             kwargs["device"] = torch.device("cpu")
-        out = func(*tree_map(_inner, args), **tree_map(_inner, kwargs))
+
+        def compute() -> Any:
+            return func(*tree_map(_inner, args), **tree_map(_inner, kwargs))
+
+        if gpu.capturing is not None and func._schema.is_mutable:
+            given = {**dict(zip((one.name for one in func._schema.arguments), args, strict=False)), **kwargs}
+            written = [one.name for one in func._schema.arguments if one.alias_info and one.alias_info.is_write]
+            gpu.capturing.changes(tree_leaves([given.get(name) for name in written]))
+        out = compute()
         if to_host:
             return out
+        if gpu.capturing is not None and not _is_view(func):
+            gpu.capturing.tape.append((compute, out))
         if func._schema.is_mutable and isinstance(out, Tensor):  # in place, or out=: the same object comes back
             for one in tree_leaves((args, kwargs)):
                 if isinstance(one, OnGpu) and one.inner is out:
@@ -209,6 +277,62 @@ def _check_devices(gpu: PretendGpu, name: str, args: Any, kwargs: Any) -> None:
         gpu.wait("repeat_interleave without output_size")
 
 
+def _norm(x: Tensor, shape: list[int], weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    exact = x.float()
+    root = (exact.square().mean(-1, keepdim=True) + eps).rsqrt()
+    return (exact * root * weight.float()).to(x.dtype), root
+
+
+def _norm_back(
+    gradient: Tensor, x: Tensor, shape: list[int], root: Tensor, weight: Tensor, wanted: list[bool]
+) -> tuple[Tensor, None]:
+    exact, scaled = (gradient * weight).float(), x.float() * root
+    share = (exact * scaled).mean(-1, keepdim=True)
+    return ((exact - scaled * share) * root).to(x.dtype), None
+
+
+def _attended(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **given: Any) -> Tensor:
+    return torch.nn.functional.scaled_dot_product_attention(query, key, value, mask, **given)
+
+
+def _attended_back(
+    gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **given: Any
+) -> tuple[Tensor, ...]:
+    with torch.enable_grad():
+        own = [one.detach().requires_grad_() for one in (query, key, value)]
+        return torch.autograd.grad(_attended(*own, mask, **given), own, gradient)
+
+
+class _Attention(torch.autograd.Function):
+    """Attention in one kernel forth and one back."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Any, key: Any, value: Any, mask: Any, given: Any) -> Any:
+        ctx.save_for_backward(query, key, value)
+        ctx.mask, ctx.given = mask, given
+        return _gpu().compute("attention", _attended, (query, key, value, mask), given)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        inputs = (*gradients, *ctx.saved_tensors, ctx.mask)
+        return *_gpu().compute("attention, back", _attended_back, inputs, ctx.given), None, None
+
+
+def _in_one_kernel(name: str, args: Any, kwargs: Any) -> Any:
+    """Computes what CUDA does in one kernel, and the device meta in several or not at all; else returns None."""
+    if name == "_fused_rms_norm":
+        return _gpu().compute("rms norm", _norm, args, kwargs)
+    if name == "scaled_dot_product_attention":
+        query, key, value, mask = (*args, *[None] * (4 - len(args)))[:4]
+        given = {"attn_mask": mask, **kwargs}
+        mask = given.pop("attn_mask")
+        # neither the flash kernel nor the memory-efficient one takes these
+        grouped = given.get("enable_gqa", False) and (mask is not None or query.dtype == torch.float32)
+        if not grouped and (mask is None or not mask.requires_grad):
+            return _Attention.apply(query, key, value, mask, given)
+    return None
+
+
 def _is_cuda(device: Any) -> bool:
     return isinstance(device, str | torch.device) and torch.device(device).type == "cuda"
 
@@ -218,8 +342,10 @@ class _Functions(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         gpu, kwargs = _gpu(), dict(kwargs or {})
-        name = getattr(func, "__name__", str(func))
+        name = getattr(func, "__name__", str(func)).removeprefix("aten::").removesuffix(".default")
         first = args[0] if args else None
+        if isinstance(first, OnGpu) and (found := _in_one_kernel(name, args, kwargs)) is not None:
+            return found
         if isinstance(first, OnGpu) and name in READS:
             gpu.wait(name)
             found = first.inner.clone() if name == "cpu" else func(first.inner, *map(_inner, args[1:]), **kwargs)
@@ -249,10 +375,9 @@ class _Functions(TorchFunctionMode):
 
     def _made(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
         gpu, requires_grad = _gpu(), kwargs.pop("requires_grad", False)
-        made = func(*args, **{**kwargs, "device": "cpu"})
         if name in ("tensor", "as_tensor", "asarray"):
             gpu.wait(f"torch.{name}(…, device='cuda')")
-        made = tree_map(lambda one: gpu.put(one) if isinstance(one, Tensor) else one, made)
+        made = gpu.kept(lambda: func(*args, **{**kwargs, "device": "cpu"}))
         return made.requires_grad_() if requires_grad else made
 
     def _index(self, index: Any) -> Any:
@@ -301,8 +426,7 @@ class _Factories(TorchDispatchMode):
         if device is None or ours or torch.device(device).type not in ("meta", "cuda"):
             return func(*args, **kwargs)
         kwargs.pop("pin_memory", None)
-        made = func(*args, **{**kwargs, "device": torch.device("cpu")})
-        return tree_map(lambda one: _gpu().put(one) if isinstance(one, Tensor) else one, made)
+        return _gpu().kept(lambda: func(*args, **{**kwargs, "device": torch.device("cpu")}))
 
 
 @contextlib.contextmanager
@@ -334,6 +458,9 @@ def pretend_cuda(count: int = 1) -> Iterator[PretendGpu]:
         "get_rng_state": lambda *_: torch.zeros(16, dtype=torch.uint8),
         "set_rng_state": lambda *_: None,
         "device": lambda *_: contextlib.nullcontext(),
+        "CUDAGraph": PretendGraph,
+        "graph": captured,
+        "graph_pool_handle": lambda: (0, 0),
         "_lazy_init": lambda: None,
     }
     before, _current = _current, gpu

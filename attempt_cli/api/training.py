@@ -270,6 +270,10 @@ def _train(
 
     processes = Processes.here()
     records = [*used, *([request.attention_from] if request.attention_from else [])]
+    if config.deterministic:
+        from attempt_cli.training.determinism import prepare_equal_bits
+
+        prepare_equal_bits()
     backbone = session.load_backbone(records, chat_template=bool(request.config.chat_template))
     return train(
         session.store,

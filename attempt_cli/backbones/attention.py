@@ -76,6 +76,7 @@ def attention(
     past_mask: Tensor | None = None,
     keep: list[tuple[Tensor, Tensor]] | None = None,
     kernel: str = "plain",
+    causal: bool = False,
     **others: Any,
 ) -> tuple[Tensor, None]:
     """Computes softmax(q·k · scaling + mask)·v, in the shape that transformers expects.
@@ -83,10 +84,12 @@ def attention(
     Args:
         query: [n, h, s, e], n = b · suffixes.
         key, value: [n, g, s, e].
-        attention_mask: added to the scores of `key`, [n or 1, 1, s, s]; None masks nothing.
+        attention_mask: added to the scores of `key`, [n or 1, 1, s, s]; None masks nothing. One of the past's scores,
+            too, is [n or 1, 1, s, l + s].
         past: keys and values of the prefixes; `past_mask` is their own mask, [b, 1, 1, l].
         keep: a list that this layer's key and value are appended to.
         kernel: a name in `KERNELS`.
+        causal: every position sees those before it, and no past: kernels that keep no scores need no mask for that.
 
     Raises:
         ValueError: the architecture's attention has a part that is not computed here.
@@ -101,6 +104,8 @@ def attention(
     # sdpa needs a copy of the past for every suffix; that pays only if the suffixes are the longer part
     if past is not None and past.suffixes > 1 and past.width > query.shape[2]:
         kernel = "plain"
+    if causal and kernel == "sdpa":
+        return _fused(query, key, value, None, scale).transpose(1, 2), None
     return KERNELS[kernel](query, key, value, attention_mask, scale, past, past_mask).transpose(1, 2), None
 
 
@@ -155,18 +160,27 @@ def _sdpa(
 ) -> Tensor:
     if past is not None:
         keys, values = past.keys[0], past.values[0]
+        whole = mask is not None and mask.shape[-1] > query.shape[2]
         if len(keys) < len(query):
             keys, values = (both.repeat_interleave(past.suffixes, dim=0) for both in (keys, values))
             past_mask = None if past_mask is None else past_mask.repeat_interleave(past.suffixes, dim=0)
-        if mask is not None or past_mask is not None:
+        if not whole and (mask is not None or past_mask is not None):
             s, length = query.shape[2], keys.shape[2]
             before = query.new_zeros(1, 1, 1, length) if past_mask is None else past_mask
             own = query.new_zeros(1, 1, s, s) if mask is None else mask
             b = max(len(before), len(own))  # one mask for all rows if it is the same
             mask = torch.cat([before.expand(b, -1, s, -1), own.expand(b, -1, -1, -1)], dim=-1)
         key, value = torch.cat([keys, key], dim=2), torch.cat([values, value], dim=2)
+    return _fused(query, key, value, mask, scale, causal=False)
+
+
+def _fused(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, causal: bool = True) -> Tensor:
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1 and query.is_cuda and (mask is not None or query.dtype == torch.float32):
+        # no kernel that keeps no scores takes grouped heads with a mask, or in fp32
+        key, value = (both.repeat_interleave(groups, dim=1) for both in (key, value))
     return torch.nn.functional.scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, scale=scale, enable_gqa=key.shape[1] != query.shape[1]
+        query, key, value, attn_mask=mask, scale=scale, is_causal=causal, enable_gqa=key.shape[1] != query.shape[1]
     )
 
 
@@ -187,6 +201,24 @@ def causal_mask(length: int, dtype: torch.dtype, device: torch.device) -> Tensor
     """Returns the additive mask of causal attention, [1, 1, length, length]."""
     mask = torch.full((length, length), torch.finfo(dtype).min, dtype=dtype, device=device)
     return mask.triu(1)[None, None]
+
+
+def joined_mask(own: Tensor, past_mask: Tensor | None, length: int) -> Tensor:
+    """Returns the mask of suffixes over their past and themselves, [n or 1, 1, s, l + s].
+
+    Args:
+        own: between the suffix's positions, [n or 1, 1, s, s].
+        past_mask: of the past's real positions, [n, 1, 1, l]; None where all are real.
+        length: l.
+    """
+    s = own.shape[-1]
+    n = max(len(own), 1 if past_mask is None else len(past_mask))
+    # rows that begin at a multiple of 16 bytes are read as they are; others each layer would copy
+    joined = own.new_zeros(n, 1, s, -(-(length + s) // 8) * 8)[..., : length + s]
+    if past_mask is not None:
+        joined[..., :length] = past_mask
+    joined[..., length:] = own
+    return joined
 
 
 def additive_mask(allowed: Tensor, dtype: torch.dtype) -> Tensor:

@@ -19,7 +19,8 @@ from attempt_cli.backbones.attention import Past
 from attempt_cli.backbones.chat import ChatFrame, chat_frame
 from attempt_cli.backbones.input_cache import InputCache
 from attempt_cli.backbones.layers import SwitchedLayers
-from attempt_cli.backbones.rows import Batch, EncodedRow
+from attempt_cli.backbones.norms import fuse_norms
+from attempt_cli.backbones.rows import Batch, BatchShape, EncodedRow
 from attempt_cli.backbones.tokens import kept_tokens
 from attempt_cli.errors import AttemptError
 from attempt_cli.placement import Placement
@@ -36,6 +37,10 @@ Watch = Callable[[list[int]], list[bool]]
 
 # Positions whose logits over the vocabulary are in memory at the same time (256 × 49,152 logits in fp32 take 48 MiB).
 PROJECTED_AT_ONCE = 256
+
+# Weights from which on a GPU is busy for longer than the host takes to launch its kernels (estimated for 16 rows with a
+# prompt of 20 to 100 tokens: no card has shown it)
+LARGE_ON_GPU = 1_000_000_000
 
 
 # the states of an input that there are: of its last token, and the mean over its tokens
@@ -59,6 +64,8 @@ class FrozenBackbone(SwitchedLayers, ABC):
     input_cache: InputCache | None = None
     # the `TunedWeights` that are in the model now; once they are released it is the frozen model again
     tuned: nn.Module | None = None
+    # positions of inputs that are read at once, pads included; a training sets its own
+    read_at_once = 8192
     # what is worth knowing about how it was loaded
     notes: tuple[str, ...] = ()
 
@@ -73,6 +80,8 @@ class FrozenBackbone(SwitchedLayers, ABC):
         pad = tokenizer.pad_token_id  # of a pad token that the vocabulary lacks, the library makes a new number
         self.pad_id: int = pad if pad is not None and pad < self.vocabulary_size else self.end_id
         self._use_greedy_generation()
+        if self.on_gpu:
+            fuse_norms(self.model)
 
     # identity
 
@@ -170,6 +179,17 @@ class FrozenBackbone(SwitchedLayers, ABC):
             f"Train with --placement {self.placements[0]}, or leave it out.",
         )
 
+    @property
+    def longest_row(self) -> int | None:
+        """Positions up to which all rows are read in one way; None without a bound."""
+        return self.max_positions
+
+    @property
+    def waits_for_host(self) -> bool:
+        """Whether launching its kernels takes longer than they do: a small model on one GPU."""
+        places = getattr(self.model, "hf_device_map", None) or {"": self.device}
+        return self.on_gpu and self.parameter_count < LARGE_ON_GPU and len(set(places.values())) == 1
+
     def shares_prompts(self, positions: int) -> bool:
         """Tells whether a prompt before all rows of a batch is computed once per batch, not once per row.
 
@@ -185,6 +205,10 @@ class FrozenBackbone(SwitchedLayers, ABC):
 
     def read(self, rows: Sequence[EncodedRow], states: bool = False) -> Past | None:
         """Returns keys and values of the rows' inputs, for prompts behind them; with `states` those, too."""
+        return None
+
+    def keys_and_values(self, rows: Sequence[EncodedRow], count: int, width: int) -> Tensor | None:
+        """Returns what `read` does in one tensor, [layers, 2, count, g, width, e], with zeros where there is none."""
         return None
 
     @property
@@ -368,32 +392,53 @@ class FrozenBackbone(SwitchedLayers, ABC):
 
     def collate(self, rows: Sequence[EncodedRow]) -> Batch:
         """Puts rows side by side on the backbone's device, in one copy: all that is known of lengths is known here."""
+        shape = BatchShape.of(rows)
+        return self.unpacked(self.on_device(self.packed(rows, shape)), shape)
+
+    def packed(self, rows: Sequence[EncodedRow], shape: BatchShape) -> list[int]:
+        """Returns rows as the numbers that `unpacked` makes a batch of."""
         inputs, targets = [row.input_ids for row in rows], [row.target_ids for row in rows]
-        widths = [max(map(len, inputs)), max(map(len, targets))]
+        missing = shape.rows - len(rows)
         padded = [
-            [token for ids in side for token in (*ids, *[self.pad_id] * (width - len(ids)))]
-            for side, width in zip((inputs, targets), widths, strict=True)
+            [token for ids in (*side, *[[]] * missing) for token in (*ids, *[self.pad_id] * (width - len(ids)))]
+            for side, width in ((inputs, shape.inputs), (targets, shape.targets))
         ]
         places = [(row, step) for row, ids in enumerate(targets) for step in range(len(ids))]
         read = [(row, step) for row, step in places if step + 1 < len(targets[row])]
-        columns = [[place[side] for place in some] for some in (places, read) for side in (0, 1)]
-        parts = [*padded, [len(ids) for ids in inputs], [row.task for row in rows], *columns]
-        together = self.on_device([number for part in parts for number in part])
-        input_ids, target_ids, lengths, tasks, *at = torch.split(together, [len(part) for part in parts])
-        b = len(rows)
+        filled = [
+            [*some, *some[:1] * (count - len(some))] for some, count in ((places, shape.predicted), (read, shape.read))
+        ]
+        columns = [[place[side] for place in some] for some in filled for side in (0, 1)]
+        lengths, tasks = [len(ids) for ids in inputs] + [1] * missing, [row.task for row in rows] + [0] * missing
+        counted = [len(places)] if shape.filled else []
+        return [number for part in (*padded, lengths, tasks, *columns, counted) for number in part]
+
+    def unpacked(self, numbers: Tensor, shape: BatchShape) -> Batch:
+        """Returns the batch that packed numbers stand for, on their device; further numbers behind it do not matter."""
+        b, k, read = shape.rows, shape.predicted, shape.read
+        sizes = [b * shape.inputs, b * shape.targets, b, b, k, k, read, read]
+        input_ids, target_ids, lengths, tasks, *at = torch.split(numbers[: sum(sizes)], sizes)
+        counted = None
+        if shape.filled:
+            counted = (torch.arange(k, device=numbers.device) < numbers[sum(sizes)]).float()
         return Batch(
-            input_ids.view(b, widths[0]),
+            input_ids.view(b, shape.inputs),
             lengths,
-            target_ids.view(b, widths[1]),
+            target_ids.view(b, shape.targets),
             (at[0], at[1]),
             (at[2], at[3]),
             tasks,
+            counted,
         )
 
     def on_device(self, numbers: Sequence[int]) -> Tensor:
         """Returns whole numbers as a tensor on the device; a GPU takes them while it still computes."""
+        return self.on_host(numbers).to(self.device, non_blocking=self.on_gpu)
+
+    def on_host(self, numbers: Sequence[int]) -> Tensor:
+        """Returns whole numbers as a tensor that the device can take while it still computes."""
         tensor = torch.tensor(numbers, dtype=torch.long)
-        return tensor.pin_memory().to(self.device, non_blocking=True) if self.on_gpu else tensor.to(self.device)
+        return tensor.pin_memory() if self.on_gpu else tensor
 
     @property
     def on_gpu(self) -> bool:
@@ -499,6 +544,12 @@ class FrozenBackbone(SwitchedLayers, ABC):
             pad_token_id=self.pad_id, eos_token_id=self.end_id, decoder_start_token_id=start
         )
 
+    def _summed(self, batch: Batch, scores: Tensor) -> Tensor:
+        """Sums the target tokens' scores, [k], over each row, [b]."""
+        if batch.counted is not None:
+            scores = scores * batch.counted
+        return torch.zeros(len(batch.input_lengths), device=scores.device).index_add(0, batch.targets[0], scores)
+
     def _token_log_likelihoods(self, hidden: Tensor, tokens: Tensor) -> Tensor:
         """Returns log p of tokens [n, k], each predicted from its row of `hidden` [n, d]; [n, k], float32.
 
@@ -513,7 +564,8 @@ class FrozenBackbone(SwitchedLayers, ABC):
             return own - self._normaliser(hidden)
         # long targets: a part's logits are dropped after its forward pass, and computed again for its gradient
         parts = [
-            checkpoint(self._normaliser, part, use_reentrant=False) for part in torch.split(hidden, PROJECTED_AT_ONCE)
+            checkpoint(self._normaliser, part, use_reentrant=False, preserve_rng_state=False)
+            for part in torch.split(hidden, PROJECTED_AT_ONCE)
         ]
         return own - torch.cat(parts)
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from attempt_cli.backbones import attention
-from attempt_cli.backbones.attention import Past, additive_mask, causal_mask
+from attempt_cli.backbones.attention import Past, additive_mask, causal_mask, joined_mask
 from attempt_cli.backbones.base import FrozenBackbone, Watch, stopping, summarised, with_prompts
 from attempt_cli.backbones.batches import by_length
 from attempt_cli.backbones.chat import ChatFrame
@@ -58,6 +59,24 @@ class DecoderOnlyBackbone(FrozenBackbone):
         elif self.own_attention and not on:
             self.model.set_attn_implementation(self._loaded_attention)
         self.own_attention = on
+        if self.on_gpu and self._own_layers is not None and not self._gradients_agree():
+            self._own_layers = None
+
+    def _gradients_agree(self) -> bool:
+        """Tells whether our layers give the library's gradient with this card's kernels."""
+        found, own = [], self._own_layers
+        start = torch.randn(2, 5, self.width, generator=torch.Generator().manual_seed(0)) * self.embedding_rms
+        entering = start.to(self.device, self.dtype)
+        every = torch.arange(2, device=self.device), torch.full((2,), 4, device=self.device)
+        for layers in (own, None):
+            self._own_layers = layers
+            with torch.enable_grad():
+                sequence = entering.clone().requires_grad_()
+                output = self._hidden(sequence, at=every).float()
+                found.append(torch.autograd.grad((output * entering[:, 0].float()).sum(), sequence)[0].float())
+        self._own_layers = own
+        near = 1e-3 if self.dtype == torch.float32 else 0.1
+        return bool((found[0] - found[1]).norm() <= near * found[1].norm())
 
     @property
     def max_positions(self) -> int | None:
@@ -76,8 +95,20 @@ class DecoderOnlyBackbone(FrozenBackbone):
         ids: list[int] = self._tokenised(text, add_special_tokens=False)
         return ids
 
+    @property
+    def longest_row(self) -> int | None:
+        return min((bound for bound in (self.max_positions, self._reach) if bound), default=None)
+
     def shares_prompts(self, positions: int) -> bool:
-        return self.own_attention and not self._beyond_reach(positions)
+        return self.own_attention and self._two_passes_pay and not self._beyond_reach(positions)
+
+    @cached_property
+    def _two_passes_pay(self) -> bool:
+        """Whether a pass of its own for a prompt takes less time than the prompt before every row.
+
+        On a GPU the host takes as long for any pass, which a small model's computations do not make up for.
+        """
+        return not self.waits_for_host
 
     # the input's own pass
 
@@ -98,28 +129,40 @@ class DecoderOnlyBackbone(FrozenBackbone):
     @torch.no_grad()
     def read(self, rows: Sequence[EncodedRow], states: bool = False) -> Past:
         """Returns keys and values of the rows' inputs, from the input cache if they are planned to be there."""
-        layers, key_heads, width = self._key_shape
         lengths = [len(row.input_ids) for row in rows]
-        longest = max(lengths)
-        shape = (layers, 2, len(rows), key_heads, longest, width)
-        kept = self._kept_inputs(rows)
-        uncached = [place for place in range(len(rows)) if place not in kept]
-        both = self._gathered(kept, shape)
         found: dict[int, Tensor] = {}  # states of those that are read now
-        unread = [lengths[place] for place in uncached]
-        for batch in by_length(unread, 0, sum(lengths) * len(rows), least=self.least_positions):
-            places = [uncached[i] for i in batch]
-            fresh, own = self._read_group(Group("", tuple(tuple(rows[place].input_ids) for place in places)))
-            found |= zip(places, own, strict=True)
-            both[:, :, self.on_device(places), :, : fresh.shape[4]] = fresh.permute(1, 2, 0, 3, 4, 5)
-            if self.input_cache is not None:
-                self.input_cache.offer([rows[place].input_ids for place in places], fresh, own)
-        padded = min(lengths) < longest
+        both = self._keys_and_values(rows, len(rows), max(lengths), found)
+        padded = min(lengths) < max(lengths)
         past = Past(both[:, 0].unbind(), both[:, 1].unbind(), self.on_device(lengths), padded)
         if not states:
             return past
-        found |= {place: self._kept_states(rows[place].input_ids) for place in kept}
-        return replace(past, states=torch.stack([found[place] for place in range(len(rows))]))
+        own = [found[place] if place in found else self._kept_states(row.input_ids) for place, row in enumerate(rows)]
+        return replace(past, states=torch.stack(own))
+
+    @torch.no_grad()
+    def keys_and_values(self, rows: Sequence[EncodedRow], count: int, width: int) -> Tensor:
+        return self._keys_and_values(rows, count, width, {})
+
+    def _keys_and_values(self, rows: Sequence[EncodedRow], count: int, width: int, states: dict[int, Tensor]) -> Tensor:
+        """Returns what `keys_and_values` does; the states of rows that are read now are put into `states`."""
+        layers, key_heads, head = self._key_shape
+        kept = self._kept_inputs(rows)
+        uncached = [place for place in range(len(rows)) if place not in kept]
+        both = self._gathered(kept, (layers, 2, count, key_heads, width, head))
+        unread = [len(rows[place].input_ids) for place in uncached]
+        for batch in by_length(unread, 0, self.read_at_once, least=self.least_positions):
+            states |= self._read_into(both, rows, [uncached[i] for i in batch])
+        return both
+
+    def _read_into(self, both: Tensor, rows: Sequence[EncodedRow], places: Sequence[int]) -> dict[int, Tensor]:
+        """Reads some of the rows into their places; returns their states."""
+        inputs = [rows[place].input_ids for place in places]
+        fresh, states = self._read_group(Group("", tuple(map(tuple, inputs))))
+        for place, one in zip(places, fresh, strict=True):  # all at once, they would be copied once more
+            both[:, :, place, :, : one.shape[3]] = one
+        if self.input_cache is not None:
+            self.input_cache.offer(inputs, fresh, states)
+        return dict(zip(places, states, strict=True))
 
     def _kept_states(self, ids: Sequence[int]) -> Tensor:
         """Returns the states of a row whose keys the input cache holds; those of a file are computed once more."""
@@ -176,10 +219,11 @@ class DecoderOnlyBackbone(FrozenBackbone):
     def _read_group(self, group: Group) -> tuple[Tensor, Tensor]:
         """Computes keys and values of a group's rows, [rows, layers, 2, g, l, e], and their states, [rows, 2, d]."""
         batch = self.collate([EncodedRow(list(ids), []) for ids in group.rows])
-        keep: list[tuple[Tensor, Tensor]] = []
-        hidden = self._hidden(self.embed(batch.input_ids), keep=keep)
-        computed = torch.stack([torch.stack(layer, dim=1) for layer in keep], dim=1)
-        return computed, summarised(hidden, batch.input_lengths)
+        layers, key_heads, head = self._key_shape
+        size = (len(group.rows), layers, 2, key_heads, group.width, head)
+        into = torch.empty(size, dtype=self.dtype, device=self.device)
+        hidden = self._hidden(self.embed(batch.input_ids), keep=_Written(into))
+        return into, summarised(hidden, batch.input_lengths)
 
     def _hidden_behind(
         self,
@@ -205,9 +249,10 @@ class DecoderOnlyBackbone(FrozenBackbone):
         self._check_reach(past.width + s)
         positions = lengths[:, None] + (torch.arange(s, device=suffix.device) if steps is None else steps)
         mask = causal_mask(s, suffix.dtype, suffix.device) if mask is None else mask
-        return self._hidden(
-            suffix, past, at, attention_mask=mask, position_ids=positions, past_mask=past.mask(suffix.dtype)
-        )
+        past_mask = past.mask(suffix.dtype)
+        if self.on_gpu and past.suffixes == 1:  # put together once, not once a layer
+            mask, past_mask = joined_mask(mask, past_mask, past.width), None
+        return self._hidden(suffix, past, at, attention_mask=mask, position_ids=positions, past_mask=past_mask)
 
     def _hidden_behind_prompts(
         self,
@@ -292,7 +337,7 @@ class DecoderOnlyBackbone(FrozenBackbone):
             rows, steps = batch.targets
             at = self._hidden_behind(past, suffix, at=(rows, prompts.shape[1] - 1 + steps))  # of [b, m + c - 1, d]
             scores = self._token_log_likelihoods(at, batch.target_ids[rows, steps, None])[:, 0]
-            return torch.zeros(b, device=scores.device).index_add(0, rows, scores)
+            return self._summed(batch, scores)
         sequence = embeddings
         if longest > 1:  # every token of the target but the last is read before the next is predicted
             sequence = torch.cat([embeddings, embeddings.new_zeros(b, longest - 1, embeddings.shape[2])], dim=1)
@@ -302,7 +347,7 @@ class DecoderOnlyBackbone(FrozenBackbone):
         rows, steps = batch.targets
         at = self._hidden_behind_prompts(prompts, sequence, (rows, batch.input_lengths[rows] - 1 + steps))
         scores = self._token_log_likelihoods(at, batch.target_ids[rows, steps, None])[:, 0]
-        return torch.zeros(b, device=scores.device).index_add(0, rows, scores)
+        return self._summed(batch, scores)
 
     def label_log_likelihoods(
         self,
@@ -420,14 +465,38 @@ class DecoderOnlyBackbone(FrozenBackbone):
             arguments["kernel"] = choose_kernel(Shape(self.device, self.dtype, heads, key_heads, width, keys, backward))
             if past is not None:
                 arguments["past"] = past
+            no_mask = arguments.get("attention_mask") is None and not self._beyond_reach(sequence.shape[1])
+            if self.on_gpu and no_mask:
+                arguments["causal"] = True
             if self._own_layers is not None and self.tuned is None and not (self.compiled or self.checkpointed):
                 return self._own_layers(sequence, at=at, **arguments)
-            if arguments.get("attention_mask") is None and not self._beyond_reach(sequence.shape[1]):
+            if no_mask:
                 # without a mask the library looks at numbers on the device to find packed rows, and waits for them
                 arguments["attention_mask"] = causal_mask(sequence.shape[1], sequence.dtype, sequence.device)
                 arguments["position_ids"] = torch.arange(sequence.shape[1], device=sequence.device)[None]
         hidden: Tensor = self.model.base_model(inputs_embeds=sequence, use_cache=False, **arguments).last_hidden_state
         return hidden if at is None else hidden[at]
+
+
+class _Written(list[tuple[Tensor, Tensor]]):
+    """A list of layers' keys and values that writes each where it belongs, and keeps none of them.
+
+    Args:
+        into: [rows, layers, 2, g, l, e].
+    """
+
+    def __init__(self, into: Tensor) -> None:
+        super().__init__()
+        self._into, self._layer = into, 0
+
+    def append(self, both: tuple[Tensor, Tensor]) -> None:
+        for side in (0, 1):
+            self._into[:, self._layer, side] = both[side]
+        self._layer += 1
+
+    def extend(self, layers: Iterable[tuple[Tensor, Tensor]]) -> None:
+        for both in layers:
+            self.append(both)
 
 
 WINDOWS = (

@@ -40,7 +40,7 @@ class EncoderDecoderBackbone(FrozenBackbone):
         hidden = self._decode(batch.target_ids, states, mask)
         rows, steps = batch.targets
         scores = self._token_log_likelihoods(hidden[rows, steps], batch.target_ids[rows, steps, None])[:, 0]
-        return torch.zeros(len(states), device=scores.device).index_add(0, rows, scores)
+        return self._summed(batch, scores)
 
     def label_log_likelihoods(
         self,

@@ -65,14 +65,24 @@ class InputCache:
         folder: keeps them in files here, not in memory; later trainings on the same rows find them. All files there
             together stay within the budget: those that were read longest ago go first.
         made_by: names all that computes them, for the files' names: folders serve several backbones and dtypes.
-        on_host: keeps them in the host's memory, not where they are computed: that of a GPU is too small.
+        on_host: keeps them in the host's memory, not where they are computed: that of a GPU is too small for all.
+        on_device: so many bytes of them stay on the GPU all the same, the first that are read.
     """
 
-    def __init__(self, budget: int, *, folder: Path | None = None, made_by: str = "", on_host: bool = False) -> None:
+    def __init__(
+        self,
+        budget: int,
+        *,
+        folder: Path | None = None,
+        made_by: str = "",
+        on_host: bool = False,
+        on_device: int = 0,
+    ) -> None:
         self.budget = budget
         self.folder = folder
         self.made_by = made_by
         self.on_host = on_host
+        self.on_device = on_device
         self.hits = 0
         self.misses = 0
         self.failure: str | None = None  # why nothing more is kept
@@ -183,7 +193,8 @@ class InputCache:
                 self._drop_earlier(need)
                 write_checked(file, {KEPT: tensor}, self._made(file, tensor))
                 return self._read(file)  # the system pages it in and out
-            return tensor.cpu() if self.on_host else tensor
+            there = sum(_size(kept) for kept in self._kept.values() if kept.device.type != "cpu")
+            return tensor.cpu() if self.on_host and there + need > self.on_device else tensor
         except Exception as error:  # of the disk or the memory, told by several libraries
             # a cache is a convenience: the training continues without what did not fit
             self.failure = first_line(error)

@@ -43,8 +43,11 @@ class Shape:
 def choose_kernel(shape: Shape) -> str:
     """Returns the faster kernel, measured once on this machine for the next power of two of keys.
 
-    The result is kept in the cache folder, so that a resumed training computes with the kernel it began with.
+    The result is kept in the cache folder, so that a resumed training computes with the kernel it began with. On a GPU
+    nothing is measured: matrix products are a dozen kernels, and launching them takes longer than their work.
     """
+    if shape.device.type == "cuda":
+        return "sdpa"
     if shape.keys <= UNMEASURED:
         return "plain"
     return _kept_kernel(replace(shape, keys=1 << (shape.keys - 1).bit_length()))

@@ -1,9 +1,9 @@
-"""Llama's layers with their own backward pass, for CPUs: they compute and keep only what a frozen model needs.
+"""Llama's layers with their own backward pass: they compute and keep only what a frozen model needs.
 
 The library's layers are some sixty small operations, each of which reads and writes whole tensors; on processors that
-multiply bf16 matrices fast these cost more than the products do. Here a layer is two functions around its attention,
-each with its gradient written out: weights get no gradient, nothing is kept that other kept tensors determine, and sums
-are made in place. The numbers are the library's up to the rounding of the dtype.
+multiply bf16 matrices fast these cost more than the products do, and on a GPU launching them does. Here a layer is two
+functions around its attention, each with its gradient written out: weights get no gradient, nothing is kept that other
+kept tensors determine, and sums are made in place. The numbers are the library's up to the rounding of the dtype.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from attempt_cli.backbones import attention
 from attempt_cli.backbones.attention import Past, causal_mask
+from attempt_cli.backbones.norms import FrozenNorm, norm_backward, rms_norm
 
 
 class LlamaLayers:
@@ -36,13 +37,13 @@ class LlamaLayers:
         self.layers = [_Weights(layer) for layer in self.model.layers]
         joined = {weights.data_ptr() for layer in self.layers for weights in (layer.heads, layer.gate_up)}
         for parameter in model.parameters():
-            if parameter.untyped_storage().data_ptr() not in joined:
+            if parameter.device.type == "cpu" and parameter.untyped_storage().data_ptr() not in joined:
                 # a checkpoint's file is mapped as a whole: one weight left in it would keep the whole file in memory
                 parameter.data = parameter.data.clone()
 
     @staticmethod
     def fits(model: Any) -> bool:
-        """Tells whether a base model is a Llama without biases and quantised weights, on a CPU."""
+        """Tells whether a base model is a Llama without biases and quantised weights, on a CPU or one NVIDIA GPU."""
         from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
         layers = getattr(model, "layers", None)
@@ -53,7 +54,8 @@ class LlamaLayers:
             and model.config.hidden_act == "silu"
             and all(type(module) is nn.Linear for name, module in layers.named_modules() if name.endswith("_proj"))
             and not any(name.endswith(".bias") for name, _ in layers.named_parameters())
-            and next(model.parameters()).device.type == "cpu"
+            and len(devices := {parameter.device for parameter in model.parameters()}) == 1
+            and devices.pop().type in ("cpu", "cuda")
         )
 
     def __call__(
@@ -66,6 +68,7 @@ class LlamaLayers:
         past_mask: Tensor | None = None,
         keep: list[tuple[Tensor, Tensor]] | None = None,
         at: tuple[Tensor, Tensor] | None = None,
+        causal: bool = False,
     ) -> Tensor:
         """Returns hidden states, [n, s, d], of embeddings [n, s, d]; for other arguments see `attention.attention`.
 
@@ -75,12 +78,15 @@ class LlamaLayers:
         s = sequence.shape[1]
         if position_ids is None:
             position_ids = torch.arange(s, device=sequence.device)[None]
-        if attention_mask is None:
+        if attention_mask is None and not causal:
             attention_mask = causal_mask(s, sequence.dtype, sequence.device)
-        turn = self.model.rotary_emb(sequence, position_ids=position_ids)
+        cos, sin = self.model.rotary_emb(sequence, position_ids=position_ids)
+        if sequence.is_cuda:
+            sin = torch.cat([-sin[..., : sin.shape[-1] // 2], sin[..., sin.shape[-1] // 2 :]], dim=-1)
+        heads = _HeadsOnGpu if sequence.is_cuda else _Heads
         hidden = sequence
         for weights in self.layers:
-            query, key, value = _apply(_Heads, hidden, weights, *turn, self.heads)
+            query, key, value = _apply(heads, hidden, weights, cos, sin, self.heads)
             mixed, _ = attention.attention(
                 weights.attention,
                 query,
@@ -92,13 +98,14 @@ class LlamaLayers:
                 past_mask=past_mask,
                 keep=keep,
                 kernel=kernel,
+                causal=causal,
             )
             mixed = mixed.flatten(2)
             if at is not None and weights is self.layers[-1]:
                 mixed, hidden = mixed[at], hidden[at]
             hidden = _apply(_Rest, mixed, hidden, weights)
         last = self.model.norm
-        normed: Tensor = _apply(_Norm, hidden, last.weight, last.variance_epsilon)
+        normed: Tensor = _apply(FrozenNorm, hidden, last.weight, last.variance_epsilon)
         return normed
 
 
@@ -131,39 +138,6 @@ def _joined(*modules: nn.Linear) -> Tensor:
     return together
 
 
-def _normed(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Returns the RMSNorm of [k, d], and the reciprocals of the roots, [k, 1], fp32."""
-    exact = x.float()
-    root = torch.linalg.vecdot(exact, exact).div_(x.shape[-1]).add_(eps).rsqrt_().unsqueeze(-1)
-    scaled = exact * root if exact is x else exact.mul_(root)
-    return scaled.to(x.dtype) * weight, root
-
-
-def _norm_backward(gradient: Tensor, x: Tensor, weight: Tensor, root: Tensor) -> Tensor:
-    """Returns the gradient of RMSNorm's input, [k, d]: root · (g·w - x̂ · mean(g·w·x̂)), x̂ = x · root."""
-    exact = (gradient * weight).float()
-    scaled = x * root  # fp32, as the root is
-    share = torch.linalg.vecdot(exact, scaled).div_(-x.shape[-1]).unsqueeze(-1)
-    return exact.addcmul_(scaled, share).mul_(root).to(x.dtype)
-
-
-class _Norm(torch.autograd.Function):
-    """RMSNorm with a frozen weight."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        flat = x.reshape(-1, x.shape[-1])
-        normed, root = _normed(flat, weight, eps)
-        ctx.save_for_backward(flat, weight, root)
-        return normed.view(x.shape)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Any:
-        x, weight, root = ctx.saved_tensors
-        gradient = gradients[0]
-        return _norm_backward(gradient.reshape(x.shape), x, weight, root).view(gradient.shape), None, None
-
-
 class _Heads(torch.autograd.Function):
     """Norm, the product for query, key and value, and the rotary embedding: [n, s, d] → [n, h | g | g, s, e]."""
 
@@ -174,7 +148,7 @@ class _Heads(torch.autograd.Function):
         n, s, d = hidden.shape
         h, g = heads
         x = hidden.reshape(-1, d)
-        normed, root = _normed(x, weights.first, weights.eps)
+        normed, root = rms_norm(x, weights.first, weights.eps)
         both = torch.mm(normed, weights.heads.t()).view(n, s, h + 2 * g, -1)
         e = both.shape[-1]
         cos, sin = cos[:, :, None, : e // 2], sin[:, :, None, : e // 2]  # their two halves are equal
@@ -197,7 +171,46 @@ class _Heads(torch.autograd.Function):
         _turn(key, cos, -sin, both[:, :, h : h + g])
         both[:, :, h + g :] = value
         product = torch.mm(both.view(n * s, -1), ctx.weights.heads)
-        return _norm_backward(product, x, ctx.weights.first, root).view(n, s, -1), None, None, None, None
+        return norm_backward(product, x, ctx.weights.first, root).view(n, s, -1), None, None, None, None
+
+
+class _HeadsOnGpu(torch.autograd.Function):
+    """What `_Heads` is, in few kernels: all heads are rotated at once, in the tensor that the product has made."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weights: _Weights, cos: Tensor, sin: Tensor, heads: tuple[int, int]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        n, s, d = hidden.shape
+        h, g = heads
+        x = hidden.reshape(-1, d)
+        normed, root = rms_norm(x, weights.first, weights.eps)
+        both = torch.mm(normed, weights.heads.t()).view(n, s, h + 2 * g, -1)
+        _turn_in_place(both[:, :, : h + g], cos[:, :, None], sin[:, :, None], 1)
+        ctx.save_for_backward(x, root, cos, sin)
+        ctx.weights, ctx.heads = weights, heads
+        query, key, value = both.transpose(1, 2).split_with_sizes([h, g, g], dim=1)
+        return query, key, value
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        x, root, cos, sin = ctx.saved_tensors
+        h, g = ctx.heads
+        both = torch.cat([gradient.transpose(1, 2) for gradient in gradients], dim=2)
+        n, s = both.shape[:2]
+        _turn_in_place(both[:, :, : h + g], cos[:, :, None], sin[:, :, None], -1)
+        product = torch.mm(both.view(n * s, -1), ctx.weights.heads)
+        return norm_backward(product, x, ctx.weights.first, root).view(n, s, -1), None, None, None, None
+
+
+def _turn_in_place(x: Tensor, cos: Tensor, sin: Tensor, direction: int) -> None:
+    """Rotates the pairs (i, i + e/2) of [n, s, heads, e], forth (1) or back (-1).
+
+    Args:
+        cos, sin: [n or 1, s, 1, e]; the sines of the first half with their sign changed.
+    """
+    other = x.roll(x.shape[-1] // 2, dims=-1)
+    x.mul_(cos).addcmul_(other, sin, value=direction)
 
 
 def _turn(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> None:
@@ -216,7 +229,7 @@ class _Rest(torch.autograd.Function):
     def forward(ctx: Any, mixed: Tensor, residual: Tensor, weights: _Weights) -> Tensor:
         d = residual.shape[-1]
         x = torch.addmm(residual.reshape(-1, d), mixed.reshape(-1, mixed.shape[-1]), weights.out.t())
-        normed, root = _normed(x, weights.second, weights.eps)
+        normed, root = rms_norm(x, weights.second, weights.eps)
         gate_up = torch.mm(normed, weights.gate_up.t())
         gate, up = gate_up.chunk(2, dim=-1)
         ctx.save_for_backward(x, root, gate_up)
@@ -235,6 +248,6 @@ class _Rest(torch.autograd.Function):
         of_gate, of_up = both.chunk(2, dim=-1)
         torch.mul(functional.silu(gate), inner, out=of_up)
         torch.ops.aten.silu_backward.grad_input(inner.mul_(up), gate, grad_input=of_gate)
-        x_gradient = _norm_backward(torch.mm(both, weights.gate_up), x, weights.second, root).add_(above)
+        x_gradient = norm_backward(torch.mm(both, weights.gate_up), x, weights.second, root).add_(above)
         mixed = torch.mm(x_gradient, weights.out)
         return mixed.view(*gradient.shape[:-1], -1), x_gradient.view(gradient.shape), None

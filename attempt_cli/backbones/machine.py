@@ -67,6 +67,11 @@ def processor_name() -> str:
     return platform.processor() or platform.machine()
 
 
+def free_on_gpu(device: torch.device) -> int:
+    """Returns the bytes that are free on a GPU; 0 for a CPU."""
+    return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else 0
+
+
 def wait(device: torch.device) -> None:
     """Waits until the device has finished its work: a GPU continues after a call has returned."""
     if device.type == "cuda":

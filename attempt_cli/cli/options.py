@@ -192,7 +192,14 @@ training_options = stacked(
     click.option(
         "--compile/--no-compile",
         default=None,
-        help="Layers through torch.compile, or not. [default: measured in trainings of more than 20 minutes]",
+        help="Layers through torch.compile, or not; --no-compile also launches no CUDA graphs. "
+        "[default: measured in trainings of more than 20 minutes, on a GPU of more than 5]",
+    ),
+    click.option(
+        "--deterministic",
+        is_flag=True,
+        default=None,
+        help="On a GPU: the same numbers to the bit each time, by slower kernels. On a CPU they are without it.",
     ),
     click.option("--train-limit", type=int, help="Train on a random sample of at most this many rows."),
     eval_every_option,

@@ -24,6 +24,7 @@ class PromptModule(nn.Module):
 
     attention: PromptAttention | None  # G; None if no input is read
     changes_input = False  # whether `offsets` returns some
+    differs_in_steps = False  # whether `in_step` or `penalty` makes a step's gradient another function each time
 
     if TYPE_CHECKING:  # a property here would be in the way of a parameter of that name
 

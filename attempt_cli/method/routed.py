@@ -67,6 +67,7 @@ class RoutedPrompts(PromptModule):
         self.router = nn.Parameter(router)  # W, [n, k, d]
         self.router_bias = nn.Parameter(torch.zeros(tasks, count)) if bias else None
         self.noise, self.balance, self.seed = noise, balance, seed
+        self.differs_in_steps = noise > 0 or balance > 0
         self._draws: torch.Generator | None = None  # the noise of the step that is being computed
         self._penalty: Tensor | None = None
 

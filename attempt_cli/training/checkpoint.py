@@ -41,6 +41,7 @@ class TrainingState:
         peak_memory: bytes at the most, of the GPU or of the process, over all runs.
         compiled: whether its layers are compiled; None while that is open.
         bank: how many trainings shared its passes, at the most.
+        graphs: how many CUDA graphs launched its steps.
     """
 
     __pydantic_config__: ClassVar = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
@@ -57,6 +58,7 @@ class TrainingState:
     peak_memory: int = 0
     compiled: bool | None = None
     bank: int = 1
+    graphs: int = 0
 
 
 _FIELDS = [one.name for one in fields(TrainingState) if one.name != "best"]  # tensors are kept as such

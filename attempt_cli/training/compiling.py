@@ -20,6 +20,8 @@ MEASURED_STEPS = 5
 # compiling takes a minute or so, and measuring ten steps: where less than this is left, it is not even tried
 LONG_SECONDS = 20 * 60.0
 LONG_STEPS = 500
+# the same on a GPU, which takes fewer minutes for as many computations
+GPU_SECONDS, GPU_STEPS = 5 * 60.0, 200
 # a gain below this could be the machine's noise
 LEAST_SPEED = 1.03
 KIND = "compiled-layers"
@@ -81,20 +83,27 @@ class CompileTrial:
             started: when the step began, on the monotonic clock.
             steps_left: of the training.
         """
-        if steps_left < LONG_STEPS:
+        device = self._model.backbone.device
+        if steps_left < _long(device)[1]:
             return False
         if len(self._spent) in (0, MEASURED_STEPS - 1):  # a GPU is behind by what it has not computed: at both ends
-            wait(self._model.backbone.device)
+            wait(device)
         self._spent.append(time.monotonic() - started)
         if len(self._spent) < MEASURED_STEPS:
             return None
         measured = self._spent[1:]
-        return worth_trying(steps_left, sum(measured) / len(measured))
+        return worth_trying(steps_left, sum(measured) / len(measured), device)
 
 
-def worth_trying(steps_left: int, step_seconds: float) -> bool:
+def worth_trying(steps_left: int, step_seconds: float, device: torch.device) -> bool:
     """Says whether the trial is a small part of the training that is left."""
-    return steps_left >= LONG_STEPS and steps_left * step_seconds >= LONG_SECONDS
+    seconds, steps = _long(device)
+    return steps_left >= steps and steps_left * step_seconds >= seconds
+
+
+def _long(device: torch.device) -> tuple[float, int]:
+    """Returns the seconds and steps that have to be left."""
+    return (GPU_SECONDS, GPU_STEPS) if device.type == "cuda" else (LONG_SECONDS, LONG_STEPS)
 
 
 def compile_now(model: PromptedModel, batches: Batches, config: TrainingConfig) -> None:
@@ -145,7 +154,7 @@ def _compared(
 ) -> bool:
     # the steps so far may have read inputs that are kept from now on: this is the speed from here on
     step_seconds = _seconds(model, batches, config) / len(batches)
-    if not worth_trying(steps_left, step_seconds):
+    if not worth_trying(steps_left, step_seconds, model.backbone.device):
         return False
     seconds_left = steps_left * step_seconds
     name = _kind(model, batches, config)

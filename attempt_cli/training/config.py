@@ -64,6 +64,7 @@ class TrainingConfig(BaseModel):
     max_tokens: int = Field(8192, ge=1)  # positions computed at once, pads included
     gradient_checkpointing: bool = False  # compute layers twice rather than keep what their gradient needs
     compile: bool | None = None  # layers through torch.compile; None: where a measurement says that it pays back
+    deterministic: bool | None = None  # the same bits each time, on a GPU, too
     eval_every: int | None = Field(None, ge=0)  # steps; None: ten times a training; 0: never
     eval_rows: int = Field(200, ge=1)  # validation rows looked at during training
     patience: int | None = Field(None, ge=1)  # evaluations without improvement before stopping
@@ -165,7 +166,7 @@ class TrainingConfig(BaseModel):
 
 DEFAULT_STEPS = 500
 # settings that earlier versions lacked: at their defaults they leave the keys of unfinished trainings as they were
-LATER = ("attention_input", "attention_top", "cosine", "evidence", "one_norm")
+LATER = ("attention_input", "attention_top", "cosine", "evidence", "one_norm", "deterministic")
 
 
 def default_of(name: str) -> Any:

@@ -12,6 +12,7 @@ from attempt_cli.backbones.batches import by_length
 from attempt_cli.backbones.rows import EncodedRow
 from attempt_cli.prompted import PromptedModel, joint_log_likelihood
 from attempt_cli.training.config import TrainingConfig
+from attempt_cli.training.graphs import StepGraphs
 from attempt_cli.training.processes import Processes
 
 
@@ -29,11 +30,13 @@ def gradient_step(
     config: TrainingConfig,
     processes: Processes,
     positions: Positions | None = None,
+    graphs: StepGraphs | None = None,
 ) -> Tensor:
     """Leaves the gradient of the mean loss per target token in what is trained, summed over processes.
 
     Args:
         positions: what is computed is added here.
+        graphs: launch it, where the host is slower than the device.
 
     Returns:
         The loss over the rows of all processes, a scalar on the device.
@@ -41,6 +44,8 @@ def gradient_step(
     tokens = sum(len(row.target_ids) for row in rows)
     mine = rows[processes.index :: processes.count]
     loss = torch.zeros((), device=model.backbone.device)
+    if graphs is not None:
+        graphs.begin()
     # behind an input that is read once, only the prompt and the target are trained through
     after = model.placement == "after"
     lengths = [(0 if after else len(row.input_ids)) + len(row.target_ids) for row in mine]
@@ -48,17 +53,25 @@ def gradient_step(
     # forward and back, with a prompt's own pass where it has one: a micro-batch costs twice what scoring sets up
     least = 2 * model.backbone.least_positions
     for micro in by_length(lengths, prompt, config.max_tokens, config.batch_size, least=least):
-        share = -model.log_likelihood([mine[i] for i in micro]).sum() / tokens
-        penalty = model.trained.penalty()
-        if penalty is not None:
-            share = share + penalty * (len(micro) / len(rows))
-        share.backward()  # type: ignore[no-untyped-call]
+        some = [mine[i] for i in micro]
+        if graphs is None:
+            share = -model.log_likelihood(some).sum() / tokens
+            penalty = model.trained.penalty()
+            if penalty is not None:
+                share = share + penalty * (len(micro) / len(rows))
+            share.backward()  # type: ignore[no-untyped-call]
+        else:
+            share = graphs.add_gradient(some, tokens)
         loss += share.detach()
         if positions is not None:
             longest = max(lengths[i] for i in micro)
             each = model.overhead(longest, (mine[i].task for i in micro)) if len(micro) > 1 else model.prompt_length
             once = model.prompt_length - each  # of a prompt that has a pass of its own
-            positions.computed += len(micro) * (longest + each - 1) + once  # the last target token is not read
+            count = len(micro)
+            if graphs is not None:  # pads that a graph's shape has beside the batch's own
+                shape = graphs.shape_of(some)
+                count, longest = shape.rows, shape.targets + (0 if after else shape.inputs)
+            positions.computed += count * (longest + each - 1) + once  # the last target token is not read
             positions.real += sum(lengths[i] + each - 1 for i in micro) + once
     gradients: list[Tensor] = []
     for parameter in trained_tensors(model.trained):

@@ -23,6 +23,7 @@ from attempt_cli.training.compiling import CompileTrial, compiling_pays
 from attempt_cli.training.config import TrainingConfig
 from attempt_cli.training.diagnosis import first_and_last, samples, warnings_of
 from attempt_cli.training.gradient import Positions, gradient_step, trained_tensors
+from attempt_cli.training.graphs import StepGraphs, graphs_pay
 from attempt_cli.training.memory import PeakMemory
 from attempt_cli.training.methods import RATES
 from attempt_cli.training.order import BatchOrder
@@ -78,6 +79,8 @@ class Trained:
             numbers["padding"] = round(computed / real, 3)  # computed positions a real one
         if self.state.compiled:
             numbers["compiled"] = True
+        if self.state.graphs:
+            numbers["graphs"] = self.state.graphs
         if self.state.bank > 1:
             numbers["bank"] = self.state.bank
         best = next((entry for entry in self.state.history if entry["step"] == self.state.best_step), None)
@@ -93,7 +96,10 @@ def make_optimizer(module: PromptModule | TunedWeights, config: TrainingConfig) 
         {"name": name, "params": tensors, "peak": getattr(config, RATES[name])}
         for name, tensors in module.param_groups().items()
     ]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=config.weight_decay)
+    on_gpu = any(tensor.is_cuda for tensor in module.parameters())  # one kernel for all tensors, not a dozen
+    return torch.optim.AdamW(
+        groups, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True if on_gpu else None
+    )
 
 
 @dataclass
@@ -137,6 +143,7 @@ class TrainingLoop:
         self.eval_every = config.eval_every if config.eval_every is not None else max(1, self.total // 10)
         self.look_every = STEPS_BETWEEN_LOOKS if model.backbone.device.type == "cuda" else 1
         self.told, self.rows_since, self.since = 0, 0, time.monotonic()  # when the listener was told a step last
+        self.graphs: StepGraphs | None = None
         self.pending: list[Tensor] = []  # loss and gradient norm of steps whose numbers nobody has looked at yet
 
     def train(self, resume: bool = False) -> Trained:
@@ -158,6 +165,8 @@ class TrainingLoop:
         """Saves the state, and puts the best evaluated one into the model."""
         self.save()
         self.tell()
+        self.state.graphs = max(self.state.graphs, self.graphs.count if self.graphs is not None else 0)
+        self.graphs = None  # their memory goes to what comes next
         warnings = warnings_of(self.state, self.before, self.module, self.config)
         if self.state.best:
             self.module.load_state_dict(self.state.best)
@@ -183,10 +192,14 @@ class TrainingLoop:
         self.trial = CompileTrial(self.model, self.config, self.processes, self.listener.note)
         next_rows = [self.batch(self.state.step)] if self.state.step < self.total else []
         self.state.compiled = self.trial.settle(self.state.compiled, next_rows)
+        self.graphs = None
 
     def run(self, signals: list[int]) -> None:
         """Takes the steps that are left."""
         state, config = self.state, self.config
+        if graphs_pay(self.model, config, self.processes, self.total):
+            self.graphs = StepGraphs(self.model, self.listener.note)
+            state.compiled = bool(state.compiled)  # the trial would time what the graphs do away with
         self.score_start()
         while self.has_steps():
             if self.processes.any(bool(signals) or self.listener.stopped):
@@ -200,7 +213,7 @@ class TrainingLoop:
                 self.since = started
             rows = self.batch(state.step)
             with self.module.in_step(state.step, self.total):
-                loss = gradient_step(self.model, rows, config, self.processes, self.positions)
+                loss = gradient_step(self.model, rows, config, self.processes, self.positions, self.graphs)
             self.update(loss)
             self.rows_since += len(rows)
             if not self.pending:

@@ -19,6 +19,7 @@ from attempt_cli.prompted import PromptedModel
 from attempt_cli.training.bank import PromptBank
 from attempt_cli.training.build import build_model
 from attempt_cli.training.config import TrainingConfig
+from attempt_cli.training.determinism import equal_bits
 from attempt_cli.training.loop import Scores, Trained, TrainingLoop
 from attempt_cli.training.memory import largest_batch
 from attempt_cli.training.order import task_shares
@@ -222,9 +223,12 @@ def layers_for(model: PromptedModel, config: TrainingConfig) -> Iterator[None]:
     backbone = model.backbone
     if config.gradient_checkpointing:
         backbone.checkpoint_gradients(True)
+    at_once, backbone.read_at_once = backbone.read_at_once, config.max_tokens
     try:
-        yield
+        with equal_bits(bool(config.deterministic)):
+            yield
     finally:
+        backbone.read_at_once = at_once
         if config.gradient_checkpointing:
             backbone.checkpoint_gradients(False)
         if backbone.compiled:

@@ -45,6 +45,7 @@ from attempt_cli.method import PromptAttention, PromptMixture
 from attempt_cli.prompted import PromptedModel
 from attempt_cli.training.config import make_config
 from attempt_cli.training.gradient import gradient_step
+from attempt_cli.training.graphs import StepGraphs
 from attempt_cli.training.loop import make_optimizer
 from attempt_cli.training.processes import Processes
 from tests.models import unigram_tokenizer
@@ -140,12 +141,12 @@ def prompted(b, m, sources=0, placement="before", tasks=1):
     return PromptedModel(b, mix.to(b.device), b.embedding_rms, placement)
 
 
-def stepper(model, rows, max_tokens=8192, batch=None):
+def stepper(model, rows, max_tokens=8192, batch=None, graphs=None):
     cfg = make_config(None, prompt_length=model.prompt_length, batch_size=batch or len(rows), max_tokens=max_tokens)
     opt = make_optimizer(model.mixture, cfg)
 
     def step():
-        loss = gradient_step(model, rows, cfg, Processes())
+        loss = gradient_step(model, rows, cfg, Processes(), graphs=graphs)
         torch.nn.utils.clip_grad_norm_(model.mixture.parameters(), 1.0)
         opt.step()
         opt.zero_grad(set_to_none=True)
@@ -321,6 +322,42 @@ def speed(over):
                         f"   {name:40} {t:8.1f} ms {batch / t * 1e3:8.0f} rows/s {flop / (t * 1e-3) / 8e12:6.2f} % of peak",
                         flush=True,
                     )
+    return found
+
+
+@section("graphs", 45)
+def graphs(over):
+    """Steps launched kernel by kernel and as CUDA graphs: ms a step, and how far the two prompts are apart after 8."""
+    if not GPU:
+        return "no GPU"
+    found = {}
+    for kind, placement, sources in (
+        ("135M", "before", 0),
+        ("135M", "before", 6),
+        ("135M", "after", 0),
+        ("t5", "before", 0),
+    ):
+        b = t5(o.device, torch.bfloat16) if kind == "t5" else llama(kind, o.device, torch.bfloat16)
+        rows = rows_of(16, 30, 110)
+        if placement == "after":
+            b.input_cache = InputCache(8 << 30)
+            b.input_cache.plan([rows], b.cache_bytes_per_token)
+        times, prompts, notes, count = [], [], [], 0
+        for launched in (False, True):
+            model = prompted(b, 20, sources, placement)
+            own = StepGraphs(model, notes.append) if launched else None
+            step = stepper(model, rows, graphs=own)
+            times.append(ms(step, repeat=5, warm=3))
+            prompts.append(model.mixture.target_prompts.detach().float())
+            count = own.count if own else 0
+        apart = float((prompts[1] - prompts[0]).norm() / prompts[0].norm())
+        found[f"{kind} {placement} t={sources}"] = {"ms": times, "apart": apart, "graphs": count, "notes": notes}
+        print(
+            f"   {kind} {placement} t={sources}: {times[0]:.1f} -> {times[1]:.1f} ms, apart {apart:.1e}, {notes}",
+            flush=True,
+        )
+        if over():
+            break
     return found
 
 

@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from attempt_cli.backbones.base import FrozenBackbone
+from attempt_cli.backbones.decoder_only import DecoderOnlyBackbone
 from attempt_cli.backbones.input_cache import GROUP_ROWS, InputCache
 from attempt_cli.backbones.rows import EncodedRow
 from attempt_cli.byte_sizes import parse_size, size_text
 from attempt_cli.errors import AttemptError
+from attempt_cli.method import PromptMixture
+from attempt_cli.prompted import PromptedModel
 from attempt_cli.session import Session
+from attempt_cli.training.config import TrainingConfig
+from attempt_cli.training.run import layers_for
+from tests.models import unigram_tokenizer
 
 
 @pytest.fixture
@@ -258,3 +269,51 @@ def test_a_folder_of_kept_inputs_stays_within_its_budget(llama: FrozenBackbone, 
     lost = InputCache(budget, folder=tmp_path, made_by="one")
     use(llama, lost, rows(20, 0))
     assert_same(llama, rows(20, 0))  # computed again
+
+
+# --- memory
+
+
+class Live(TorchDispatchMode):
+    """Counts the bytes of tensors that are alive."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.most = 0
+        self._known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            storage = tensor.untyped_storage() if isinstance(tensor, torch.Tensor) else None
+            if storage is not None and storage not in self._known:
+                self._known.add(storage)
+                self.now += storage.nbytes()
+                self.most = max(self.most, self.now)
+                weakref.finalize(storage, self._gone, storage.nbytes())
+        return made
+
+    def _gone(self, size: int) -> None:
+        self.now -= size
+
+
+def test_reading_keeps_two_copies_at_most_and_one_of_few_positions_at_once() -> None:
+    config = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 4, "num_hidden_layers": 48}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=200, pad_token_id=0, **config))
+    backbone = DecoderOnlyBackbone(model, unigram_tokenizer(), name="own", source="random")
+    backbone.use_own_attention(True)
+    rows = [EncodedRow([5] * 40, []) for _ in range(16)]
+    size, keys = 16 * 40 * backbone.cache_bytes_per_token, []
+    for at_once, copies in ((8192, 2.5), (160, 1.5)):  # it was more than 4 both times
+        backbone.read_at_once = at_once
+        with Live() as live:
+            keys.append(backbone.read(rows).keys[47])
+        assert size < live.most < copies * size
+    torch.testing.assert_close(*keys)
+
+
+def test_a_training_reads_as_many_positions_at_once_as_it_computes(llama: FrozenBackbone) -> None:
+    model = PromptedModel(llama, PromptMixture(torch.zeros(1, 2, llama.width)), placement="after")
+    with layers_for(model, TrainingConfig(max_tokens=77)):
+        assert llama.read_at_once == 77
+    assert llama.read_at_once == 8192

@@ -30,30 +30,34 @@ Load = Callable[[str, str], FrozenBackbone]
 
 
 @pytest.fixture
-def shape(monkeypatch: pytest.MonkeyPatch) -> Shape:
+def shape() -> Shape:
     kernels._kept_kernel.cache_clear()
-    return Shape(CUDA, torch.float32, 4, 2, 8, 128, True)
+    return Shape(torch.device("cpu"), torch.float32, 4, 2, 8, 128, True)
 
 
-def test_the_trial_of_kernels_keeps_to_its_memory(
-    gpu: PretendGpu, shape: Shape, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    row = 4 * 128**2 * 4
-    monkeypatch.setattr(kernels, "SCORE_BYTES", 2 * row)
-    gpu.largest = 2 * row
-    assert choose_kernel(shape) in kernels.KERNELS
-    assert gpu.kernels  # two rows fitted, and were measured
+def test_the_trial_of_kernels_keeps_to_its_memory(shape: Shape, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "SCORE_BYTES", 2 * 4 * 128**2 * 4)
+    tried: list[int] = []
+    monkeypatch.setattr(kernels, "_timed_kernel", lambda shape, rows: tried.append(rows) or "plain")
+    assert choose_kernel(shape) == "plain"
+    assert tried == [2]
 
 
 @pytest.mark.parametrize("told", [True, False])
-def test_scores_that_do_not_fit_are_not_tried(
-    gpu: PretendGpu, shape: Shape, told: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_scores_that_do_not_fit_are_not_tried(shape: Shape, told: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> str:
+        raise MemoryError
+
+    monkeypatch.setattr(kernels, "_timed_kernel", full)
     if told:
         monkeypatch.setattr(kernels, "SCORE_BYTES", 4 * 128**2 * 4 - 1)
-    else:  # another program has the memory
-        gpu.largest = 1000
     assert choose_kernel(shape) == "sdpa"
+
+
+def test_no_kernel_is_tried_on_a_gpu(gpu: PretendGpu, shape: Shape) -> None:
+    for keys in (2, 128, 1 << 20):
+        assert choose_kernel(replace(shape, device=CUDA, keys=keys)) == "sdpa"
+    assert not gpu.kernels
 
 
 # --- progress

@@ -103,4 +103,4 @@ def test_planted_mistakes_in_a_step_are_found(
             DecoderOnlyBackbone, "_hidden", lambda self, x, *a, **k: hidden(self, x * float(x[0, 0, 0] < 99), *a, **k)
         )
         gradient_step(model, rows, config, Processes())
-        assert gpu.waits.total() == 2  # the prompt's own pass, and the rows'
+        assert gpu.waits.total() == 1
