@@ -12,6 +12,9 @@ from typing import Any, Literal
 from attempt_cli.errors import AttemptError
 
 ADAPTER = "adapter_config.json"  # of PEFT
+# The library loads a PEFT adapter that lies beside the weights without a word, if PEFT is installed, and may fetch its
+# base model instead. No folder has this name, so that it finds none.
+WITHOUT_ADAPTER: dict[str, Any] = {"adapter_kwargs": {"subfolder": "no-adapter"}}
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 # what a config calls a stack's layers; each has at least one tensor in the files
@@ -188,6 +191,12 @@ def _shapes(file: Path) -> Iterator[tuple[str, list[int]]]:
     with safe_open(file, "np") as opened:  # reads the header alone, and compares it with the file's size
         for name in opened.keys():  # noqa: SIM118 - not a mapping
             yield name, opened.get_slice(name).get_shape()
+
+
+def raise_foreign(error: BaseException) -> None:
+    """Raises again what is not about a file: Ctrl-C and the like. A panic of the tokenizers' Rust code is about one."""
+    if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        raise error
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -18,8 +18,9 @@ import transformers
 
 from attempt_cli.backbones.base import FrozenBackbone
 from attempt_cli.backbones.decoder_only import DecoderOnlyBackbone
+from attempt_cli.backbones.device import choose_device, choose_dtype
 from attempt_cli.backbones.encoder_decoder import EncoderDecoderBackbone
-from attempt_cli.backbones.load import choose_device, choose_dtype, load_backbone
+from attempt_cli.backbones.load import load_backbone
 from attempt_cli.errors import AttemptError
 from tests.models import byte_level_tokenizer, save_gguf
 
@@ -165,6 +166,16 @@ def test_a_gguf_file_is_the_same_backbone(gguf: Path, folders: dict[str, Path]) 
     batch = theirs.collate(rows)
     scores = [b.target_log_likelihood(batch, b.embed(batch.input_ids), None) for b in (ours, theirs)]
     torch.testing.assert_close(scores[0], scores[1])
+
+
+def test_what_lies_beside_a_gguf_file_is_not_its_own(gguf: Path, folders: dict[str, Path]) -> None:
+    # repositories of GGUF files often hold the original's settings, or those of another model, too
+    (gguf.parent / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}', "utf-8")
+    (gguf.parent / "config.json").write_text('{"model_type": "t5"}', "utf-8")
+    (gguf.parent / "generation_config.json").write_text('{"max_length": "many"}', "utf-8")
+    ours = load_backbone(str(gguf), device="cpu", dtype="bf16")
+    theirs = load_backbone(str(folders["llama"]), device="cpu", dtype="bf16")
+    assert (ours.fingerprint, ours.end_id) == (theirs.fingerprint, theirs.end_id)
 
 
 def test_a_gguf_file_is_converted_once(gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

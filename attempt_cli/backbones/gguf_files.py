@@ -1,0 +1,87 @@
+"""Unpacks GGUF files into the cache, as folders that the library loads fast."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+import torch
+
+from attempt_cli.backbones.machine import cache_folder
+from attempt_cli.backbones.strangers import WITHOUT_ADAPTER, check_gguf, raise_foreign
+from attempt_cli.checked_files import remove_stale_partials
+from attempt_cli.errors import AttemptError, first_line
+
+
+def unpacked_gguf(file: Path) -> Path:
+    """Returns a bf16 safetensors copy of a GGUF file in the cache, written at the first load: later loads are fast.
+
+    A copy that was changed since, or is not whole, is written again.
+
+    Raises:
+        AttemptError: the file cannot be read, or the copy cannot be written.
+    """
+    stat = file.stat()
+    key = hashlib.sha256(f"{file.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()[:12]
+    cache = cache_folder() / "gguf"
+    folder = cache / f"{file.stem}-{key}"
+    if _is_whole(folder):
+        return folder
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    remove_stale_partials(cache)
+    partial = cache / f"{folder.name}.{os.getpid()}.partial"
+    try:
+        check_gguf(file)
+        model = AutoModelForCausalLM.from_pretrained(
+            str(file.parent),
+            gguf_file=file.name,
+            dtype=torch.bfloat16,
+            quantization_config=GgufConfig(dequantize=True),
+            trust_remote_code=False,
+            **WITHOUT_ADAPTER,
+        )
+        tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name, trust_remote_code=False)
+    except BaseException as error:  # a damaged file makes the reader raise many types of errors
+        raise_foreign(error)
+        raise AttemptError(
+            f"the GGUF file {file} cannot be read: {first_line(error)}",
+            "Download it again, or name a folder or a hub id.",
+        ) from error
+    try:
+        partial.mkdir(parents=True)
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        for written in partial.iterdir():
+            with written.open("rb+") as opened:
+                os.fsync(opened.fileno())
+        (partial / WHOLE).write_text(json.dumps(_sizes_and_times(partial)), "utf-8")
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    except Exception as error:  # of the disk, told by several libraries
+        if not _is_whole(folder):  # otherwise another process was faster, and its copy is used
+            raise AttemptError(
+                f"the weights of {file} cannot be unpacked into {cache}: {first_line(error)}",
+                "Free some space, or name another folder in $ATTEMPT_CACHE, then run the command again.",
+            ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+WHOLE = "unpacked.json"  # of an unpacked GGUF file: the sizes and times of the files beside it
+
+
+def _sizes_and_times(folder: Path) -> dict[str, list[int]]:
+    stats = {file.name: file.stat() for file in folder.iterdir() if file.name != WHOLE}
+    return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        return bool(json.loads((folder / WHOLE).read_text("utf-8")) == _sizes_and_times(folder))
+    except (OSError, ValueError, RecursionError):
+        return False
