@@ -6,7 +6,11 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -35,16 +39,17 @@ def unpacked_gguf(file: Path) -> Path:
     remove_stale_partials(cache)
     partial = cache / f"{folder.name}.{os.getpid()}.partial"
     try:
-        check_gguf(file)
-        model = AutoModelForCausalLM.from_pretrained(
-            str(file.parent),
-            gguf_file=file.name,
-            dtype=torch.bfloat16,
-            quantization_config=GgufConfig(dequantize=True),
-            trust_remote_code=False,
-            **WITHOUT_ADAPTER,
-        )
-        tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name, trust_remote_code=False)
+        with _alone(file) as alone:
+            check_gguf(alone)
+            reading: dict[str, Any] = {"gguf_file": alone.name, "trust_remote_code": False}
+            model = AutoModelForCausalLM.from_pretrained(
+                str(alone.parent),
+                dtype=torch.bfloat16,
+                quantization_config=GgufConfig(dequantize=True),
+                **WITHOUT_ADAPTER,
+                **reading,
+            )
+            tokenizer = AutoTokenizer.from_pretrained(str(alone.parent), **reading)
     except BaseException as error:  # a damaged file makes the reader raise many types of errors
         raise_foreign(error)
         raise AttemptError(
@@ -70,6 +75,19 @@ def unpacked_gguf(file: Path) -> Path:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder
+
+
+@contextmanager
+def _alone(file: Path) -> Iterator[Path]:
+    """Yields a link to the file in a folder of its own: the library reads a tokenizer.json beside a file before it."""
+    with tempfile.TemporaryDirectory(prefix="attempt-gguf-") as folder:
+        link = Path(folder) / file.name
+        try:
+            link.symlink_to(file.resolve())
+        except OSError:  # Windows allows links to few users
+            yield file
+        else:
+            yield link
 
 
 WHOLE = "unpacked.json"  # of an unpacked GGUF file: the sizes and times of the files beside it

@@ -171,6 +171,7 @@ def test_a_gguf_file_is_the_same_backbone(gguf: Path, folders: dict[str, Path]) 
 def test_what_lies_beside_a_gguf_file_is_not_its_own(gguf: Path, folders: dict[str, Path]) -> None:
     # repositories of GGUF files often hold the original's settings, or those of another model, too
     (gguf.parent / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}', "utf-8")
+    shutil.copy(folders["t5"] / "tokenizer.json", gguf.parent)
     (gguf.parent / "config.json").write_text('{"model_type": "t5"}', "utf-8")
     (gguf.parent / "generation_config.json").write_text('{"max_length": "many"}', "utf-8")
     ours = load_backbone(str(gguf), device="cpu", dtype="bf16")
