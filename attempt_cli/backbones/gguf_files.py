@@ -16,6 +16,7 @@ import torch
 
 from attempt_cli.backbones.machine import cache_folder
 from attempt_cli.backbones.strangers import WITHOUT_ADAPTER, check_gguf, raise_foreign
+from attempt_cli.backbones.weight_sizes import TooLargeError, check_memory
 from attempt_cli.checked_files import remove_stale_partials
 from attempt_cli.errors import AttemptError, first_line
 
@@ -40,7 +41,9 @@ def unpacked_gguf(file: Path) -> Path:
     partial = cache / f"{folder.name}.{os.getpid()}.partial"
     try:
         with _alone(file) as alone:
-            check_gguf(alone)
+            shapes = check_gguf(alone)
+            # unpacked, it is in the host's memory whole
+            check_memory(file.stem, shapes, None, torch.device("cpu"), torch.bfloat16)
             reading: dict[str, Any] = {"gguf_file": alone.name, "trust_remote_code": False}
             model = AutoModelForCausalLM.from_pretrained(
                 str(alone.parent),
@@ -50,6 +53,8 @@ def unpacked_gguf(file: Path) -> Path:
                 **reading,
             )
             tokenizer = AutoTokenizer.from_pretrained(str(alone.parent), **reading)
+    except TooLargeError:
+        raise
     except BaseException as error:  # a damaged file makes the reader raise many types of errors
         raise_foreign(error)
         raise AttemptError(

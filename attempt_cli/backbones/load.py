@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,13 @@ from attempt_cli.backbones.device import choose_device, choose_dtype
 from attempt_cli.backbones.encoder_decoder import EncoderDecoderBackbone
 from attempt_cli.backbones.gguf_files import unpacked_gguf
 from attempt_cli.backbones.names import Place, find_backbone, install_hint
+from attempt_cli.backbones.quantized import (
+    check_quantization,
+    check_unquantized,
+    loading_options,
+    originals,
+    settle,
+)
 from attempt_cli.backbones.strangers import (
     ADAPTER,
     WITHOUT_ADAPTER,
@@ -26,27 +34,34 @@ from attempt_cli.backbones.strangers import (
     in_repository,
     raise_foreign,
 )
+from attempt_cli.backbones.weight_sizes import TooLargeError, check_memory
 from attempt_cli.bars import bars_on_terminals_only
 from attempt_cli.byte_sizes import size_text
 from attempt_cli.errors import AttemptError, first_line
 from attempt_cli.hub import why_the_hub_is_silent
 
 
-def load_backbone(name: str, *, device: str | None = None, dtype: str | None = None) -> FrozenBackbone:
+def load_backbone(
+    name: str, *, device: str | None = None, dtype: str | None = None, quantize: str | None = None
+) -> FrozenBackbone:
     """Loads a frozen backbone.
 
     Args:
         name: an alias, a hub id, a folder or a GGUF file.
         device: "cuda", "mps", "cpu", …; the best available one by default.
         dtype: "bfloat16" or "float32"; by default bf16 if the processor computes in it. Never fp16: T5 overflows in it.
+        quantize: "nf4" or "int8": keeps the layers' matrices in 4 or 8 bits, with bitsandbytes.
 
     Raises:
-        AttemptError: the name is unknown, the weights cannot be found or read, or the device is not available.
+        AttemptError: the name is unknown, the weights cannot be found or read, the device is not available or has too
+            little memory, or it cannot quantise.
     """
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # where it is installed it advises on its installation
     place = find_backbone(name)
     where = choose_device(device)
     kind = choose_dtype(dtype, where)
-    return load_from(place, where, kind)
+    check_quantization(quantize, where)
+    return load_from(place, where, kind, quantize)
 
 
 def check_chat_template(name: str) -> None:
@@ -71,7 +86,7 @@ def check_chat_template(name: str) -> None:
 
 
 @bars_on_terminals_only()
-def load_from(place: Place, device: torch.device, dtype: torch.dtype) -> FrozenBackbone:
+def load_from(place: Place, device: torch.device, dtype: torch.dtype, quantize: str | None = None) -> FrozenBackbone:
     """Loads the weights of a place; see `load_backbone`."""
     from transformers import (
         CONFIG_MAPPING,
@@ -94,7 +109,8 @@ def load_from(place: Place, device: torch.device, dtype: torch.dtype) -> FrozenB
         for named in (raw, get_tokenizer_config(location, local_files_only=silence is not None)):
             check_tokenizer(named)
         find = in_folder(Path(location)) if local else in_repository(location, cached_only=silence is not None)
-        check_weights(find, raw)
+        shapes = check_weights(find, raw)
+        check_unquantized(raw, quantize)
         config = AutoConfig.from_pretrained(location, **reading)
         # a config may name an attention, and with it code on the hub: the choice is ours
         config._attn_implementation = config._experts_implementation = None
@@ -103,6 +119,9 @@ def load_from(place: Place, device: torch.device, dtype: torch.dtype) -> FrozenB
         # encoder-decoders keep this attention, and so do decoder-only models that our own does not fit. Measured on two
         # x86 cores: in bf16 the backward pass of scaled-dot-product attention is 1.2 to 1.3 times slower than plain
         # matrix products for rows of 70 to 220 tokens; in fp32 the two are equal
+        tight = None
+        if not raw.get("quantization_config"):  # of packed weights the shapes say little
+            tight = check_memory(place.name, shapes, lambda: _skeleton(auto, config), device, dtype, quantize)
         eager = device.type == "cpu" and dtype == torch.bfloat16
         attention = {"attn_implementation": "eager"} if eager else {}
         loaded: Any = auto.from_pretrained(
@@ -113,14 +132,19 @@ def load_from(place: Place, device: torch.device, dtype: torch.dtype) -> FrozenB
             use_safetensors=True,
             **WITHOUT_ADAPTER,
             **attention,
+            **loading_options(quantize, device, dtype),
             **reading,
         )
         model, report = loaded
         if report["missing_keys"]:  # the library would draw them at random
             raise AttemptError(f"its weights lack {', '.join(sorted(report['missing_keys'])[:3])}")
-        model.to(device)
+        if quantize is None:
+            model.to(device)
+        settle(model)
         tokenizer = AutoTokenizer.from_pretrained(location, **reading)
         check_tokens(tokenizer, int(model.get_input_embeddings().weight.shape[0]))
+    except TooLargeError:
+        raise
     except BaseException as error:  # damaged files make the readers raise many types of errors
         raise_foreign(error)
         if isinstance(error, torch.OutOfMemoryError | MemoryError):
@@ -129,6 +153,8 @@ def load_from(place: Place, device: torch.device, dtype: torch.dtype) -> FrozenB
     kind = EncoderDecoderBackbone if config.is_encoder_decoder else DecoderOnlyBackbone
     try:
         backbone = kind(model, tokenizer, name=place.name, source=place.source)
+        if quantize is not None:
+            backbone.quantization, backbone.originals = quantize, originals(model, find)
         check_scores(backbone)
     except AttemptError:
         raise
@@ -137,12 +163,19 @@ def load_from(place: Place, device: torch.device, dtype: torch.dtype) -> FrozenB
         if isinstance(error, torch.OutOfMemoryError | MemoryError):
             raise _memory_error(place, device, dtype) from error
         raise _loading_error(place, error, silence) from error
+    backbone.notes = (tight,) if tight else ()
     if find(ADAPTER) is not None:
-        backbone.notes = (
+        backbone.notes += (
             f"{place.name} is loaded without the adapter that lies beside its weights ({ADAPTER}). To use both as one "
             "model, merge the adapter first (`merge_and_unload` of PEFT) and save the result.",
         )
     return backbone
+
+
+def _skeleton(auto: Any, config: Any) -> Any:
+    """Returns the model of a config without memory for its weights."""
+    with torch.device("meta"):
+        return auto.from_config(config, trust_remote_code=False)
 
 
 def location_of(place: Place) -> tuple[str, str | None, dict[str, Any]]:

@@ -67,6 +67,15 @@ def processor_name() -> str:
     return platform.processor() or platform.machine()
 
 
+def free_memory(device: torch.device) -> int:
+    """Returns the bytes that are still available on the device."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    import psutil
+
+    return int(psutil.virtual_memory().available)
+
+
 def wait(device: torch.device) -> None:
     """Waits until the device has finished its work: a GPU continues after a call has returned."""
     if device.type == "cuda":

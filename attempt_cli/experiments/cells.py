@@ -144,6 +144,11 @@ def finished_cells(registry: Registry) -> dict[str, Cell]:
     }
 
 
+def prepared_artefacts(registry: Registry) -> dict[str, str]:
+    """Reads what was prepared for targets, by key: full names; of several with one key the newest."""
+    return {run.settings["prepared"]: str(run.numbers["made"]) for run in registry.runs() if "prepared" in run.settings}
+
+
 def cell_of(run: Run) -> Cell | None:
     """Returns the cell that a run recorded; None where the run is no cell's, or the cell failed."""
     if "score" not in run.numbers:

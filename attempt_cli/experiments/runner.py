@@ -14,7 +14,7 @@ from attempt_cli.errors import AttemptError, StoppedError, first_line
 from attempt_cli.evaluation.evaluate import Evaluation, evaluate_many
 from attempt_cli.evaluation.prediction import PromptedTask, encode_examples
 from attempt_cli.evaluation.record import record_evaluation, rows_record
-from attempt_cli.experiments.cells import Cell, CellResult, CellSpec, finished_cells
+from attempt_cli.experiments.cells import Cell, CellResult, CellSpec, finished_cells, prepared_artefacts
 from attempt_cli.experiments.choices import Choices
 from attempt_cli.experiments.methods import METHODS, PREPARED
 from attempt_cli.experiments.plan import Plan
@@ -33,13 +33,20 @@ class Runner:
 
     Args:
         plan: what all cells share.
+        finished, prepared: the results that are there, by key; without them those of the registry, if the plan resumes.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(
+        self, plan: Plan, finished: Mapping[str, Cell] | None = None, prepared: Mapping[str, str] | None = None
+    ) -> None:
         self.plan = plan
         self.registry = Registry.open(plan.registry)
         self.choices = Choices(plan, self.registry)
-        self.finished = finished_cells(self.registry) if plan.resume else {}
+        if finished is None:
+            finished = finished_cells(self.registry) if plan.resume else {}
+        if prepared is None:
+            prepared = prepared_artefacts(self.registry) if plan.resume else {}
+        self.finished, self.prepared = dict(finished), dict(prepared)
         self._backbones: dict[str, FrozenBackbone | AttemptError] = {}
 
     def run(self, spec: CellSpec, listener: Listener | None = None) -> CellResult:
@@ -84,6 +91,9 @@ class Runner:
             found |= {number: results[place] for place, number in enumerate(together)}
         return [found[number] for number in range(len(specs))]
 
+    def stop(self) -> None:
+        """Does nothing: signals reach a training in this process by themselves."""
+
     def close(self) -> None:
         """Closes the registry."""
         self.registry.close()
@@ -105,7 +115,7 @@ class Runner:
         identity = {
             "task": task_fields(rows.task) | {"format": rows.task.format},
             "test": self.choices.test_rows(rows.task).sha256,
-            "backbone": [backbone.fingerprint, str(backbone.dtype)],
+            "backbone": [backbone.fingerprint, backbone.precision],
             "start": start.sha256 if start else None,
             "max_length": max_length,
         }
@@ -313,10 +323,8 @@ class Runner:
         """
         backbone, request, plan = self._backbone(spec.backbone), self.choices.preparation(spec), self.plan
         key = request.key(backbone)
-        if plan.resume:
-            for run in self.registry.runs(reverse=True):
-                if run.settings.get("prepared") == key:
-                    return str(run.numbers["made"])
+        if key in self.prepared:
+            return self.prepared[key]
         outcome = train(self.registry, backbone, request, command=plan.command, resume=plan.resume, listener=listener)
         assert outcome is not None
         kind, made = ("attention", outcome.attention) if spec.kind == "attention" else ("prompt", outcome.prompt)
@@ -329,14 +337,16 @@ class Runner:
             versions=versions(),
             inputs=[f"{kind}:{made}"],
         )
+        self.prepared[key] = made
         return made
 
     def _backbone(self, name: str) -> FrozenBackbone:
         """Returns the backbone, loaded once; one that cannot be loaded is not tried again for every cell."""
+        plan = self.plan
         if name not in self._backbones:
             self._backbones.clear()  # one at a time in memory
             try:
-                loaded = load_backbone(name, device=self.plan.device, dtype=self.plan.dtype)
+                loaded = load_backbone(name, device=plan.device, dtype=plan.dtype, quantize=plan.quantize)
                 if self.plan.input_cache:
                     loaded.input_cache = InputCache(self.plan.input_cache, on_host=loaded.on_gpu)
                 self._backbones[name] = loaded
