@@ -18,6 +18,11 @@ def choose_device(device: str | None) -> torch.device:
     """
     if device in (None, "cuda") and torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+    if device == "auto":
+        raise AttemptError(
+            "layers are not spread over several GPUs here: --device auto is not known",
+            "--quantize nf4 takes a third of the memory; `accelerate launch` shares the rows, each process with a GPU.",
+        )
     if device is None:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:

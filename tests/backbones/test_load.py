@@ -258,6 +258,12 @@ def test_a_device_that_is_not_there(device: str, folders: dict[str, Path]) -> No
     assert caught.value.hint == "Use --device cuda, mps or cpu, or leave it out."
 
 
+def test_layers_are_not_spread_over_gpus(folders: dict[str, Path]) -> None:
+    with pytest.raises(AttemptError, match="--device auto is not known") as caught:
+        load_backbone(str(folders["llama"]), device="auto")
+    assert "--quantize nf4" in (caught.value.hint or "")
+
+
 @pytest.mark.parametrize("dtype", ["float16", "fp16", "half", "int8", ""])
 def test_a_dtype_that_is_not_offered(dtype: str, folders: dict[str, Path]) -> None:
     with pytest.raises(AttemptError, match=f"no dtype named '{dtype}'") as caught:
