@@ -266,6 +266,49 @@ def check_backbone(registry: Registry, backbone: FrozenBackbone, record: Prompt 
         )
 
 
+def told_of(backbone: FrozenBackbone) -> dict[str, Any]:
+    """Returns what a prompt's settings say of its backbone beside the fingerprint; `differences` reads it."""
+    quantized = {"quantize": backbone.quantization} if backbone.quantization else {}
+    return {"tokenizer": backbone.tokenizer_digest, **quantized}
+
+
+def differences(
+    registry: Registry, backbone: FrozenBackbone, records: Sequence[Prompt | Composition | Attention]
+) -> list[str]:
+    """Says in what a backbone differs from how it was when prompts were trained on it, though its weights are the same.
+
+    Args:
+        registry: finds the prompts of compositions.
+        backbone: as it is loaded.
+        records: what is used on it.
+    """
+    prompts = {one.ref: one for one in records if isinstance(one, Prompt)}
+    for composition in (one for one in records if isinstance(one, Composition)):
+        prompts |= {ref: registry.prompt(ref) for ref in (*composition.targets, *composition.sources)}
+    others: dict[str, list[str]] = {}
+    for ref, prompt in prompts.items():
+        settings = prompt.settings if isinstance(prompt.settings, dict) else {}
+        if prompt.fingerprint != backbone.fingerprint or "tokenizer" not in settings:
+            continue
+        was, now = settings.get("quantize"), backbone.quantization
+        if was != now:
+            again = f"--quantize {was}" if was else "without --quantize"
+            text = f"trained on {backbone.name} {_kept(was)}, which is loaded {_kept(now)}: scores may differ ({again})"
+            others.setdefault(text, []).append(ref)
+        if settings["tokenizer"] != backbone.tokenizer_digest:
+            text = (
+                f"trained with another tokenizer ({settings['tokenizer']}) than that of {backbone.name} here "
+                f"({backbone.tokenizer_digest}): inputs or the ends of targets may be other tokens. Use the files and "
+                "the version of transformers that they were trained with, or train again"
+            )
+            others.setdefault(text, []).append(ref)
+    return [f"{', '.join(refs)}: {text}." for text, refs in others.items()]
+
+
+def _kept(quantization: str | None) -> str:
+    return f"quantised as {quantization}" if quantization else "in full"
+
+
 def remember_backbone(registry: Registry, backbone: FrozenBackbone) -> None:
     """Records the backbone, so that commands without torch know its width and fingerprint."""
     registry.remember_backbone(Backbone(**describe(backbone)))

@@ -29,6 +29,7 @@ class Session:
         backbone: alias, hub id, folder or GGUF file; None is `ATTEMPT_BACKBONE`, else the prompts' own, else t5-base.
         device: "cuda", "mps" or "cpu"; None chooses.
         dtype: "bfloat16" or "float32"; None chooses.
+        quantize: "nf4" or "int8" keeps the layers' weights in 4 or 8 bits (bitsandbytes); None as they are.
         input_cache: memory for inputs that were read, kept across epochs and calls: bytes, or a text such as "4GiB";
             None is a quarter of the memory, shared by the processes of a training on this machine.
         input_cache_dir: keep them in files here instead.
@@ -41,6 +42,7 @@ class Session:
     backbone: str | None = None
     device: str | None = None
     dtype: str | None = None
+    quantize: str | None = None
     input_cache: int | str | None = None
     input_cache_dir: Path | str | None = None
     listener: Listener = field(default_factory=Listener)
@@ -121,18 +123,23 @@ class Session:
             if chat_template:
                 check_chat_template(name)
             self._loaded.clear()  # one at a time in memory
-            backbone = load_backbone(name, device=self.device, dtype=self.dtype)
+            backbone = load_backbone(name, device=self.device, dtype=self.dtype, quantize=self.quantize)
             for note in backbone.notes if os.environ.get("RANK", "0") == "0" else ():
                 self.listener.note(note)
             if budget:
                 backbone.input_cache = InputCache(
                     budget,
                     folder=Path(self.input_cache_dir) if self.input_cache_dir is not None else None,
-                    made_by=f"{backbone.fingerprint} {backbone.dtype} {backbone.device.type}",
+                    made_by=f"{backbone.fingerprint} {backbone.precision} {backbone.device.type}",
                     on_host=backbone.on_gpu,
                     on_device=free_on_gpu(backbone.device) // 4,
                 )
             self._loaded[name] = backbone
+        if records and os.environ.get("RANK", "0") == "0":
+            from attempt_cli.artefacts import differences
+
+            for note in differences(self.store, self._loaded[name], records):
+                self.listener.note(note)
         return self._loaded[name]
 
     def load_table(self, record: Prompt | Composition | Attention) -> EmbeddingTable:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from attempt_cli.backbones.load import _unpacked_gguf
+from attempt_cli.backbones.gguf_files import unpacked_gguf
 from attempt_cli.backbones.names import find_backbone
 from attempt_cli.backbones.rows import EncodedRow
 from benchmarks.harness import Contender
@@ -32,7 +32,7 @@ def fresh_model(name: str, device: torch.device, dtype: torch.dtype, attention: 
     from transformers import AutoModelForCausalLM
 
     place = find_backbone(name)
-    location = str(_unpacked_gguf(Path(place.location))) if place.kind == "gguf" else place.location
+    location = str(unpacked_gguf(Path(place.location))) if place.kind == "gguf" else place.location
     model: Any = AutoModelForCausalLM.from_pretrained(location, dtype=dtype, attn_implementation=attention)
     return model.to(device).eval()
 

@@ -313,6 +313,16 @@ class Adder(Finder):
             }
             return self.run(self._database.insert("runs", record))
 
+    def next_version(self, kind: str, name: str) -> int:
+        """Gives out the next version of a name, inside a transaction; none is given twice."""
+        self._database.execute(
+            "INSERT INTO names (kind, name, version) VALUES (?, ?, 1) "
+            "ON CONFLICT (kind, name) DO UPDATE SET version = version + 1",
+            (kind, name),
+        )
+        ((version,),) = self._database.rows("SELECT version FROM names WHERE kind = ? AND name = ?", (kind, name))
+        return int(version)
+
     def _add(
         self,
         record: type[Named],
@@ -334,12 +344,7 @@ class Adder(Finder):
                 self._objects.put(data, fields["sha256"])
             if parents is not None:
                 fields["parents"] = json_text([self._parent(parent) for parent in parents], "the parents")
-            self._database.execute(
-                "INSERT INTO names (kind, name, version) VALUES (?, ?, 1) "
-                "ON CONFLICT (kind, name) DO UPDATE SET version = version + 1",
-                (kind, name),
-            )
-            ((version,),) = self._database.rows("SELECT version FROM names WHERE kind = ? AND name = ?", (kind, name))
+            version = self.next_version(kind, name)
             self._database.insert(f"{kind}s", {"name": name, "version": version, **fields, "created": now()})
             # read here: after the transaction another process may have removed it
             return self._one(record, f"{name}@{version}")

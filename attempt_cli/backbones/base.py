@@ -6,9 +6,10 @@ import hashlib
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -47,6 +48,23 @@ LARGE_ON_GPU = 1_000_000_000
 STATES = ("last", "mean")
 
 
+# Of every weight but the embeddings a fingerprint looks at about so many entries, evenly spread.
+ENTRIES = 16
+
+
+@dataclass(frozen=True)
+class Original:
+    """A weight that is quantised in memory, as its file has it.
+
+    Args:
+        entries: those that a fingerprint looks at, bfloat16.
+        count: how many it has.
+    """
+
+    entries: Tensor
+    count: int
+
+
 class FrozenBackbone(SwitchedLayers, ABC):
     """A language model with fixed weights, used through embeddings and log-likelihoods.
 
@@ -68,6 +86,9 @@ class FrozenBackbone(SwitchedLayers, ABC):
     read_at_once = 8192
     # what is worth knowing about how it was loaded
     notes: tuple[str, ...] = ()
+    # how its weights were quantised at loading, and what these are in their files, by name
+    quantization: str | None = None
+    originals: Mapping[str, Original] = MappingProxyType({})
 
     def __init__(self, model: Any, tokenizer: Any, *, name: str, source: str) -> None:
         self.model: Any = model.eval().requires_grad_(False)
@@ -94,6 +115,11 @@ class FrozenBackbone(SwitchedLayers, ABC):
         return self._table.dtype
 
     @property
+    def precision(self) -> str:
+        """What its numbers depend on beside its weights: the dtype, and the quantisation where there is one."""
+        return f"{self.quantization} {self.dtype}" if self.quantization else str(self.dtype)
+
+    @property
     def width(self) -> int:
         """d, the width of an embedding."""
         return int(self._table.shape[1])
@@ -111,7 +137,10 @@ class FrozenBackbone(SwitchedLayers, ABC):
     @property
     def parameter_count(self) -> int:
         """The number of frozen weights."""
-        return sum(p.numel() for p in self.model.parameters())
+        return sum(
+            self.originals[name].count if name in self.originals else weight.numel()
+            for name, weight in self.model.named_parameters()
+        )
 
     @cached_property
     def embedding_rms(self) -> float:
@@ -127,7 +156,7 @@ class FrozenBackbone(SwitchedLayers, ABC):
         They hash the architecture, the number of layers, the embedding table and a few entries of every other weight
         (a model fine-tuned with its embeddings frozen is another model), in bf16, so that a checkpoint has the same
         fingerprint in every dtype. Quantised weights are no parameters in some formats: what else a checkpoint holds
-        is hashed, too.
+        is hashed, too. Weights that were quantised at loading count as they are in their files.
         """
         config = self.model.config
         layers = getattr(config, "num_hidden_layers", None)
@@ -135,12 +164,18 @@ class FrozenBackbone(SwitchedLayers, ABC):
         digest.update(_bf16_bytes(self._table))
         parameters = dict(self.model.named_parameters())
         every = {name for name, _ in self.model.named_parameters(remove_duplicate=False)}
-        others = {name: one for name, one in self.model.state_dict().items() if name not in every}
+        quantised = tuple(name.removesuffix("weight") for name in self.originals)
+        others = {
+            name: one
+            for name, one in self.model.state_dict().items()
+            if name not in every and not name.startswith(quantised)
+        }
         for name, weight in sorted({**parameters, **others}.items()):
-            if not isinstance(weight, Tensor) or not weight.numel():
-                continue
-            flat = weight.detach().flatten()
-            digest.update(name.encode() + _bf16_bytes(flat[:: max(1, len(flat) // 16)]))
+            if name in self.originals:
+                digest.update(name.encode() + _bf16_bytes(self.originals[name].entries))
+            elif isinstance(weight, Tensor) and weight.numel():
+                flat = weight.detach().flatten()
+                digest.update(name.encode() + _bf16_bytes(flat[:: max(1, len(flat) // ENTRIES)]))
         return digest.hexdigest()[:16]
 
     @cached_property

@@ -69,7 +69,16 @@ def processor_name() -> str:
 
 def free_on_gpu(device: torch.device) -> int:
     """Returns the bytes that are free on a GPU; 0 for a CPU."""
-    return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else 0
+    return free_memory(device) if device.type == "cuda" else 0
+
+
+def free_memory(device: torch.device) -> int:
+    """Returns the bytes that are still available on the device."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    import psutil
+
+    return int(psutil.virtual_memory().available)
 
 
 def wait(device: torch.device) -> None:

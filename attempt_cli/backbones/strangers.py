@@ -12,6 +12,9 @@ from typing import Any, Literal
 from attempt_cli.errors import AttemptError
 
 ADAPTER = "adapter_config.json"  # of PEFT
+# The library loads a PEFT adapter that lies beside the weights without a word, if PEFT is installed, and may fetch its
+# base model instead. No folder has this name, so that it finds none.
+WITHOUT_ADAPTER: dict[str, Any] = {"adapter_kwargs": {"subfolder": "no-adapter"}}
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 # what a config calls a stack's layers; each has at least one tensor in the files
@@ -57,21 +60,26 @@ def check_tokenizer(config: Mapping[str, Any]) -> None:
         raise AttemptError(f"its tokenizer_class '{name}' is no tokenizer")
 
 
-def check_weights(find: Callable[[str], Path | None], config: Mapping[str, Any]) -> None:
+def check_weights(find: Callable[[str], Path | None], config: Mapping[str, Any]) -> dict[str, list[int]]:
     """Refuses weights that lie elsewhere, or a config that describes another model than the files hold.
 
     Args:
         find: returns the file of a name in the folder or the repository, None where there is none.
         config: the content of config.json.
 
+    Returns:
+        The shape of each tensor in the files.
+
     Raises:
         AttemptError: says what is wrong.
     """
-    _check_sizes(config, {name: shape for file in _weight_files(find) for name, shape in _shapes(file)})
+    shapes = {name: shape for file in weight_files(find) for name, shape in _shapes(file)}
+    _check_sizes(config, shapes)
+    return shapes
 
 
-def check_gguf(file: Path) -> None:
-    """Refuses a GGUF file whose settings describe another model than it holds.
+def check_gguf(file: Path) -> dict[str, list[int]]:
+    """Refuses a GGUF file whose settings describe another model than it holds; returns its tensors' shapes.
 
     Raises:
         AttemptError: says what is wrong; damaged files make the reader raise many types of errors, too.
@@ -84,6 +92,7 @@ def check_gguf(file: Path) -> None:
     shapes = {tensor.name: [int(size) for size in tensor.shape] for tensor in GGUFReader(file).tensors}
     config = AutoConfig.from_pretrained(str(file.parent), gguf_file=file.name, trust_remote_code=False)
     _check_sizes(config.to_dict(), shapes)  # what the file does not say is the library's default, of large models
+    return shapes
 
 
 # bytes of a setting's value in a GGUF file, by the number of its type; texts (8) and lists (9) say theirs
@@ -159,7 +168,12 @@ def in_repository(repository: str, *, cached_only: bool) -> Callable[[str], Path
     return find
 
 
-def _weight_files(find: Callable[[str], Path | None]) -> list[Path]:
+def weight_files(find: Callable[[str], Path | None]) -> list[Path]:
+    """Returns the files of the weights, all of them inside the folder or the repository.
+
+    Raises:
+        AttemptError: one is missing, or the index is damaged or names others.
+    """
     single = find(SINGLE)
     if single is not None:
         return [single]
@@ -188,6 +202,12 @@ def _shapes(file: Path) -> Iterator[tuple[str, list[int]]]:
     with safe_open(file, "np") as opened:  # reads the header alone, and compares it with the file's size
         for name in opened.keys():  # noqa: SIM118 - not a mapping
             yield name, opened.get_slice(name).get_shape()
+
+
+def raise_foreign(error: BaseException) -> None:
+    """Raises again what is not about a file: Ctrl-C and the like. A panic of the tokenizers' Rust code is about one."""
+    if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        raise error
 
 
 def read_json(file: Path) -> dict[str, Any]:

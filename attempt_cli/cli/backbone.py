@@ -76,5 +76,6 @@ def show_backbone(settings: Settings, /, name: str | None, where: BackboneOption
         "positions": backbone.max_positions,
         "device": str(backbone.device),
         "dtype": str(backbone.dtype).removeprefix("torch."),
+        "quantize": backbone.quantization,
     }
     settings.output.record("backbone", record)

@@ -59,6 +59,7 @@ class BackboneOptions:
     backbone: str | None
     device: str | None
     dtype: str | None
+    quantize: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +90,11 @@ where_options = option_group(
     ),
     click.option("--device", help="cuda, mps or cpu. [default: the best there is]"),
     click.option("--dtype", help="bfloat16 or float32. [default: bfloat16 where the processor has it]"),
+    click.option(
+        "--quantize",
+        type=click.Choice(["nf4", "int8"]),
+        help="Keep the layers' weights in 4 or 8 bits, with bitsandbytes: larger models in the same memory.",
+    ),
 )
 
 cache_options = option_group(

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from attempt_cli.server.run import Serving
 
 # what says how layers are computed here
-LOCAL = ("input_cache", "max_tokens", "wait", "device", "dtype")
+LOCAL = ("input_cache", "max_tokens", "wait", "device", "dtype", "quantize")
 
 
 @click.command("serve")

@@ -222,7 +222,7 @@ def _record(ranking: SourceRanking, split: Split, rows: Rows, backbone: FrozenBa
         remember_backbone(session.store, backbone)
         session.store.add_run(
             command=session.command,
-            settings={"split": split.name, "limit": split.limit, "dtype": str(backbone.dtype)},
+            settings={"split": split.name, "limit": split.limit, "dtype": backbone.precision},
             rows={split.name: rows_record(rows)},
             seed=split.seed,
             numbers={"task": ranking.task, "ranking": [source.record() for source in ranking.sources]},

@@ -169,7 +169,7 @@ def record_jobs(
                     seed=split.seed,
                     settings={
                         "limit": split.limit,
-                        "dtype": str(backbone.dtype),
+                        "dtype": backbone.precision,
                         "max_length": job.max_length,
                         "changes": str(model.changes) or None,
                         **({"chat_template": True} if model.chat_template else {}),

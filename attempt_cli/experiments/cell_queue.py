@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import multiprocessing
-import os
 import queue
-import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -32,6 +28,9 @@ class Worker(Protocol):
     def run_many(
         self, specs: Sequence[CellSpec], listener: Listener | None = None
     ) -> list[CellResult | AttemptError]: ...
+
+    def stop(self) -> None:
+        """Lets what is being filled end with a checkpoint; another thread calls it, or the handler of a signal."""
 
     def close(self) -> None: ...
 
@@ -177,6 +176,7 @@ def _fill_in_threads(
 ) -> bool:
     """Fills the cells with a thread for each worker; returns False where a signal stopped them."""
     cells, events, stopping = CellQueue(together), queue.SimpleQueue[Event](), threading.Event()
+    live: list[Worker] = []
 
     def work() -> None:
         worker: Worker | None = None
@@ -184,7 +184,11 @@ def _fill_in_threads(
 
         def current() -> Worker:
             nonlocal worker
-            worker = worker or make_worker()
+            if worker is None:
+                worker = make_worker()
+                live.append(worker)
+                if stopping.is_set():
+                    worker.stop()
             return worker
 
         try:
@@ -193,10 +197,12 @@ def _fill_in_threads(
                 if isinstance(error, TrainingStoppedError):
                     stopping.set()
                 if worker is not None and (fresh or isinstance(error, WorkerDiedError)):
+                    live.remove(worker)
                     worker.close()
                     worker = None
         finally:
             if worker is not None:
+                live.remove(worker)
                 worker.close()
             events.put(("left",))
 
@@ -204,7 +210,8 @@ def _fill_in_threads(
 
     def stop() -> None:
         stopping.set()
-        _end_children()
+        for worker in tuple(live):
+            worker.stop()
 
     with caught_signals(stop):
         for thread in threads:
@@ -261,11 +268,3 @@ class _Forwarder(Listener):
         self._put(("step", self._spec, step, self._total, loss))
 
     def evaluation(self, step: int, metrics: dict[str, float], best: bool) -> None: ...
-
-
-def _end_children() -> None:
-    """Passes a signal on to the worker processes, which write their checkpoints."""
-    for child in multiprocessing.active_children():
-        assert child.pid is not None
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(child.pid, signal.SIGTERM)

@@ -160,6 +160,15 @@ def finished_cells(registry: Registry) -> dict[str, Cell]:
     }
 
 
+def prepared_artefacts(registry: Registry) -> dict[str, tuple[str, float]]:
+    """Reads what was prepared for targets, by key: full name and seconds; of several with one key the newest."""
+    return {
+        run.settings["prepared"]: (str(run.numbers["made"]), float(run.numbers.get("seconds", 0.0)))
+        for run in registry.runs()
+        if "prepared" in run.settings
+    }
+
+
 def cell_of(run: Run) -> Cell | None:
     """Returns the cell that a run recorded; None where the run is no cell's, or the cell failed."""
     if "score" not in run.numbers:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -50,6 +51,10 @@ class Search:
     seconds: float
 
 
+# rows by task, split, limit and seed
+Loaded = dict[tuple[str, str, int | None, int], Rows]
+
+
 class Choices:
     """Chooses what cells are trained on and scored on, and keeps it for the next cell of the same tasks.
 
@@ -62,7 +67,7 @@ class Choices:
         self.plan = plan
         self.registry = registry
         self._affinity: tuple[str, tuple[str, ...]] | None = None
-        self._rows: dict[tuple[str, str, int | None, int], Rows] = {}
+        self._rows: Loaded = {}
         self._best: dict[tuple[str, ...], Prompt] = {}
 
     def turn_to(self, spec: CellSpec) -> None:
@@ -71,6 +76,23 @@ class Choices:
             self._affinity = spec.affinity
             self._rows.clear()
             self._best.clear()
+
+    def needed(self, specs: Sequence[CellSpec]) -> Loaded:
+        """Loads the rows that cells need, for a worker that may have none; what is missing the worker tells itself."""
+        for spec in specs:
+            self.turn_to(spec)
+            with contextlib.suppress(AttemptError):
+                if spec.kind in PREPARED:
+                    self.preparation(spec)
+                    continue
+                for one in self.rows(spec):
+                    self.test_rows(one.task)
+        return dict(self._rows)
+
+    def keep(self, spec: CellSpec, rows: Loaded) -> None:
+        """Takes rows that `needed` has loaded elsewhere, for cells of this one's tasks."""
+        self.turn_to(spec)
+        self._rows.update(rows)
 
     def rows(self, spec: CellSpec) -> list[TaskRows]:
         """Chooses the rows of a cell: the same for every method.

@@ -55,7 +55,7 @@ class Plan(Terms):
         prepared: full names of what was trained on the source tasks, by backbone, task and kind (a name in
             `methods.PREPARED`).
         source_settings: settings of trainings on source tasks, where they differ.
-        device, dtype: of the backbones.
+        device, dtype, quantize: of the backbones.
         input_cache: bytes of each worker for keys and values of inputs; 0 for none.
         command: as it was typed.
         tags: for what is trained.
@@ -69,6 +69,7 @@ class Plan(Terms):
     source_settings: Mapping[str, Any] = field(default_factory=dict)
     device: str | None = None
     dtype: str | None = None
+    quantize: str | None = None
     input_cache: int = 0
     command: str = ""
     tags: tuple[str, ...] = ()

@@ -60,6 +60,12 @@ class ProcessWorker:
             how = f"by signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"with code {code}"
             raise WorkerDiedError(f"the worker process ended {how}", "Is there enough memory for --workers?") from error
 
+    def stop(self) -> None:
+        """Passes a signal on to the process, which writes its checkpoints."""
+        if self._process.pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._process.pid, signal.SIGTERM)
+
     def close(self) -> None:
         """Ends the process once it has nothing to do."""
         with contextlib.suppress(OSError):

@@ -196,6 +196,7 @@ def run_experiment(
         source_settings={"steps": options.source_steps} if options.source_steps else {},
         device=session.device,
         dtype=session.dtype,
+        quantize=session.quantize,
         input_cache=total_memory() // 4 // options.workers,
         command=session.command,
         tags=("reproduce",),

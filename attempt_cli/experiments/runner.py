@@ -15,7 +15,7 @@ from attempt_cli.errors import AttemptError, StoppedError, first_line
 from attempt_cli.evaluation.evaluate import Evaluation, evaluate_many
 from attempt_cli.evaluation.prediction import PromptedTask, Reading, encode_examples
 from attempt_cli.evaluation.record import record_evaluation, rows_record
-from attempt_cli.experiments.cells import Cell, CellResult, CellSpec, finished_cells
+from attempt_cli.experiments.cells import Cell, CellResult, CellSpec, finished_cells, prepared_artefacts
 from attempt_cli.experiments.choices import Choices, Search
 from attempt_cli.experiments.instead import INSTEAD, Asked
 from attempt_cli.experiments.methods import METHODS, PREPARED
@@ -27,7 +27,7 @@ from attempt_cli.training.config import TrainingConfig, make_config
 from attempt_cli.training.loop import TrainingStoppedError
 from attempt_cli.training.request import Outcome, Request, TaskRows
 from attempt_cli.training.run import train, train_together
-from attempt_registry import Registry
+from attempt_registry import Registry, RegistryError
 
 
 class Runner:
@@ -35,13 +35,20 @@ class Runner:
 
     Args:
         plan: what all cells share.
+        finished, prepared: the results that are there, by key; without them those of the registry, if the plan resumes.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(
+        self, plan: Plan, finished: Mapping[str, Cell] | None = None, prepared: Mapping[str, tuple[str, float]] | None = None
+    ) -> None:
         self.plan = plan
         self.registry = Registry.open(plan.registry)
         self.choices = Choices(plan, self.registry)
-        self.finished = finished_cells(self.registry) if plan.resume else {}
+        if finished is None:
+            finished = finished_cells(self.registry) if plan.resume else {}
+        if prepared is None:
+            prepared = prepared_artefacts(self.registry) if plan.resume else {}
+        self.finished, self.prepared = dict(finished), dict(prepared)
         self._backbones: dict[str, FrozenBackbone | AttemptError] = {}
 
     def run(self, spec: CellSpec, listener: Listener | None = None) -> CellResult:
@@ -86,6 +93,9 @@ class Runner:
             found |= {number: results[place] for place, number in enumerate(together)}
         return [found[number] for number in range(len(specs))]
 
+    def stop(self) -> None:
+        """Does nothing: signals reach a training in this process by themselves."""
+
     def close(self) -> None:
         """Closes the registry."""
         self.registry.close()
@@ -107,7 +117,7 @@ class Runner:
         identity = {
             "task": task_fields(rows.task) | {"format": rows.task.format},
             "test": self.choices.test_rows(rows.task).sha256,
-            "backbone": [backbone.fingerprint, str(backbone.dtype)],
+            "backbone": [backbone.fingerprint, backbone.precision],
             "start": start.sha256 if start else None,
             "max_length": max_length,
         }
@@ -308,7 +318,7 @@ class Runner:
     def _search(self, spec: CellSpec, rows: TaskRows, listener: Listener) -> Search:
         """Trains the prompt that a start is searched with, once; returns the source that is nearest to it."""
         request = self.choices.search(spec, rows)
-        made, seconds = self._once(spec, request, "prompt", listener)
+        made, seconds = self._once(spec, request, "prompt", listener, here=True)
         steps = request.config.total_steps(len(rows.train.examples))
         return Search(self.choices.nearest(self.registry.prompt(made), self.choices.sources(spec)), steps, seconds)
 
@@ -427,14 +437,18 @@ class Runner:
         kind = "attention" if spec.kind == "attention" else "prompt"
         return self._once(spec, self.choices.preparation(spec), kind, listener)[0]
 
-    def _once(self, spec: CellSpec, request: Request, kind: str, listener: Listener) -> tuple[str, float]:
-        """Trains what others start from, unless it is there: returns its full name, and the seconds that it took."""
+    def _once(
+        self, spec: CellSpec, request: Request, kind: str, listener: Listener, *, here: bool = False
+    ) -> tuple[str, float]:
+        """Trains what others start from, unless it is there: returns its full name, and the seconds that it took.
+
+        Args:
+            here: it has to be in this very registry.
+        """
         backbone, plan = self._backbone(spec.backbone), self.plan
         key = request.key(backbone)
-        if plan.resume:
-            for run in self.registry.runs(reverse=True):
-                if run.settings.get("prepared") == key:
-                    return str(run.numbers["made"]), float(run.numbers.get("seconds", 0.0))
+        if key in self.prepared and not (here and self._lacks_prompt(self.prepared[key][0])):
+            return self.prepared[key]
         outcome = train(self.registry, backbone, request, command=plan.command, resume=plan.resume, listener=listener)
         assert outcome is not None
         made = outcome.attention if kind == "attention" else outcome.prompt
@@ -448,14 +462,24 @@ class Runner:
             versions=versions(),
             inputs=[f"{kind}:{made}"],
         )
+        self.prepared[key] = made, seconds
         return made, seconds
+
+    def _lacks_prompt(self, ref: str) -> bool:
+        """Tells whether a prompt is in another registry alone: an actor has its own."""
+        try:
+            self.registry.prompt(ref)
+        except RegistryError:
+            return True
+        return False
 
     def _backbone(self, name: str) -> FrozenBackbone:
         """Returns the backbone, loaded once; one that cannot be loaded is not tried again for every cell."""
+        plan = self.plan
         if name not in self._backbones:
             self._backbones.clear()  # one at a time in memory
             try:
-                loaded = load_backbone(name, device=self.plan.device, dtype=self.plan.dtype)
+                loaded = load_backbone(name, device=plan.device, dtype=plan.dtype, quantize=plan.quantize)
                 if self.plan.input_cache:
                     loaded.input_cache = InputCache(self.plan.input_cache, on_host=loaded.on_gpu)
                 self._backbones[name] = loaded

@@ -12,7 +12,7 @@ from attempt_cli.experiments.cell_queue import GridListener, GridResult, KeepFai
 from attempt_cli.experiments.cells import CellSpec, banks
 from attempt_cli.experiments.plan import Plan
 from attempt_cli.experiments.process_worker import ProcessWorker
-from attempt_cli.experiments.ray_worker import RayWorker, processors_of_an_actor
+from attempt_cli.experiments.ray_worker import RayWorker, share_of
 from attempt_cli.experiments.runner import Runner
 
 
@@ -50,7 +50,7 @@ class WorkerPool:
             return fill(specs, partial(Runner, plan), listener, keep_failure, together=together)
         worker: Callable[[], Worker]
         if self.on_ray:  # connects before there are threads, which would each connect
-            worker = partial(RayWorker, plan, processors_of_an_actor(workers))
+            worker = partial(RayWorker, plan, share_of(workers))
         else:
             numbers, threads = itertools.count(), max(1, (os.cpu_count() or 1) // workers)
             worker = lambda: ProcessWorker(plan, threads, next(numbers))  # noqa: E731

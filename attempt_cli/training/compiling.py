@@ -213,7 +213,7 @@ def _kind(model: PromptedModel, batches: Batches, config: TrainingConfig) -> str
     inputs, targets = about([len(row.input_ids) for row in rows]), about([len(row.target_ids) for row in rows])
     cached = backbone.input_cache is not None and all(backbone.input_cache.group_of(row.input_ids) for row in rows)
     return (
-        f"{machine_name(backbone.device)} {backbone.dtype} {backbone.model.config.model_type} of "
+        f"{machine_name(backbone.device)} {backbone.precision} {backbone.model.config.model_type} of "
         f"{backbone.parameter_count} weights, {model.placement}{', inputs kept' if cached else ''}, "
         f"m {model.prompt_length}{' for all' if model.one_for_all(row.task for row in rows) else ''}, "
         f"{inputs} and {targets} tokens, "

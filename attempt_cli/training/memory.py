@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from attempt_cli.backbones.machine import free_memory
 from attempt_cli.backbones.rows import EncodedRow
 from attempt_cli.errors import AttemptError
 from attempt_cli.prompted import PromptedModel
@@ -50,15 +51,6 @@ class PeakMemory:
 
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak * 1024
-
-
-def free_memory(device: torch.device) -> int:
-    """Returns the bytes that are still available on the device."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    import psutil
-
-    return int(psutil.virtual_memory().available)
 
 
 def activation_bytes(model: PromptedModel, rows: Sequence[EncodedRow]) -> int:

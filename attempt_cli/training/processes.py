@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from attempt_cli.errors import AttemptError
+
+Item = TypeVar("Item")
 
 # where launchers say how many processes they started; the same names as in accelerate
 COUNTS = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
@@ -82,6 +86,24 @@ class Processes:
         for tensor, part in zip(tensors, torch.split(flat, [tensor.numel() for tensor in tensors]), strict=True):
             tensor.copy_(part.view_as(tensor))
 
+    def share(self, items: Sequence[Item]) -> Sequence[Item]:
+        """Returns this process's part of what is done once: all of it where there is less than one for each."""
+        return items[self.index :: self.count] if len(items) >= self.count else items
+
+    def gathered(self, own: Sequence[Item], total: int) -> list[Item]:
+        """Returns what all processes have made of their shares, in the order of the items that were shared out.
+
+        Args:
+            own: what this one has made of its share.
+            total: the number of all items.
+        """
+        if self.count == 1 or total < self.count:
+            return list(own)
+        parts: list[Any] = [None] * self.count
+        with _together():
+            torch.distributed.all_gather_object(parts, list(own))
+        return [parts[number % self.count][number // self.count] for number in range(total)]
+
     def any(self, here: bool) -> bool:
         """Says whether it is true on any process: all must leave the loop at one step."""
         if self.count == 1:
@@ -92,8 +114,15 @@ class Processes:
 
 
 def _add_up(tensor: Tensor) -> None:
-    try:
+    with _together():
         torch.distributed.all_reduce(tensor)
+
+
+@contextmanager
+def _together() -> Iterator[None]:
+    """Tells it as such when another process has ended."""
+    try:
+        yield
     except RuntimeError as error:  # torch has no narrower type for a connection that broke
         raise AttemptError(
             f"another process of this training has ended ({str(error).splitlines()[0]})",

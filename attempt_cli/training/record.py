@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from attempt_cli.artefacts import OF_G, mixing_settings, versions
+from attempt_cli.artefacts import OF_G, mixing_settings, told_of, versions
 from attempt_cli.data.fields import task_fields
 from attempt_cli.evaluation.record import rows_record
 from attempt_cli.method import PromptMixture
@@ -54,6 +54,7 @@ class _Recorder:
             "training": self.training,
             "total_steps": trained.total,
             "dtype": str(backbone.dtype).removeprefix("torch."),
+            **told_of(backbone),
         }
         self.frame = {} if model.frame is None else {"chat_template": model.frame.text}
         self.settings |= self.frame

@@ -221,6 +221,8 @@ class Request:
             problems.append(f"--attention-rank {rank} is not below the width {backbone.width}")
         if given is not None and given.fingerprint != backbone.fingerprint:
             problems.append(f"the attention '{given.ref}' was trained for {given.backbone}, not for {backbone.name}")
+        if method.trains_weights and backbone.quantization:
+            problems.append(f"{config.method} trains weights, and those of {backbone.name} are {backbone.quantization}")
         positions = backbone.max_positions
         if positions is not None and config.prompt_length >= positions - 8 and not method.trains_weights:
             problems.append(f"--prompt-length {config.prompt_length} leaves no room in {positions} positions")
@@ -271,7 +273,7 @@ class Request:
             ],
             # compiled or not, an unfinished training continues; the chat template counts by its text
             "config": self.config.identity(),
-            "backbone": [backbone.fingerprint, str(backbone.dtype)],
+            "backbone": [backbone.fingerprint, backbone.precision],
             "sources": [prompt.sha256 for prompt in self.sources],
             "init_from": [start.sha256 if start else None for start in self.starts],
             "attention": self.attention_from.sha256 if self.attention_from else None,

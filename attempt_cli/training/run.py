@@ -66,7 +66,7 @@ def train(
     processes, listener = processes or Processes(), listener or Listener()
     one = _prepared(registry, backbone, request, processes)
     with released_on_failure(one.model):
-        plan_input_cache([one])
+        plan_input_cache([one], processes)
         listener.begin(one.request.name)
         with layers_for(one.model, one.request.config):
             trained = one.loop(registry, listener, processes).train(resume)
@@ -121,7 +121,7 @@ def train_together(
         banks.setdefault((one.model.joins, config.max_tokens, config.gradient_checkpointing), {})[number] = one
     for members in banks.values():
         first, *others = members.values()
-        plan_input_cache([first, *others])
+        plan_input_cache([first, *others], Processes())
         listener.begin(f"{first.request.name} and {len(others)} more at once" if others else first.request.name)
         with layers_for(first.model, first.request.config):
             loops = [one.loop(registry, _Member(listener, one.request.name), Processes()) for one in members.values()]
@@ -174,7 +174,7 @@ class _Prepared:
             self.model,
             [row for own in self.rows for row in own],
             request.config,
-            (lambda trained: validation_scores(trained, request)) if validates else None,
+            (lambda trained: validation_scores(trained, request, processes)) if validates else None,
             checkpoint_path(registry, self.key),
             self.key,
             listener,
@@ -253,16 +253,17 @@ def with_largest_batch(model: PromptedModel, request: Request, encoded: Sequence
     return replace(request, config=request.config.model_copy(update=update))
 
 
-def plan_input_cache(trainings: Sequence[_Prepared]) -> None:
-    """Keeps the inputs of rows that are read more than once: those of validation, then those of training."""
+def plan_input_cache(trainings: Sequence[_Prepared], processes: Processes) -> None:
+    """Keeps the inputs of rows that are read more than once: this process's of validation, then those of training."""
     cache = trainings[0].model.backbone.input_cache
     if cache is None or trainings[0].model.placement != "after":
         return
-    validated, read_again = [], []
+    validated: list[EncodedRow] = []
+    read_again: list[EncodedRow] = []
     for one in trainings:
         config, rows = one.request.config, [row for own in one.rows for row in own]
         for number in range(len(one.request.tasks)):
-            validated += encoded_rows(one.model, one.request, number, validation=True)
+            validated += processes.share(encoded_rows(one.model, one.request, number, validation=True))
         if config.total_steps(len(rows)) * config.rows_per_step() > len(rows):
             read_again += rows
     cache.plan([validated, read_again], trainings[0].model.backbone.cache_bytes_per_token)

@@ -36,10 +36,10 @@ began = time.time()
 report = {}
 sync = torch.cuda.synchronize if GPU else (lambda: None)
 
+from attempt_cli.backbones.check import check_scores
 from attempt_cli.backbones.decoder_only import DecoderOnlyBackbone
 from attempt_cli.backbones.encoder_decoder import EncoderDecoderBackbone
 from attempt_cli.backbones.input_cache import InputCache
-from attempt_cli.backbones.load import check_scores
 from attempt_cli.backbones.rows import EncodedRow
 from attempt_cli.method import PromptAttention, PromptMixture
 from attempt_cli.prompted import PromptedModel

@@ -12,7 +12,8 @@ import transformers
 from torch import Tensor
 
 from attempt_cli.backbones.base import FrozenBackbone
-from attempt_cli.backbones.load import check_scores, load_backbone
+from attempt_cli.backbones.check import check_scores
+from attempt_cli.backbones.load import load_backbone
 from attempt_cli.backbones.rows import EncodedRow
 from attempt_cli.errors import AttemptError
 from tests.models import byte_level_tokenizer, save, unigram_tokenizer

@@ -18,8 +18,9 @@ import transformers
 
 from attempt_cli.backbones.base import FrozenBackbone
 from attempt_cli.backbones.decoder_only import DecoderOnlyBackbone
+from attempt_cli.backbones.device import choose_device, choose_dtype
 from attempt_cli.backbones.encoder_decoder import EncoderDecoderBackbone
-from attempt_cli.backbones.load import choose_device, choose_dtype, load_backbone
+from attempt_cli.backbones.load import load_backbone
 from attempt_cli.errors import AttemptError
 from tests.models import byte_level_tokenizer, save_gguf
 
@@ -167,6 +168,17 @@ def test_a_gguf_file_is_the_same_backbone(gguf: Path, folders: dict[str, Path]) 
     torch.testing.assert_close(scores[0], scores[1])
 
 
+def test_what_lies_beside_a_gguf_file_is_not_its_own(gguf: Path, folders: dict[str, Path]) -> None:
+    # repositories of GGUF files often hold the original's settings, or those of another model, too
+    (gguf.parent / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}', "utf-8")
+    shutil.copy(folders["t5"] / "tokenizer.json", gguf.parent)
+    (gguf.parent / "config.json").write_text('{"model_type": "t5"}', "utf-8")
+    (gguf.parent / "generation_config.json").write_text('{"max_length": "many"}', "utf-8")
+    ours = load_backbone(str(gguf), device="cpu", dtype="bf16")
+    theirs = load_backbone(str(folders["llama"]), device="cpu", dtype="bf16")
+    assert (ours.fingerprint, ours.end_id) == (theirs.fingerprint, theirs.end_id)
+
+
 def test_a_gguf_file_is_converted_once(gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = load_backbone(str(gguf), device="cpu", dtype="bf16")
     (copy,) = (tmp_path / "cache" / "gguf").iterdir()
@@ -244,6 +256,12 @@ def test_a_device_that_is_not_there(device: str, folders: dict[str, Path]) -> No
     with pytest.raises(AttemptError, match=f"the device '{device}' is not available") as caught:
         load_backbone(str(folders["llama"]), device=device)
     assert caught.value.hint == "Use --device cuda, mps or cpu, or leave it out."
+
+
+def test_layers_are_not_spread_over_gpus(folders: dict[str, Path]) -> None:
+    with pytest.raises(AttemptError, match="--device auto is not known") as caught:
+        load_backbone(str(folders["llama"]), device="auto")
+    assert "--quantize nf4" in (caught.value.hint or "")
 
 
 @pytest.mark.parametrize("dtype", ["float16", "fp16", "half", "int8", ""])

@@ -203,7 +203,7 @@ def test_smollm2_in_peft(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     from attempt_cli.artefacts import remember_backbone
-    from attempt_cli.backbones.load import _unpacked_gguf
+    from attempt_cli.backbones.gguf_files import unpacked_gguf
     from attempt_cli.backbones.names import find_backbone
 
     session = Session(tmp_path / "registry", backbone="smollm2-135m", device="cpu", dtype="float32")
@@ -212,7 +212,7 @@ def test_smollm2_in_peft(tmp_path: Path) -> None:
     attempt_cli.export("moods", tmp_path / "adapter", to="peft", session=session)
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
-    folder = _unpacked_gguf(Path(find_backbone("smollm2-135m").location))
+    folder = unpacked_gguf(Path(find_backbone("smollm2-135m").location))
     plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     model = peft.PeftModel.from_pretrained(plain, tmp_path / "adapter").eval()
     (again,) = attempt_cli.import_from(tmp_path / "adapter", name="again", session=session).prompts

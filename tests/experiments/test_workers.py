@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from attempt_cli.data.catalogue import load_task
 from attempt_cli.errors import AttemptError, first_line
+from attempt_cli.experiments import ray_worker
 from attempt_cli.experiments.cell_queue import CellQueue, GridResult, WorkerDiedError, fill
-from attempt_cli.experiments.cells import Cell, CellResult, CellSpec, banks
+from attempt_cli.experiments.cells import Cell, CellResult, CellSpec, banks, finished_cells
 from attempt_cli.experiments.plan import Plan
 from attempt_cli.experiments.process_worker import ProcessWorker
-from attempt_cli.experiments.ray_worker import RayWorker
+from attempt_cli.experiments.ray_worker import RayWorker, Share, share_of
 from attempt_cli.experiments.worker_pool import WorkerPool
 from attempt_cli.listener import Listener
 from attempt_cli.training.loop import TrainingStoppedError
+from attempt_registry import Registry
 
 
 def cell_spec(task: str, method: str = "none", seed: int = 0) -> CellSpec:
@@ -69,6 +74,8 @@ class Scripted:
             raise TrainingStoppedError("stopped")
         time.sleep(0.02)
         return [result_for(spec)]
+
+    def stop(self) -> None: ...
 
     def close(self) -> None: ...
 
@@ -181,31 +188,160 @@ def test_a_process_fills_cells_and_passes_failures_on(plan: Plan, llama: Path) -
 # --- Ray
 
 
-@pytest.mark.slow
-def test_two_ray_actors_give_the_numbers_of_this_process(
-    plan: Plan, llama: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ray = pytest.importorskip("ray")
-    specs = [CellSpec(("support-chats",), "prompt-tuning", 0, str(llama), k=k) for k in (4, 8, 10000)]
-    here = WorkerPool().fill(plan, specs, Watching(), lambda *_: None)
-    kept = list[CellSpec]()
+@pytest.fixture
+def ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Ray on this machine, with two processors."""
+    library = pytest.importorskip("ray")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))  # actors import this checkout
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    try:
-        elsewhere = replace(plan, registry=plan.registry.with_name("elsewhere"))
-        there = WorkerPool(2, on_ray=True).fill(elsewhere, specs, Watching(), lambda spec, *_: kept.append(spec))
-        worker = RayWorker(plan, 1)
-        ray.kill(worker._actor)
-        with pytest.raises(WorkerDiedError, match="the Ray actor died"):
-            worker.run_many([specs[0]])
-    finally:
-        ray.shutdown()
+    library.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield library
+    library.shutdown()
 
-    def numbers(result: GridResult) -> list[Cell]:
-        # how many cells shared a pass is no number of theirs
-        return [replace(cell, seconds=0.0, peak_memory=None, bank=1) for cell in result.cells]
 
-    assert numbers(there) == numbers(here)
-    assert [cell.k for cell in there.cells] == [4, 8]
+def numbers(result: GridResult) -> list[Cell]:
+    # how many cells shared a pass is no number of theirs
+    return [replace(cell, seconds=0.0, peak_memory=None, bank=1) for cell in result.cells]
+
+
+def checkpoints(plan: Plan) -> list[Path]:
+    return list((plan.registry / "checkpoints").glob("*.safetensors"))
+
+
+@pytest.mark.slow
+def test_two_ray_actors_give_the_numbers_of_this_process(plan: Plan, llama: Path, ray: Any, tmp_path: Path) -> None:
+    source = CellSpec(("support-chats",), "prompt-tuning", 0, str(llama), kind="source", k=8)
+    methods = ("prompt-tuning", "attempt", "lora", "none")
+    specs = [CellSpec(("support-chats",), method, 0, str(llama), k=4) for method in methods]
+    specs.append(CellSpec(("support-chats",), "prompt-tuning", 0, str(llama), k=10000))
+    results, kept = [], list[CellSpec]()
+    for pool in (WorkerPool(), WorkerPool(2, on_ray=True)):
+        own = replace(plan, registry=tmp_path / f"of-{pool.workers}")
+        first = pool.fill(own, [source], Watching(), lambda *_: None)
+        made = first.results[source].artefact
+        assert made == "support-chats-8-shot@1"
+        own = replace(own, sources={(str(llama), "support-chats"): (made,)})
+        results.append(pool.fill(own, specs, Watching(), lambda spec, *_: kept.append(spec)))
+        with Registry.open(own.registry) as registry:
+            assert not registry.verify()
+            assert registry.prompt("support-chats-4-shot-attempt").parents == (made,)
+            assert registry.composition("support-chats-4-shot-attempt").sources == (made,)
+            assert sorted(cell.key for cell in finished_cells(registry).values()) == sorted(
+                cell.key for cell in (*first.cells, *results[-1].cells)
+            )
+            runs = {run.numbers.get("prompt") for run in registry.runs()}
+            assert {cell.prompt for cell in results[-1].cells} <= runs
+        assert not checkpoints(own)
+    here, there = results
+    run = re.compile(r"run \d+")  # cells are recorded in the order in which they end
+    plain = [[replace(cell, prompt=run.sub("run", cell.prompt)) for cell in numbers(one)] for one in results]
+    assert plain[0] == plain[1]
     assert there.failures == here.failures
-    assert kept == list(there.failures) == specs[2:]
+    assert kept == [*here.failures, *there.failures] == [specs[-1]] * 2
+
+
+@pytest.mark.slow
+def test_the_cell_of_a_killed_actor_goes_on_from_its_checkpoint(plan: Plan, llama: Path, ray: Any) -> None:
+    plan = replace(plan, settings={"steps": 600, "eval_every": 20, "eval_rows": 1})
+    spec = CellSpec(("support-chats",), "prompt-tuning", 0, str(llama))
+    told = list[str]()
+    killed = threading.Event()
+
+    class Killing(Listener):
+        def step(self, step: int, loss: float, rows_per_second: float) -> None:
+            if not killed.is_set() and checkpoints(plan):
+                killed.set()
+                os.kill(ray.get(worker._actor.pid.remote()), signal.SIGKILL)
+
+        def start(self, step: int, total: int) -> None:
+            told.append(f"start {step > 0}")
+
+        def note(self, text: str) -> None:
+            told.append(text)
+
+    worker = RayWorker(plan, Share(1, 0))
+    try:
+        (result,) = worker.run_many([spec], Killing())
+    finally:
+        worker.close()
+    assert isinstance(result, CellResult)
+    assert killed.is_set()
+    assert [one for one in told if one.startswith("start")] == ["start False", "start True"]
+    assert any("the Ray actor died" in one for one in told)
+    (cell,) = result.cells
+    assert cell.steps == 600
+    with Registry.open(plan.registry) as registry:
+        assert registry.prompt(cell.prompt).numbers["steps"] == 600
+        assert len(list(registry.prompts())) == 1
+    assert not checkpoints(plan)
+
+
+@pytest.mark.slow
+def test_an_actor_that_dies_again_and_again_is_a_failure(
+    plan: Plan, llama: Path, ray: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = CellSpec(("support-chats",), "none", 0, str(llama), k=4)
+    worker = RayWorker(plan, Share(1, 0))
+    made = [worker._actor]
+    start = worker._start
+
+    def dies() -> None:
+        start()
+        made.append(worker._actor)
+        ray.kill(worker._actor)
+
+    monkeypatch.setattr(worker, "_start", dies)
+    ray.kill(worker._actor)
+    with pytest.raises(WorkerDiedError, match="the Ray actor died"):
+        worker.run_many([spec])
+    assert len(made) == 3
+    worker.close()
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_ray_actors_with_their_checkpoints(plan: Plan, llama: Path, ray: Any) -> None:
+    plan = replace(plan, settings={"steps": 100_000, "eval_every": 0}, bank=1)
+    specs = [CellSpec(("support-chats",), "prompt-tuning", seed, str(llama), k=4) for seed in range(2)]
+
+    class Interrupting(Watching):
+        stopped = False
+
+        def step(self, *_: object) -> None:
+            if not self.stopped:
+                self.stopped = True
+                os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(TrainingStoppedError, match="what was finished is in the registry"):
+        WorkerPool(2, on_ray=True).fill(plan, specs, Interrupting(), lambda *_: None)
+    assert checkpoints(plan)
+
+    class Begun(Listener):
+        begun = 0
+
+        def start(self, step: int, total: int) -> None:
+            self.begun = max(self.begun, step)
+            worker.stop()
+
+    listener = Begun()
+    for spec in specs:
+        worker = RayWorker(replace(plan, resume=True), Share(1, 0))
+        with pytest.raises(TrainingStoppedError):
+            worker.run_many([spec], listener)
+        worker.close()
+    assert listener.begun > 0
+
+
+def test_an_actor_s_share_fits_on_a_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    def cluster(*machines: tuple[int, int]) -> None:
+        nodes = [{"Alive": True, "Resources": {"CPU": float(cpus), "GPU": float(gpus)}} for cpus, gpus in machines]
+        monkeypatch.setattr(ray_worker, "connected_ray", lambda: SimpleNamespace(nodes=lambda: nodes))
+
+    cluster((8, 0), (8, 0))
+    assert share_of(3) == Share(4, 0)  # not 5, of which each machine would hold one
+    assert share_of(2) == Share(8, 0)
+    cluster((16, 2))
+    assert share_of(2) == Share(8, 1)
+    assert share_of(3) == Share(5, 0.5)  # not 2/3, of which each GPU would hold one
+    assert share_of(5) == Share(3, 0.3333)
+    cluster((2, 0))
+    with pytest.raises(AttemptError, match="2 processors, too few for 3 workers"):
+        share_of(3)

@@ -13,8 +13,9 @@ import torch
 
 from attempt_cli.backbones import kernels
 from attempt_cli.backbones.base import FrozenBackbone
+from attempt_cli.backbones.check import check_scores
+from attempt_cli.backbones.device import choose_device
 from attempt_cli.backbones.kernels import Shape, choose_kernel
-from attempt_cli.backbones.load import check_scores, choose_device
 from attempt_cli.errors import AttemptError
 from attempt_cli.experiments import process_worker, worker_pool
 from attempt_cli.experiments.worker_pool import WorkerPool

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from attempt_cli.errors import AttemptError
 from attempt_cli.training.processes import COUNTS, Processes
@@ -67,6 +68,24 @@ def assert_close(ours: Registry, theirs: Registry) -> None:
     for name in ("first_loss", "last_loss"):
         assert numbers[0][name] == pytest.approx(numbers[1][name], abs=2e-3)
     assert numbers[0]["best_step"] == numbers[1]["best_step"]
+    assert numbers[0]["validation"] == numbers[1]["validation"]  # of all rows, whichever process scored them
+
+
+@pytest.mark.parametrize("total", [0, 1, 2, 3, 7, 8])
+def test_shares_come_together_in_the_order_of_the_items(total: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    items = [f"row {number}" for number in range(total)]
+    for count in (1, 2, 3):
+        ranks = [Processes(index, count) for index in range(count)]
+        made = [[item.upper() for item in rank.share(items)] for rank in ranks]
+
+        def gather(parts: list[object], own: object, made: list[list[str]] = made) -> None:
+            parts[:] = made
+
+        monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
+        for rank, own in zip(ranks, made, strict=True):
+            assert rank.gathered(own, total) == [item.upper() for item in items]
+        if total >= count:
+            assert sum(map(len, made)) == total
 
 
 def test_accelerate_launch_on_two_processes_is_one_with_the_double_batch(attempt: Attempt) -> None:

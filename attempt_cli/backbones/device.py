@@ -1,0 +1,49 @@
+"""Chooses the device that a backbone is on, and the dtype that it computes in."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from attempt_cli.errors import AttemptError
+
+DTYPES = {"bfloat16": torch.bfloat16, "bf16": torch.bfloat16, "float32": torch.float32, "fp32": torch.float32}
+
+
+def choose_device(device: str | None) -> torch.device:
+    """Returns the named device, else the first available of cuda, mps and cpu.
+
+    Of several processes on this machine (`LOCAL_RANK`) each has a GPU of its own, as far as there are enough.
+    """
+    if device in (None, "cuda") and torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+    if device == "auto":
+        raise AttemptError(
+            "layers are not spread over several GPUs here: --device auto is not known",
+            "--quantize nf4 takes a third of the memory; `accelerate launch` shares the rows, each process with a GPU.",
+        )
+    if device is None:
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(1, device=chosen).item()
+    except (RuntimeError, AssertionError) as error:
+        raise AttemptError(
+            f"the device '{device}' is not available", "Use --device cuda, mps or cpu, or leave it out."
+        ) from error
+    return chosen
+
+
+def choose_dtype(dtype: str | None, device: torch.device) -> torch.dtype:
+    """Returns the named dtype, else bf16 if the processor computes in it natively, else fp32."""
+    if dtype is not None:
+        if dtype not in DTYPES:
+            raise AttemptError(f"no dtype named '{dtype}'", "Use bfloat16 or float32 (T5 overflows in float16).")
+        return DTYPES[dtype]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    if device.type == "cpu":
+        fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        return torch.bfloat16 if fast else torch.float32
+    return torch.float32
