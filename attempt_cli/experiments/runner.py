@@ -39,7 +39,10 @@ class Runner:
     """
 
     def __init__(
-        self, plan: Plan, finished: Mapping[str, Cell] | None = None, prepared: Mapping[str, tuple[str, float]] | None = None
+        self,
+        plan: Plan,
+        finished: Mapping[str, Cell] | None = None,
+        prepared: Mapping[str, tuple[str, float]] | None = None,
     ) -> None:
         self.plan = plan
         self.registry = Registry.open(plan.registry)
