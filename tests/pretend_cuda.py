@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import threading
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -463,9 +464,16 @@ def pretend_cuda(count: int = 1) -> Iterator[PretendGpu]:
         "graph_pool_handle": lambda: (0, 0),
         "_lazy_init": lambda: None,
     }
+    run = threading.Thread.run
+
+    def run_in_it(thread: threading.Thread) -> None:  # modes are a thread's own
+        with _Factories(), _Functions():
+            run(thread)
+
     before, _current = _current, gpu
     try:
         with contextlib.ExitStack() as stack:
+            stack.enter_context(patch.object(threading.Thread, "run", run_in_it))
             for name, function in replaced.items():
                 stack.enter_context(patch.object(torch.cuda, name, function))
             stack.enter_context(_Factories())

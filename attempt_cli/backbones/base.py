@@ -162,7 +162,15 @@ class FrozenBackbone(SwitchedLayers, ABC):
         layers = getattr(config, "num_hidden_layers", None)
         digest = hashlib.sha256(f"{config.model_type} {layers} {list(self._table.shape)}".encode())
         digest.update(_bf16_bytes(self._table))
+        tied = getattr(self.model, "all_tied_weights_keys", {})
         parameters = dict(self.model.named_parameters())
+        # what is tied counts once, even where moving it to a device made copies of it
+        copies = [
+            name
+            for name, of in tied.items()
+            if name in parameters and of in parameters and torch.equal(parameters[name], parameters[of])
+        ]
+        parameters = {name: weight for name, weight in parameters.items() if name not in copies}
         every = {name for name, _ in self.model.named_parameters(remove_duplicate=False)}
         quantised = tuple(name.removesuffix("weight") for name in self.originals)
         others = {

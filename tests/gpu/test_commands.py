@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.pretend_cuda import with_pretend_cuda
@@ -58,3 +62,47 @@ def test_every_command_that_computes(attempt: Attempt) -> None:
     rates = "--learning-rate 0.1,0.2 --methods prompt-tuning,attempt"
     run(f"sweep aim.yaml --sources one,two --seeds 1 {rates} {TRAIN} --eval-every 1")
     assert not wrong, "\n".join(wrong)
+
+
+def test_experiments_compositions_and_what_leaves(attempt: Attempt) -> None:
+    wrong = []
+
+    def run(command: str) -> None:
+        result = attempt(f"--debug {command}", prepare=with_pretend_cuda)
+        if result.code != 0:
+            wrong.append(f"{command}: {result.err}")
+
+    train = f"{TRAIN} --learning-rate 0.1"
+    for seed, name in enumerate(("one", "two")):
+        run(f"train-source {name} --train-file train.csv {READ} {train} --prompt-length 4 --seed {seed}")
+    run(f"train-target aim.yaml {train} --sources one,two --attention-rank 4")
+    run("compose fewer --from aim-attempt --drop one")
+    run("compose plain --flatten aim-attempt --tasks aim.yaml")
+    run(f"eval --tasks aim.yaml --composition fewer --composition aim-attempt {ON}")
+    run("compare fewer aim-attempt")
+    methods = "none,source,instruction,icl,probe,spot-t,attempt-states,attempt-evidence,attempt-top2,smop,lora"
+    rows = "-k 8 --seeds 1 --tasks aim.yaml --sources one,two --max-length 24"
+    run(f"reproduce table3 {rows} --methods {methods} {train} --eval-every 0")
+    run("export plain words --to vocabulary")
+    run("export aim-attempt aim.attempt --to bundle")
+    run("import aim.attempt --prefix again-")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_server(attempt: Attempt) -> None:
+    train = f"{TRAIN} --learning-rate 0.1 --prompt-length 4"
+    for seed, name in enumerate(("one", "two")):
+        command = f"train-source {name} --train-file train.csv {READ} {train} --seed {seed}"
+        assert attempt(command, prepare=with_pretend_cuda).code == 0
+    running = attempt.start(f"--format json serve --port 0 {ON}", prepare=with_pretend_cuda)
+    out = running.streams / "out"
+    running.until(lambda: out.read_text("utf-8").endswith("}\n"))
+    url = json.loads(out.read_text("utf-8"))["serving"]["url"]
+    asked = {"inputs": ["it is good", "it is bad, all of it"], "models": ["one", "two"]}
+    answer = httpx.post(f"{url}/predict", json=asked, timeout=60)
+    assert answer.status_code == 200, running.err
+    text = {"model": "one", "prompt": "it is good"}
+    assert httpx.post(f"{url}/v1/completions", json=text, timeout=60).status_code == 200
+    assert running.process.pid is not None
+    os.kill(running.process.pid, signal.SIGTERM)
+    assert running.result().code == 0

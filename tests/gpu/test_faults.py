@@ -21,6 +21,7 @@ from attempt_cli.experiments import process_worker, worker_pool
 from attempt_cli.experiments.worker_pool import WorkerPool
 from attempt_cli.session import Session
 from attempt_cli.training.processes import PARTS, Processes
+from tests.models import SAVERS
 from tests.pretend_cuda import CUDA, PretendGpu, pretend_cuda
 from tests.training import tiny
 
@@ -215,3 +216,9 @@ def test_the_tokenizer_has_a_digest_of_its_own(load: Load) -> None:
     other.end_id += 1
     assert backbone.fingerprint == other.fingerprint
     assert backbone.tokenizer_digest != other.tokenizer_digest
+
+
+def test_what_is_tied_counts_once_on_a_gpu_too(gpu: PretendGpu, load: Load) -> None:
+    assert {kind: load(kind, "cuda").fingerprint for kind in SAVERS} == {
+        kind: load(kind, "cpu").fingerprint for kind in SAVERS
+    }
