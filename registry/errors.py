@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
+
+# a damaged file's values stand in messages: what is longer loses its middle
+LONGEST_WORD, LONGEST = 300, 4000
 
 
 class AttemptError(Exception):
@@ -17,13 +21,25 @@ class AttemptError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, hint: str | None = None) -> None:
+        message = _readable(message)
         super().__init__(message)
         self.message = message
-        self.hint = hint
+        self.hint = hint if hint is None else _readable(hint)
 
 
 class RegistryError(AttemptError):
     """A failure of the registry: an unknown name, a file that is missing or damaged, a record that does not fit."""
+
+
+def _readable(text: str) -> str:
+    """Returns a text whose words, and which itself, are short enough to read."""
+    text = re.sub(rf"\S{{{LONGEST_WORD + 1},}}", lambda word: _cut(word[0], LONGEST_WORD), text)
+    return text if len(text) <= LONGEST else _cut(text, LONGEST)
+
+
+def _cut(text: str, length: int) -> str:
+    half = (length - 1) // 2
+    return f"{text[:half]}…{text[-half:]}"
 
 
 def nearest_names(name: str, known: Iterable[str], most: int = 3) -> list[str]:
