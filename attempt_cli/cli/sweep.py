@@ -142,7 +142,7 @@ def _again(ctx: click.Context, arguments: Mapping[str, Any]) -> str:
     for name, value in ctx.params.items():
         typed = ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
         # the sources and settings that were tried are among the arguments, as far as the best has some
-        if typed and name in known and name not in NOT_AGAIN and not isinstance(value, list):
+        if typed and name in known and name not in (*NOT_AGAIN, *arguments) and not isinstance(value, list):
             words += _written(known[name], value)
     for name, value in arguments.items():
         words += _written(known[name], value)

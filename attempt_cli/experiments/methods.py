@@ -24,7 +24,8 @@ class Comparison:
 
     Args:
         description: for `--help`.
-        trains: False for a method that scores a prompt without training.
+        trains: False for a method that trains no prompt and no weights: it scores one as it stands, or is in
+            `instead.INSTEAD`.
         source: "stands": the best source is scored as it is; "starts": the training starts from it; "nearest": from
             the source nearest to a target prompt that is trained first; "shared": from one prompt that was trained on
             all source tasks, "factored": with each task's factors; "random": from one that the seed draws; None: from
@@ -34,7 +35,6 @@ class Comparison:
         prior: G starts from one that was trained on the source tasks.
         together: one training for several targets.
         settings: the fields of `TrainingConfig` that the method changes.
-        instead: a name in `instead.INSTEAD`: neither a prompt nor weights are trained, and the rows are used otherwise.
     """
 
     description: str
@@ -44,7 +44,6 @@ class Comparison:
     prior: bool = False
     together: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
-    instead: str | None = None
 
     @property
     def uses_sources(self) -> bool:
@@ -91,16 +90,11 @@ def _attempt(
 
 METHODS: dict[str, Comparison] = {
     "none": Comparison("the backbone without a prompt", trains=False),
-    "instruction": Comparison(
-        "the backbone told in the task's own words what to do", trains=False, instead="instruction"
-    ),
-    "icl": Comparison(
-        "the training rows as solved examples before each input, in four orders", trains=False, instead="icl"
-    ),
+    "instruction": Comparison("the backbone told in the task's own words what to do", trains=False),
+    "icl": Comparison("the training rows as solved examples before each input, in four orders", trains=False),
     "probe": Comparison(
         "logistic regression (of numbers ridge regression) on the frozen backbone's last state of the input",
         trains=False,
-        instead="probe",
     ),
     "source": Comparison("the best source prompt as it stands", trains=False, source="stands"),
     **{
