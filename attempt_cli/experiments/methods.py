@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from textwrap import fill
 from typing import Any
 
 from attempt_cli.errors import AttemptError
@@ -165,8 +166,12 @@ ALONE = [name for name, method in METHODS.items() if method.prepared is None and
 
 
 def methods_help(names: Iterable[str] = tuple(METHODS)) -> str:
-    """Returns the help of a `--methods` option: the names with their descriptions."""
-    return f"Comma separated: {'; '.join(f'{name}: {METHODS[name].description}' for name in names)}."
+    """Returns the end of a command's help: the methods' names with their descriptions."""
+    lines = [
+        fill(f"{name}: {METHODS[name].description}", 78, initial_indent="  ", subsequent_indent="      ")
+        for name in names
+    ]
+    return "\n".join(["\b", "Methods:", *lines])
 
 
 def check_methods(names: Iterable[str], known: Iterable[str] = tuple(METHODS)) -> None:
