@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +55,6 @@ def load_backbone(
         AttemptError: the name is unknown, the weights cannot be found or read, the device is not available or has too
             little memory, or it cannot quantise.
     """
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # where it is installed it advises on its installation
     place = find_backbone(name)
     where = choose_device(device)
     kind = choose_dtype(dtype, where)

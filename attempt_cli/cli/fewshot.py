@@ -35,13 +35,15 @@ COLUMNS = [
 ]
 
 
-@click.command("fewshot")
+@click.command("fewshot", epilog=methods_help(ALONE))
 @click.option("-k", "k", type=click.IntRange(min=1), default=16, show_default=True, help="Training rows.")
 @click.option("--per-class", is_flag=True, help="k rows of every class, not k in total.")
 @click.option("--tasks", default=None, help="Tasks, comma separated. [default: boolq,cb,scitail]")
 @row_options_without(validation_file_option)
 @click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True, help="Draws of rows.")
-@click.option("--methods", default="source,prompt-tuning,spot,attempt", show_default=True, help=methods_help(ALONE))
+@click.option(
+    "--methods", default="source,prompt-tuning,spot,attempt", show_default=True, help="Comma separated, see below"
+)
 @click.option("--sources", default="all", show_default=True, help="Source prompts, comma separated, or `all`.")
 @click.option("--init-from", help="Start of SPoT and ATTEMPT. [default: the source that fits the k rows best]")
 @click.option("--steps", type=click.IntRange(min=1), default=100, show_default=True, help="Optimiser steps, for all.")

@@ -36,10 +36,10 @@ if TYPE_CHECKING:
     from attempt_cli.experiments.report_table import ReportTable
 
 
-@click.command("reproduce")
+@click.command("reproduce", epilog=methods_help())
 @click.argument("name", metavar="NAME")
 @click.option("--tasks", help="Tasks, comma separated. [default: the paper's]")
-@click.option("--methods", help=f"{methods_help()} [default: the paper's]")
+@click.option("--methods", help="Names, see below. [default: the paper's]")
 @click.option("--steps", type=click.IntRange(min=1), help="Optimiser steps, for all. [default: 500, or the preset's]")
 @click.option("--epochs", type=float, help="Passes over the training rows, instead of --steps.")
 @click.option("--seeds", type=click.IntRange(min=1), help="How many. [default: 3; one where no score is compared]")

@@ -57,7 +57,7 @@ class Values(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generi
             self.fail(f"'{value}' is no comma list of {what}, as in {'8,16' if self.kind is int else '0.03,0.1'}")
 
 
-@click.command("sweep")
+@click.command("sweep", epilog=methods_help(TRAINED))
 @click.argument("task", required=False, metavar="[TASK]")
 @row_options
 @click.option("--learning-rate", type=Values(float), help="Of prompts. [default: 0.01,0.03,0.1,0.3]")
@@ -65,7 +65,7 @@ class Values(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generi
 @click.option("--weight-learning-rate", type=Values(float), help="Of weights (fine-tuning … ia3).")
 @click.option("--temperature", type=Values(float), help="T of G's softmax.")
 @click.option("--batch-size", type=Values(int), help="[default: 16]")
-@click.option("--methods", default="prompt-tuning", show_default=True, help=methods_help(TRAINED))
+@click.option("--methods", default="prompt-tuning", show_default=True, help="Names, see below.")
 @click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True, help="Trainings of each setting.")
 @click.option("--sources", default="all", show_default=True, help="Source prompts, comma separated, or `all`.")
 @click.option("--init-from", help="Start of SPoT and ATTEMPT. [default: the source that fits the rows best]")
@@ -142,7 +142,7 @@ def _again(ctx: click.Context, arguments: Mapping[str, Any]) -> str:
     for name, value in ctx.params.items():
         typed = ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
         # the sources and settings that were tried are among the arguments, as far as the best has some
-        if typed and name in known and name not in NOT_AGAIN and not isinstance(value, list):
+        if typed and name in known and name not in (*NOT_AGAIN, *arguments) and not isinstance(value, list):
             words += _written(known[name], value)
     for name, value in arguments.items():
         words += _written(known[name], value)

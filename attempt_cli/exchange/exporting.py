@@ -128,17 +128,17 @@ def _selection(session: Session, records: Sequence[Prompt | Composition], row: F
                 f"'{record.ref}' belongs to {record.backbone}, '{records[0].ref}' to {records[0].backbone}",
                 "Export what belongs to one backbone at a time.",
             )
-        if record.placement not in row.placements:
-            raise AttemptError(
-                f"'{record.ref}' stands {record.placement} the input, which {row.title} cannot express",
-                f"Train one with --placement {row.placements[0]}, or export it --to "
-                f"{_targets(lambda other, placement=record.placement: placement in other.placements)}.",
-            )
         if row.plain and isinstance(record, Prompt) and record.parts:
             raise AttemptError(
                 f"'{record.ref}' is more than a prompt ({record.method} keeps {', '.join(record.parts)} beside it), "
                 f"which {row.title} cannot express",
                 f"Export it --to {_targets(lambda other: not other.plain)}.",
+            )
+        if record.placement not in row.placements:
+            raise AttemptError(
+                f"'{record.ref}' stands {record.placement} the input, which {row.title} cannot express",
+                f"Train one with --placement {row.placements[0]}, or export it --to "
+                f"{_targets(lambda other, placement=record.placement: placement in other.placements)}.",
             )
     backbone = registry.backbone(records[0].fingerprint)
     if not row.plain:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from textwrap import fill
 from typing import Any
 
 from attempt_cli.errors import AttemptError
@@ -24,7 +25,8 @@ class Comparison:
 
     Args:
         description: for `--help`.
-        trains: False for a method that scores a prompt without training.
+        trains: False for a method that trains no prompt and no weights: it scores one as it stands, or is in
+            `instead.INSTEAD`.
         source: "stands": the best source is scored as it is; "starts": the training starts from it; "nearest": from
             the source nearest to a target prompt that is trained first; "shared": from one prompt that was trained on
             all source tasks, "factored": with each task's factors; "random": from one that the seed draws; None: from
@@ -34,7 +36,6 @@ class Comparison:
         prior: G starts from one that was trained on the source tasks.
         together: one training for several targets.
         settings: the fields of `TrainingConfig` that the method changes.
-        instead: a name in `instead.INSTEAD`: neither a prompt nor weights are trained, and the rows are used otherwise.
     """
 
     description: str
@@ -44,7 +45,6 @@ class Comparison:
     prior: bool = False
     together: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
-    instead: str | None = None
 
     @property
     def uses_sources(self) -> bool:
@@ -91,16 +91,11 @@ def _attempt(
 
 METHODS: dict[str, Comparison] = {
     "none": Comparison("the backbone without a prompt", trains=False),
-    "instruction": Comparison(
-        "the backbone told in the task's own words what to do", trains=False, instead="instruction"
-    ),
-    "icl": Comparison(
-        "the training rows as solved examples before each input, in four orders", trains=False, instead="icl"
-    ),
+    "instruction": Comparison("the backbone told in the task's own words what to do", trains=False),
+    "icl": Comparison("the training rows as solved examples before each input, in four orders", trains=False),
     "probe": Comparison(
         "logistic regression (of numbers ridge regression) on the frozen backbone's last state of the input",
         trains=False,
-        instead="probe",
     ),
     "source": Comparison("the best source prompt as it stands", trains=False, source="stands"),
     **{
@@ -171,8 +166,12 @@ ALONE = [name for name, method in METHODS.items() if method.prepared is None and
 
 
 def methods_help(names: Iterable[str] = tuple(METHODS)) -> str:
-    """Returns the help of a `--methods` option: the names with their descriptions."""
-    return f"Comma separated: {'; '.join(f'{name}: {METHODS[name].description}' for name in names)}."
+    """Returns the end of a command's help: the methods' names with their descriptions."""
+    lines = [
+        fill(f"{name}: {METHODS[name].description}", 78, initial_indent="  ", subsequent_indent="      ")
+        for name in names
+    ]
+    return "\n".join(["\b", "Methods:", *lines])
 
 
 def check_methods(names: Iterable[str], known: Iterable[str] = tuple(METHODS)) -> None:

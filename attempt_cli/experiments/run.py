@@ -74,9 +74,8 @@ def compare_on_few_rows(
     """Fills the cells of a few-shot comparison, those of prompts together; see `api.experiments.fewshot`."""
     check_methods(methods, ALONE)
     for name in methods:  # what a task cannot be asked is refused before anything is trained
-        if (instead := METHODS[name].instead) is not None:
-            for task in tasks:
-                INSTEAD[instead].check(task)
+        for task in tasks if name in INSTEAD else ():
+            INSTEAD[name].check(task)
     store = session.store
     start = store.prompt(init_from) if init_from else None
     length = settings.get("prompt_length")

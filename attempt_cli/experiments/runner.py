@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from attempt_cli.artefacts import bare, load_prompt, versions
 from attempt_cli.backbones.base import FrozenBackbone
+from attempt_cli.backbones.chat import ChatFrame
 from attempt_cli.backbones.input_cache import InputCache
 from attempt_cli.backbones.load import load_backbone
 from attempt_cli.data.fields import task_fields
@@ -96,6 +98,12 @@ class Runner:
             found |= {number: results[place] for place, number in enumerate(together)}
         return [found[number] for number in range(len(specs))]
 
+    def request(self, spec: CellSpec, listener: Listener) -> tuple[Request, Search | None]:
+        """Returns what a cell trains, and the search for its start where its method has one; that is trained once."""
+        rows = self.choices.rows(spec)
+        search = self._search(spec, rows[0], listener) if METHODS[spec.method].source == "nearest" else None
+        return self.choices.request(spec, rows, self._backbone(spec.backbone), search), search
+
     def stop(self) -> None:
         """Does nothing: signals reach a training in this process by themselves."""
 
@@ -117,15 +125,8 @@ class Runner:
             loaded = bare(backbone, chat_template=self.choices.in_chat(spec))
         else:
             loaded = load_prompt(self.registry, backbone, start)
-        identity = {
-            "task": task_fields(rows.task) | {"format": rows.task.format},
-            "test": self.choices.test_rows(rows.task).sha256,
-            "backbone": [backbone.fingerprint, backbone.precision],
-            "start": start.sha256 if start else None,
-            "max_length": max_length,
-        }
-        if loaded.model.frame is not None:
-            identity["chat_template"] = loaded.model.frame.text
+        identity = self._asked(rows, backbone, max_length, loaded.model.frame)
+        identity["start"] = start.sha256 if start else None
         key = content_key(identity)
         if key in self.finished:
             return self._for(spec, self.finished[key])
@@ -138,20 +139,13 @@ class Runner:
 
         Demonstrations in several orders are several models: each order's run can be compared, the cell has the mean.
         """
-        way = INSTEAD[METHODS[spec.method].instead or ""]
+        way = INSTEAD[spec.method]
         way.check(rows.task)
         backbone, settings = self._backbone(spec.backbone), self.plan.settings
         config = make_config(None, **{name: value for name, value in settings.items() if "max_" in name})
         test, in_chat = self.choices.test_rows(rows.task), self.choices.in_chat(spec)
-        identity = {
-            "task": task_fields(rows.task) | {"format": rows.task.format},
-            "test": test.sha256,
-            "backbone": [backbone.fingerprint, str(backbone.dtype)],
-            "max_length": config.max_length,
-            "instead": METHODS[spec.method].instead,
-            "chat_template": backbone.chat_frame.text if in_chat else None,
-            **way.identity(rows, spec.seed),
-        }
+        identity = self._asked(rows, backbone, config.max_length, backbone.chat_frame if in_chat else None)
+        identity |= {"instead": spec.method, **way.identity(rows, spec.seed)}
         key = content_key(identity)
         if key in self.finished:
             return self._for(spec, self.finished[key])
@@ -196,6 +190,18 @@ class Runner:
         self.finished[key] = cell
         return cell
 
+    def _asked(
+        self, rows: TaskRows, backbone: FrozenBackbone, max_length: int | None, frame: ChatFrame | None
+    ) -> dict[str, Any]:
+        """Returns what the result of every cell without training depends on, for its key."""
+        identity = {
+            "task": task_fields(rows.task) | {"format": rows.task.format},
+            "test": self.choices.test_rows(rows.task).sha256,
+            "backbone": [backbone.fingerprint, backbone.precision],
+            "max_length": max_length,
+        }
+        return identity if frame is None else identity | {"chat_template": frame.text}
+
     def _begun(self, spec: CellSpec, listener: Listener) -> CellResult | _Training:
         """Returns what a cell is to train; the result of one that trains nothing, or is finished."""
         self.choices.turn_to(spec)
@@ -204,13 +210,12 @@ class Runner:
         rows = self.choices.rows(spec)
         for one in rows:
             self.choices.test_rows(one.task)  # missing ones are found before a backbone is loaded
-        if METHODS[spec.method].instead is not None:
+        if spec.method in INSTEAD:
             return CellResult((self._instead(spec, rows[0]),))
         if not METHODS[spec.method].trains:
             return CellResult((self._untrained(spec, rows[0]),))
         backbone = self._backbone(spec.backbone)
-        search = self._search(spec, rows[0], listener) if METHODS[spec.method].source == "nearest" else None
-        request = self.choices.request(spec, rows, backbone, search)
+        request, search = self.request(spec, listener)
         training = request.key(backbone)
         keys = [
             content_key(

@@ -237,8 +237,10 @@ def run_sweep(
     best = best_cell(cells, failures)
     method = METHODS[best.method]
     spec = next(one for one in specs if (*_setting(best), best.seed) == (one.method, one.swept, one.seed))
-    request = runner.choices.request(spec, runner.choices.rows(spec), session.load_backbone(used))
+    request, search = runner.request(spec, session.listener)
     arguments: dict[str, Any] = {**method.settings, **(best.swept or {}), "seed": best.seed}
+    if search is not None:  # which has had its part of the steps
+        arguments["steps"] = request.config.steps
     if request.sources:
         arguments["sources"] = [prompt.ref for prompt in request.sources]
     if any(request.init_from):
@@ -307,7 +309,8 @@ def _tried(given: dict[str, Any], methods: Sequence[str]) -> dict[str, list[Any]
 
 
 def _reads(method: str, field: str) -> bool:
-    return field not in READERS or METHODS[method].settings["method"] in READERS[field]
+    settings = METHODS[method].settings
+    return field not in settings and (field not in READERS or settings["method"] in READERS[field])
 
 
 def _specs(
@@ -362,15 +365,18 @@ def _kept(registry: Registry, ref: str, name: str) -> str:
         if "composition" not in registry.kinds_of(ref):
             return _copied(registry, ref, name)
         composition = registry.composition(ref)
-        targets = [_copied(registry, target, name) for target in composition.targets]
+        copies = {target: _copied(registry, target, name) for target in composition.targets}
+        settings = dict(composition.settings)
+        if "prior" in settings:
+            settings["prior"] = {copies[target]: own for target, own in settings["prior"].items()}
         return registry.add_composition(
             name=name,
             backbone=composition.backbone,
             fingerprint=composition.fingerprint,
             sources=composition.sources,
             attention=composition.attention,
-            targets=targets,
-            settings=composition.settings,
+            targets=tuple(copies.values()),
+            settings=settings,
         ).ref
 
 
@@ -378,5 +384,6 @@ def _copied(registry: Registry, ref: str, name: str) -> str:
     prompt = registry.prompt(ref)
     fields = ("kind", "method", "backbone", "fingerprint", "task", "task_version", "embedding_scale", "placement")
     more = {field: getattr(prompt, field) for field in (*fields, "settings", "numbers", "seed", "parents")}
+    more["parts"] = registry.prompt_parts(prompt)
     note = f"the best of a sweep: {ref}"
     return registry.add_prompt(registry.prompt_tensor(prompt), name=name, note=note, **more).ref

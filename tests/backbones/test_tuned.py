@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,10 @@ KINDS = ("llama", "t5", "t5-untied", "gpt2")
 def backbone(request: pytest.FixtureRequest, folders: dict[str, Path]) -> FrozenBackbone:
     kind, dtype = request.param
     return load_backbone(str(folders[kind]), device="cpu", dtype=dtype)
+
+
+def test_bitsandbytes_gives_no_advice_where_peft_imports_it() -> None:
+    assert not logging.getLogger("bitsandbytes.backends.cpu.ops").isEnabledFor(logging.WARNING)
 
 
 def rows(backbone: FrozenBackbone) -> list[EncodedRow]:

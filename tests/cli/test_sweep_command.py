@@ -164,6 +164,31 @@ def test_methods_are_tried_under_the_settings_that_they_read(attempt: Attempt) -
     assert shown[0]["metrics"]["accuracy"] == pytest.approx(mixed["cells"][0]["score"])
 
 
+@pytest.mark.parametrize("method", ["smop", "attempt-evidence", "spot-t"])
+def test_what_is_kept_and_what_is_trained_again_score_as_the_best_did(attempt: Attempt, method: str) -> None:
+    """A router beside the prompt, a prior by the target's name, and a search that takes a part of the steps."""
+    for name in ("alone", "other"):
+        attempt.succeed(f"train-source {name} {QUICK.replace('--test-file test.csv', '')} --eval-every 0 --seed 3")
+    sources = "" if method == "smop" else "--sources alone,other"
+    swept = f"sweep {QUICK} {sources} --methods {method} --learning-rate 0.1,0.2 --seeds 1 --name of-{method}"
+    found = attempt.json(swept)
+    best, registry = found["best"], opened(attempt)
+    kind = "composition" if method == "attempt-evidence" else "prompt"
+    (shown,) = attempt.json(f"eval --{kind} of-{method} --test-file test.csv --dtype float32")["evaluations"]
+    cell = next(one for one in found["cells"] if one["prompt"] == best["prompt"])
+    assert shown["metrics"]["accuracy"] == pytest.approx(cell["score"])
+    kept, whole = registry.prompt(f"of-{method}"), registry.prompt(best["prompt"].split(" of ")[-1])
+    assert kept.sha256 == whole.sha256
+    if method == "attempt-evidence":
+        priors = [registry.composition(ref).settings["prior"] for ref in (best["prompt"], best["kept"])]
+        assert list(priors[0].values()) == list(priors[1].values())
+        assert list(priors[1]) == [kept.ref]
+    (command,) = re.findall("Train the best again: `attempt (.*)`", attempt.succeed(f"{swept} --resume").err)
+    attempt.succeed(f"{command} --name again-{method}")
+    first, second = (registry.prompt_tensor(registry.prompt(ref)) for ref in (kept.ref, f"again-{method}"))
+    assert np.linalg.norm(first - second) <= 1e-4 * np.linalg.norm(first)
+
+
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [

@@ -45,10 +45,13 @@ def test_a_bundle_holds_all_of_it(sessions: Callable[..., Session], tmp_path: Pa
     ]
 
 
+@pytest.mark.parametrize("placement", ["before", "after"])
 @pytest.mark.parametrize("to", PLAIN)
-def test_formats_of_plain_prompts_refuse_it(sessions: Callable[..., Session], tmp_path: Path, to: str) -> None:
+def test_formats_of_plain_prompts_refuse_it(
+    sessions: Callable[..., Session], tmp_path: Path, to: str, placement: str
+) -> None:
     session = sessions()
-    add_prompt(session, method="dept", parts=parts(session))
+    add_prompt(session, method="dept", parts=parts(session), placement=placement)
     with pytest.raises(AttemptError, match="is more than a prompt") as failure:
         attempt_cli.export("moods", tmp_path / "out", to=to, session=session)
     assert failure.value.hint == "Export it --to bundle."

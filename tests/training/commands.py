@@ -27,6 +27,7 @@ import attempt_cli
 import attempt_registry
 
 PRELOADED = [
+    "attempt_cli.backbones",  # before peft: it silences what that imports
     "torch",
     "transformers",
     "transformers.models.llama.modeling_llama",

@@ -85,5 +85,15 @@ def test_another_tokenizer_is_told(session: Session, task: Task) -> None:
 
 def test_quantised_weights_are_not_trained(session: Session, task: Task) -> None:
     small = replace(session, quantize="int8")
-    with pytest.raises(AttemptError, match=r"fine-tuning trains weights, and those of .* are int8"):
+    with pytest.raises(AttemptError, match=r"fine-tuning trains weights, not those that --quantize int8 keeps"):
         attempt.train_target(task, method="fine-tuning", session=small, steps=2, eval_every=0)
+
+
+def test_cells_without_training_are_other_cells_where_weights_are_quantised(session: Session, task: Task) -> None:
+    task, methods = task.model_copy(update={"instruction": "Say it."}), ["none", "instruction"]
+    keys = [
+        [cell.key for cell in attempt.fewshot(task, k=4, methods=methods, seeds=1, steps=1, session=one).cells]
+        for one in (session, replace(session, quantize="nf4"), session)
+    ]
+    assert keys[0] == keys[2]
+    assert len({*keys[0], *keys[1]}) == 4
