@@ -52,7 +52,7 @@ def test_layers_over_two_gpus(attempt: Attempt) -> None:
     run(f"eval --tasks aim.yaml --composition aim-attempt --prompt none {on}")
     run(f"predict aim-attempt texts.txt {on}")
     run(f"predict aim-attempt texts.txt {ON}")
-    refused = run(f"train-target aim.yaml {train} --method lora --name weights", code=1)
+    refused = run(f"train-target aim.yaml {on} --method lora --name weights", code=1)
     assert "are on several GPUs" in refused
 
 
