@@ -1,4 +1,4 @@
-"""A pretend GPU: tensors that lie on the CPU, say that they are on cuda:0, and refuse to meet tensors that are not.
+"""Pretend GPUs: tensors that lie on the CPU, say that they are on cuda:0 or cuda:1, and refuse to meet others.
 
     with pretend_cuda() as gpu:
         backbone = load_backbone(folder, device="cuda")
@@ -8,8 +8,8 @@
 
 What it finds: operations between tensors of two devices, which raise as they do on CUDA, and every place where the host
 would wait for the device (a number is read, a mask becomes indices) or for a copy from pageable memory. What it cannot
-find: what only kernels do wrong. C++ sees the device `meta`; Python sees cuda:0; each operation runs on the CPU tensors
-inside.
+find: what only kernels do wrong. C++ sees the device `meta` or `meta:1`; Python sees cuda:0 or cuda:1; each operation
+runs on the CPU tensors inside.
 """
 
 from __future__ import annotations
@@ -76,14 +76,15 @@ class PretendGpu:
     def compute(self, name: str, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Computes something in one kernel, and notes it in the graph that is being captured."""
         self.kernels[name] += 1
-        return self.kept(lambda: function(*tree_map(_inner, args), **tree_map(_inner, kwargs)))
+        card = _card_of(name, args, kwargs)
+        return self.kept(lambda: function(*tree_map(_inner, args), **tree_map(_inner, kwargs)), card)
 
-    def kept(self, compute: Callable[[], Any]) -> Any:
-        """Returns the result of a computation on the tensors inside as tensors on the device."""
+    def kept(self, compute: Callable[[], Any], card: int = 0) -> Any:
+        """Returns the result of a computation on the tensors inside as tensors on a card."""
         out = compute()
         if self.capturing is not None:
             self.capturing.tape.append((compute, out))
-        return tree_map(lambda one: self.put(one) if isinstance(one, Tensor) else one, out)
+        return tree_map(lambda one: self.put(one, card) if isinstance(one, Tensor) else one, out)
 
     def pinned(self, tensor: Tensor) -> Tensor:
         """Returns a copy in pinned memory."""
@@ -95,8 +96,8 @@ class PretendGpu:
     def is_pinned(self, tensor: Tensor) -> bool:
         return not isinstance(tensor, OnGpu) and tensor.untyped_storage().data_ptr() in self._pinned
 
-    def put(self, tensor: Tensor) -> Tensor:
-        """Returns a tensor of the CPU as one on the device.
+    def put(self, tensor: Tensor, card: int = 0) -> Tensor:
+        """Returns a tensor of the CPU as one on a card.
 
         Raises:
             torch.OutOfMemoryError: it does not fit.
@@ -104,7 +105,7 @@ class PretendGpu:
         size = tensor.numel() * tensor.element_size()
         if self.largest is not None and size > self.largest:
             raise torch.OutOfMemoryError(f"CUDA out of memory. Tried to allocate {size} bytes.")
-        return OnGpu(tensor)
+        return OnGpu(tensor, card)
 
     def copied(self, source: Tensor, whole: bool, non_blocking: bool) -> None:
         """Notes a copy from the host, which waits unless all of it is pinned and nothing is to be gathered."""
@@ -172,24 +173,25 @@ def _where() -> str:
 
 
 class OnGpu(Tensor):
-    """A tensor on the pretend GPU."""
+    """A tensor on a pretend GPU."""
 
     inner: Tensor
+    card: int
 
     @staticmethod
-    def __new__(cls, inner: Tensor) -> OnGpu:
+    def __new__(cls, inner: Tensor, card: int = 0) -> OnGpu:
         made: OnGpu = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
             cls,
             inner.size(),
             strides=inner.stride(),
             storage_offset=inner.storage_offset(),
             dtype=inner.dtype,
-            device="meta",
+            device=torch.device("meta", card) if card else "meta",
         )
-        made.inner = inner.detach()
+        made.inner, made.card = inner.detach(), card
         return made
 
-    device = property(lambda self: CUDA)  # type: ignore[assignment]
+    device = property(lambda self: torch.device("cuda", self.card))  # type: ignore[assignment]
     is_cuda = property(lambda self: True)  # type: ignore[assignment]
     is_cpu = property(lambda self: False)  # type: ignore[assignment]
     is_meta = property(lambda self: False)  # type: ignore[assignment]
@@ -202,7 +204,7 @@ class OnGpu(Tensor):
     @data.setter
     def data(self, value: OnGpu) -> None:
         Tensor.data.__set__(self, value)  # type: ignore[attr-defined]
-        self.inner = value.inner
+        self.inner, self.card = value.inner, value.card
 
     def __repr__(self) -> str:  # type: ignore[override]
         return f"OnGpu({self.inner})"
@@ -217,7 +219,7 @@ class OnGpu(Tensor):
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         gpu, kwargs = _gpu(), dict(kwargs or {})
         name = func.name().removeprefix("aten::").partition(".")[0]
-        _check_devices(gpu, func.name().removeprefix("aten::"), args, kwargs)
+        card = _check_devices(gpu, func.name().removeprefix("aten::"), args, kwargs)
         if name == "_fused_rms_norm_backward":  # torch has it for CUDA alone
             return gpu.compute("rms norm, back", _norm_back, args, kwargs)
         if not name.startswith(NO_KERNEL) and not _is_view(func):
@@ -244,7 +246,7 @@ class OnGpu(Tensor):
             for one in tree_leaves((args, kwargs)):
                 if isinstance(one, OnGpu) and one.inner is out:
                     return one
-        return tree_map(lambda one: gpu.put(one) if isinstance(one, Tensor) else one, out)
+        return tree_map(lambda one: gpu.put(one, card) if isinstance(one, Tensor) else one, out)
 
 
 def _inner(one: Any) -> Any:
@@ -255,8 +257,25 @@ def _is_view(func: Any) -> bool:
     return any(r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns)
 
 
-def _check_devices(gpu: PretendGpu, name: str, args: Any, kwargs: Any) -> None:
-    """Notes waits of an operation, and refuses tensors of the CPU: only single numbers may be there."""
+def _card_of(name: str, args: Any, kwargs: Any) -> int:
+    """Returns the card that an operation's tensors are on; refuses tensors of two cards.
+
+    Raises:
+        RuntimeError: as on CUDA.
+    """
+    cards = {one.card for one in tree_leaves((args, kwargs)) if isinstance(one, OnGpu)}
+    if len(cards) > 1:
+        names = ", ".join(f"cuda:{card}" for card in sorted(cards))
+        raise RuntimeError(f"Expected all tensors to be on the same device: {name} on {names} at {_where()}")
+    return cards.pop() if cards else 0
+
+
+def _check_devices(gpu: PretendGpu, name: str, args: Any, kwargs: Any) -> int:
+    """Notes waits of an operation, and refuses tensors of the CPU: only single numbers may be there.
+
+    Returns:
+        The card that it runs on.
+    """
     if name.startswith(("copy_", "_copy_from")):
         to, source = args[0], args[1]
         if isinstance(to, OnGpu) and not isinstance(source, OnGpu):
@@ -264,7 +283,8 @@ def _check_devices(gpu: PretendGpu, name: str, args: Any, kwargs: Any) -> None:
             gpu.copied(source, whole, bool(kwargs.get("non_blocking", args[2] if len(args) > 2 else False)))
         elif isinstance(source, OnGpu) and not isinstance(to, OnGpu):
             gpu.wait("a copy to the host")
-        return
+        return to.card if isinstance(to, OnGpu) else 0
+    card = _card_of(name, args, kwargs)
     foreign = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor) and not isinstance(t, OnGpu) and t.dim()]
     if foreign:
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in foreign)
@@ -276,6 +296,7 @@ def _check_devices(gpu: PretendGpu, name: str, args: Any, kwargs: Any) -> None:
         gpu.wait("a mask as index")
     if name.startswith("repeat_interleave.Tensor") and kwargs.get("output_size") is None:
         gpu.wait("repeat_interleave without output_size")
+    return card
 
 
 def _norm(x: Tensor, shape: list[int], weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -334,8 +355,28 @@ def _in_one_kernel(name: str, args: Any, kwargs: Any) -> Any:
     return None
 
 
+class _Moved(torch.autograd.Function):
+    """A copy on another card; its gradient comes back."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Any, card: int) -> Any:
+        gpu, ctx.card = _gpu(), tensor.card
+        gpu.refuse_in_graph("a copy between cards")
+        gpu.kernels["a copy between cards"] += 1
+        return gpu.put(tensor.inner.clone(), card)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        return _Moved.apply(gradients[0], ctx.card), None
+
+
 def _is_cuda(device: Any) -> bool:
     return isinstance(device, str | torch.device) and torch.device(device).type == "cuda"
+
+
+def _card(device: Any) -> int:
+    """Returns the number of a device's card; the current one is the first."""
+    return torch.device(device).index or 0
 
 
 class _Functions(TorchFunctionMode):
@@ -356,12 +397,12 @@ class _Functions(TorchFunctionMode):
         if name == "is_pinned" and isinstance(first, Tensor):
             return gpu.is_pinned(first)
         if name == "cuda" and isinstance(first, Tensor):
-            return first.to(CUDA, *args[1:], **kwargs)
+            return first.to("cuda", *args[1:], **kwargs)
         if name == "new_tensor" and isinstance(first, OnGpu):
             gpu.wait("new_tensor")
-            return gpu.put(torch.tensor(args[1], dtype=kwargs.get("dtype", first.dtype)))
+            return gpu.put(torch.tensor(args[1], dtype=kwargs.get("dtype", first.dtype)), first.card)
         if name in ("__getitem__", "__setitem__") and isinstance(first, OnGpu):
-            return func(first, self._index(args[1]), *args[2:])
+            return func(first, self._index(args[1], first.card), *args[2:])
         if name == "to" and isinstance(first, Tensor):
             return self._to(*args, **kwargs)
         if name == "tensor" and isinstance(first, OnGpu):
@@ -378,16 +419,16 @@ class _Functions(TorchFunctionMode):
         gpu, requires_grad = _gpu(), kwargs.pop("requires_grad", False)
         if name in ("tensor", "as_tensor", "asarray"):
             gpu.wait(f"torch.{name}(…, device='cuda')")
-        made = gpu.kept(lambda: func(*args, **{**kwargs, "device": "cpu"}))
+        made = gpu.kept(lambda: func(*args, **{**kwargs, "device": "cpu"}), _card(kwargs["device"]))
         return made.requires_grad_() if requires_grad else made
 
-    def _index(self, index: Any) -> Any:
+    def _index(self, index: Any, card: int) -> Any:
         """Returns an index with all its tensors on the device; lists and tensors of the host are copied there."""
         if isinstance(index, tuple):
-            return tuple(self._index(one) for one in index)
+            return tuple(self._index(one, card) for one in index)
         if isinstance(index, list) or (isinstance(index, Tensor) and not isinstance(index, OnGpu) and index.dim()):
             _gpu().wait("an index from the host")
-            return OnGpu(torch.as_tensor(index))
+            return OnGpu(torch.as_tensor(index), card)
         return index
 
     def _to(self, tensor: Tensor, *rest: Any, **given: Any) -> Any:
@@ -401,12 +442,14 @@ class _Functions(TorchFunctionMode):
             if device is not None and torch.device(device).type == "cpu":
                 gpu.wait("to(cpu)")
                 return tensor.inner.to(kind)
+            if device is not None and _card(device) != tensor.card:
+                tensor = _Moved.apply(tensor, _card(device))  # type: ignore[no-untyped-call]
             return super(OnGpu, tensor).to(kind) if kind != tensor.dtype else tensor
         if not _is_cuda(device):
             return tensor.to(*rest, **given)
         if tensor.dim():
             gpu.copied(tensor, tensor.is_contiguous(), non_blocking)
-        return gpu.put(tensor.detach().to(kind, copy=True))
+        return gpu.put(tensor.detach().to(kind, copy=True), _card(device))
 
 
 def _is_kind(one: Any) -> bool:
@@ -427,12 +470,12 @@ class _Factories(TorchDispatchMode):
         if device is None or ours or torch.device(device).type not in ("meta", "cuda"):
             return func(*args, **kwargs)
         kwargs.pop("pin_memory", None)
-        return _gpu().kept(lambda: func(*args, **{**kwargs, "device": torch.device("cpu")}))
+        return _gpu().kept(lambda: func(*args, **{**kwargs, "device": torch.device("cpu")}), _card(device))
 
 
 @contextlib.contextmanager
 def pretend_cuda(count: int = 1) -> Iterator[PretendGpu]:
-    """Puts `count` pretend GPUs into this machine; all tensors are on the first."""
+    """Puts `count` pretend GPUs into this machine."""
     global _current
 
     class Properties:
@@ -483,8 +526,8 @@ def pretend_cuda(count: int = 1) -> Iterator[PretendGpu]:
         _current = before
 
 
-def with_pretend_cuda() -> None:
-    """Puts a pretend GPU into this process for good; see `commands.Attempt.start`."""
+def with_pretend_cuda(count: int = 1) -> None:
+    """Puts pretend GPUs into this process for good; see `commands.Attempt.start`."""
     for_good = contextlib.ExitStack()
-    for_good.enter_context(pretend_cuda())
+    for_good.enter_context(pretend_cuda(count))
     atexit.register(for_good.close)

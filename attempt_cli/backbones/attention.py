@@ -7,7 +7,7 @@ computed again, no key is repeated for grouped heads, and matrix products copy n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableSequence, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -48,6 +48,13 @@ class Past:
         """Returns the keys and values of one layer; itself if it holds one layer only."""
         return self if len(self.keys) == 1 else replace(self, keys=[self.keys[layer]], values=[self.values[layer]])
 
+    def beside(self, device: torch.device) -> Past:
+        """Returns itself with keys and values on a device, where layers that are spread over several look for them."""
+        if self.keys[0].device == device:
+            return self
+        keys, values = ([one.to(device) for one in both] for both in (self.keys, self.values))
+        return replace(self, keys=keys, values=values)
+
     def of_rows(self, numbers: Sequence[int], at: Tensor) -> Past:
         """Returns some of the prefixes, by number (`at` has them on the device); copies nothing where all are meant."""
         if list(numbers) == list(range(len(self.lengths))):
@@ -74,7 +81,7 @@ def attention(
     dropout: float = 0.0,
     past: Past | None = None,
     past_mask: Tensor | None = None,
-    keep: list[tuple[Tensor, Tensor]] | None = None,
+    keep: MutableSequence[tuple[Tensor, Tensor]] | None = None,
     kernel: str = "plain",
     causal: bool = False,
     **others: Any,
@@ -87,7 +94,7 @@ def attention(
         attention_mask: added to the scores of `key`, [n or 1, 1, s, s]; None masks nothing. One of the past's scores,
             too, is [n or 1, 1, s, l + s].
         past: keys and values of the prefixes; `past_mask` is their own mask, [b, 1, 1, l].
-        keep: a list that this layer's key and value are appended to.
+        keep: a sequence that this layer's key and value are appended to.
         kernel: a name in `KERNELS`.
         causal: every position sees those before it, and no past: kernels that keep no scores need no mask for that.
 
@@ -101,6 +108,7 @@ def attention(
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     if past is not None and len(past.keys) > 1:  # a compiled layer is handed its own past: if its number were read
         past = past.of_layer(module.layer_idx)  # here, the compiler would treat every layer as another case
+    past = past.beside(query.device) if past is not None else None
     # sdpa needs a copy of the past for every suffix; that pays only if the suffixes are the longer part
     if past is not None and past.suffixes > 1 and past.width > query.shape[2]:
         kernel = "plain"

@@ -230,8 +230,7 @@ class FrozenBackbone(SwitchedLayers, ABC):
     @property
     def waits_for_host(self) -> bool:
         """Whether launching its kernels takes longer than they do: a small model on one GPU."""
-        places = getattr(self.model, "hf_device_map", None) or {"": self.device}
-        return self.on_gpu and self.parameter_count < LARGE_ON_GPU and len(set(places.values())) == 1
+        return self.on_gpu and self.parameter_count < LARGE_ON_GPU and not self.spread
 
     def shares_prompts(self, positions: int) -> bool:
         """Tells whether a prompt before all rows of a batch is computed once per batch, not once per row.
@@ -599,18 +598,19 @@ class FrozenBackbone(SwitchedLayers, ABC):
         The tokens' own logits are computed in fp32. In bf16 a logit near 20 is a multiple of 0.125: two label words
         would often have the same score, and the first would win.
         """
-        hidden = self._before_head(hidden)
+        where = self._head.weight.device  # of spread layers the head may be on another GPU than the embeddings
+        hidden, tokens = self._before_head(hidden).to(where), tokens.to(where)
         own = torch.einsum("nd,nkd->nk", hidden.float(), self._head.weight[tokens].float())
         if getattr(self._head, "bias", None) is not None:
             own = own + self._head.bias[tokens].float()
         if len(hidden) <= PROJECTED_AT_ONCE:
-            return own - self._normaliser(hidden)
+            return (own - self._normaliser(hidden)).to(self.device)
         # long targets: a part's logits are dropped after its forward pass, and computed again for its gradient
         parts = [
             checkpoint(self._normaliser, part, use_reentrant=False, preserve_rng_state=False)
             for part in torch.split(hidden, PROJECTED_AT_ONCE)
         ]
-        return own - torch.cat(parts)
+        return (own - torch.cat(parts)).to(self.device)
 
     def _normaliser(self, hidden: Tensor) -> Tensor:
         """Returns log Σ exp of the logits over the vocabulary, [n, 1], float32, for hidden states [n, d]."""

@@ -68,7 +68,8 @@ def check_gradients(backbone: FrozenBackbone) -> None:
     }
     for kind, module in kinds.items():
         x = torch.randn(4, module.in_features, generator=torch.Generator().manual_seed(0))
-        x = x.to(backbone.device, backbone.dtype).requires_grad_()
+        where = next((one.device for one in (*module.parameters(), *module.buffers())), backbone.device)
+        x = x.to(where, backbone.dtype).requires_grad_()
         try:
             (gradient,) = torch.autograd.grad(module(x).float().sum(), x)
             with torch.no_grad():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -277,7 +278,7 @@ class DecoderOnlyBackbone(FrozenBackbone):
         b, s = sequence.shape[:2]
         m = prompts.shape[1] if prompts is not None else 0
         if prompts is not None and m and len(prompts) < b and self.shares_prompts(m + s):
-            keep: list[tuple[Tensor, Tensor]] = []
+            keep: deque[tuple[Tensor, Tensor]] = deque()
             first = torch.zeros(1, dtype=torch.long, device=self.device)  # one position: the output itself is not used
             self._hidden(prompts.to(sequence.dtype), keep=keep, at=(first, first))
             keys, values = zip(*keep, strict=True)
@@ -474,12 +475,15 @@ class DecoderOnlyBackbone(FrozenBackbone):
                 # without a mask the library looks at numbers on the device to find packed rows, and waits for them
                 arguments["attention_mask"] = causal_mask(sequence.shape[1], sequence.dtype, sequence.device)
                 arguments["position_ids"] = torch.arange(sequence.shape[1], device=sequence.device)[None]
-        hidden: Tensor = self.model.base_model(inputs_embeds=sequence, use_cache=False, **arguments).last_hidden_state
+        output = self.model.base_model(inputs_embeds=sequence, use_cache=False, **arguments)
+        hidden: Tensor = output.last_hidden_state.to(self.device)
         return hidden if at is None else hidden[at]
 
 
-class _Written(list[tuple[Tensor, Tensor]]):
-    """A list of layers' keys and values that writes each where it belongs, and keeps none of them.
+class _Written(deque[tuple[Tensor, Tensor]]):
+    """A sequence of layers' keys and values that writes each where it belongs, and keeps none of them.
+
+    It is no list: of lists the hooks of spread layers hand on copies.
 
     Args:
         into: [rows, layers, 2, g, l, e].

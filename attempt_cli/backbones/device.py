@@ -14,23 +14,24 @@ DTYPES = {"bfloat16": torch.bfloat16, "bf16": torch.bfloat16, "float32": torch.f
 def choose_device(device: str | None) -> torch.device:
     """Returns the named device, else the first available of cuda, mps and cpu.
 
-    Of several processes on this machine (`LOCAL_RANK`) each has a GPU of its own, as far as there are enough.
+    Of several processes on this machine (`LOCAL_RANK`) each has a GPU of its own, as far as there are enough. "auto"
+    starts at the first; see `spread.places`.
     """
-    if device in (None, "cuda") and torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
-    if device == "auto":
+    if device == "auto" and int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise AttemptError(
-            "layers are not spread over several GPUs here: --device auto is not known",
-            "--quantize nf4 takes a third of the memory; `accelerate launch` shares the rows, each process with a GPU.",
+            "--device auto spreads the layers of one process over all GPUs, and this is one of several",
+            "Leave --device out, so that each process takes a GPU of its own, or start one process.",
         )
-    if device is None:
+    if device in (None, "cuda", "auto") and torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+    if device in (None, "auto"):
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         chosen = torch.device(device)
         torch.empty(1, device=chosen).item()
     except (RuntimeError, AssertionError) as error:
         raise AttemptError(
-            f"the device '{device}' is not available", "Use --device cuda, mps or cpu, or leave it out."
+            f"the device '{device}' is not available", "Use --device cuda, auto, mps or cpu, or leave it out."
         ) from error
     return chosen
 

@@ -97,7 +97,7 @@ class EncoderDecoderBackbone(FrozenBackbone):
         sequence = with_prompts(embeddings, prompts)
         states: Tensor = self.model.get_encoder()(
             inputs_embeds=sequence, attention_mask=self._entering_mask(mask, sequence.dtype)
-        ).last_hidden_state
+        ).last_hidden_state.to(self.device)
         return states, mask.long()
 
     def _entering_mask(self, mask: Tensor, dtype: torch.dtype) -> Tensor:
@@ -128,7 +128,7 @@ class EncoderDecoderBackbone(FrozenBackbone):
             encoder_hidden_states=states,
             encoder_attention_mask=self._entering_mask(mask, states.dtype),
             use_cache=False,
-        ).last_hidden_state
+        ).last_hidden_state.to(self.device)
         return hidden
 
     def _before_head(self, hidden: Tensor) -> Tensor:

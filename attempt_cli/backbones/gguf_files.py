@@ -15,8 +15,9 @@ from typing import Any
 import torch
 
 from attempt_cli.backbones.machine import cache_folder
+from attempt_cli.backbones.spread import TooLargeError
 from attempt_cli.backbones.strangers import WITHOUT_ADAPTER, check_gguf, raise_foreign
-from attempt_cli.backbones.weight_sizes import TooLargeError, check_memory
+from attempt_cli.backbones.weight_sizes import check_memory
 from attempt_cli.checked_files import remove_stale_partials
 from attempt_cli.errors import AttemptError, first_line
 

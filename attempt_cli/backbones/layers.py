@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableSequence
 from contextlib import contextmanager
 from functools import cached_property, partial
 from typing import Any
@@ -46,6 +46,17 @@ class SwitchedLayers:
             layer.training = on  # the layer asks whether it trains; its modules (dropout) stay in evaluation mode
         self.checkpointed = on
 
+    @property
+    def devices(self) -> list[torch.device]:
+        """The devices that the layers are on."""
+        found = dict.fromkeys(parameter.device for parameter in self.model.parameters())
+        return list(found)
+
+    @property
+    def spread(self) -> bool:
+        """Whether the layers are on several devices (`--device auto`)."""
+        return len(self.devices) > 1
+
     @cached_property
     def _stacks(self) -> list[torch.nn.ModuleList]:
         """The model's lists of layers, without lists inside a layer."""
@@ -55,8 +66,8 @@ class SwitchedLayers:
 
     @property
     def can_compile(self) -> bool:
-        """True if the model has a stack of layers."""
-        return bool(self._stacks)
+        """True if the model has a stack of layers, on one device."""
+        return bool(self._stacks) and not self.spread
 
     @cached_property
     def _compiled_calls(self) -> list[tuple[Any, Any]]:
@@ -78,8 +89,10 @@ class SwitchedLayers:
         They are compiled at their first call, for any number and length of rows.
 
         Raises:
-            AttemptError: the model has no stack of layers.
+            AttemptError: the model has no stack of layers, or they are on several devices.
         """
+        if on and self.spread:
+            raise AttemptError(f"the layers of {self.name} are on several GPUs", "Train with --no-compile.")
         if on and not self.can_compile:
             raise AttemptError(f"{self.name} has no stack of layers to compile", "Train with --no-compile.")
         for layer, call in self._compiled_calls:
@@ -106,7 +119,7 @@ def _compiled_layer(
     layer: Any,
     *inputs: Any,
     past: Past | None = None,
-    keep: list[tuple[Tensor, Tensor]] | None = None,
+    keep: MutableSequence[tuple[Tensor, Tensor]] | None = None,
     **others: Any,
 ) -> Any:
     """Calls a compiled layer with its own part of the arguments only, so that all layers are one case."""

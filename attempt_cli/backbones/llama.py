@@ -8,6 +8,7 @@ kept tensors determine, and sums are made in place. The numbers are the library'
 
 from __future__ import annotations
 
+from collections.abc import MutableSequence
 from typing import Any
 
 import torch
@@ -66,7 +67,7 @@ class LlamaLayers:
         position_ids: Tensor | None = None,
         past: Past | None = None,
         past_mask: Tensor | None = None,
-        keep: list[tuple[Tensor, Tensor]] | None = None,
+        keep: MutableSequence[tuple[Tensor, Tensor]] | None = None,
         at: tuple[Tensor, Tensor] | None = None,
         causal: bool = False,
     ) -> Tensor:

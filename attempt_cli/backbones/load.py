@@ -23,6 +23,7 @@ from attempt_cli.backbones.quantized import (
     originals,
     settle,
 )
+from attempt_cli.backbones.spread import TooLargeError, gpus, places
 from attempt_cli.backbones.strangers import (
     ADAPTER,
     WITHOUT_ADAPTER,
@@ -33,7 +34,7 @@ from attempt_cli.backbones.strangers import (
     in_repository,
     raise_foreign,
 )
-from attempt_cli.backbones.weight_sizes import TooLargeError, check_memory
+from attempt_cli.backbones.weight_sizes import check_memory
 from attempt_cli.bars import bars_on_terminals_only
 from attempt_cli.byte_sizes import size_text
 from attempt_cli.errors import AttemptError, first_line
@@ -47,7 +48,7 @@ def load_backbone(
 
     Args:
         name: an alias, a hub id, a folder or a GGUF file.
-        device: "cuda", "mps", "cpu", …; the best available one by default.
+        device: "cuda", "mps", "cpu", …; the best available one by default. "auto": the layers over all GPUs.
         dtype: "bfloat16" or "float32"; by default bf16 if the processor computes in it. Never fp16: T5 overflows in it.
         quantize: "nf4" or "int8": keeps the layers' matrices in 4 or 8 bits, with bitsandbytes.
 
@@ -59,7 +60,11 @@ def load_backbone(
     where = choose_device(device)
     kind = choose_dtype(dtype, where)
     check_quantization(quantize, where)
-    return load_from(place, where, kind, quantize)
+    backbone = load_from(place, where, kind, quantize, spread=device == "auto" and len(gpus()) > 1)
+    if device == "auto" and not backbone.spread:
+        why = "one GPU has room for them" if len(gpus()) > 1 else f"there is {'one' if gpus() else 'no'} GPU"
+        backbone.notes += (f"--device auto: {why}, so all layers are on {backbone.device}.",)
+    return backbone
 
 
 def check_chat_template(name: str) -> None:
@@ -84,8 +89,10 @@ def check_chat_template(name: str) -> None:
 
 
 @bars_on_terminals_only()
-def load_from(place: Place, device: torch.device, dtype: torch.dtype, quantize: str | None = None) -> FrozenBackbone:
-    """Loads the weights of a place; see `load_backbone`."""
+def load_from(
+    place: Place, device: torch.device, dtype: torch.dtype, quantize: str | None = None, *, spread: bool = False
+) -> FrozenBackbone:
+    """Loads the weights of a place, with `spread` over all GPUs; see `load_backbone`."""
     from transformers import (
         CONFIG_MAPPING,
         AutoConfig,
@@ -119,7 +126,9 @@ def load_from(place: Place, device: torch.device, dtype: torch.dtype, quantize: 
         # matrix products for rows of 70 to 220 tokens; in fp32 the two are equal
         tight = None
         if not raw.get("quantization_config"):  # of packed weights the shapes say little
-            tight = check_memory(place.name, shapes, lambda: _skeleton(auto, config), device, dtype, quantize)
+            tight = check_memory(place.name, shapes, lambda: _skeleton(auto, config), device, dtype, quantize, spread)
+        parts = places(place.name, _skeleton(auto, config), dtype, quantize) if spread else {"": device}
+        in_place = spread or quantize is not None  # through the host's memory otherwise
         eager = device.type == "cpu" and dtype == torch.bfloat16
         attention = {"attn_implementation": "eager"} if eager else {}
         loaded: Any = auto.from_pretrained(
@@ -130,13 +139,14 @@ def load_from(place: Place, device: torch.device, dtype: torch.dtype, quantize: 
             use_safetensors=True,
             **WITHOUT_ADAPTER,
             **attention,
-            **loading_options(quantize, device, dtype),
+            **({"device_map": parts} if in_place else {}),
+            **loading_options(quantize, dtype),
             **reading,
         )
         model, report = loaded
         if report["missing_keys"]:  # the library would draw them at random
             raise AttemptError(f"its weights lack {', '.join(sorted(report['missing_keys'])[:3])}")
-        if quantize is None:
+        if not in_place:
             model.to(device)
         settle(model)
         tokenizer = AutoTokenizer.from_pretrained(location, **reading)

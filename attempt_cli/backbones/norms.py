@@ -76,7 +76,8 @@ def _same(module: nn.Module, weight: Tensor, eps: float) -> bool:
 def _fused(module: Any, loaded: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     def forward(x: Tensor) -> Tensor:
         weight = module.weight
-        if weight.requires_grad or x.dtype != weight.dtype or torch.compiler.is_compiling():
+        kept = x.dtype == weight.dtype and x.device == weight.device and not weight.requires_grad
+        if not kept or torch.compiler.is_compiling():
             return loaded(x)
         result: Tensor = FrozenNorm.apply(x, weight, module.variance_epsilon)  # type: ignore[no-untyped-call]
         return result

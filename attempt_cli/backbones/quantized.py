@@ -72,7 +72,7 @@ def check_unquantized(config: dict[str, Any], quantize: str | None) -> None:
         raise AttemptError("its weights are quantised already", "Leave --quantize out.")
 
 
-def loading_options(quantize: str | None, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+def loading_options(quantize: str | None, dtype: torch.dtype) -> dict[str, Any]:
     """Returns what the library is told to quantise weights while it loads them."""
     if quantize is None:
         return {}
@@ -81,7 +81,7 @@ def loading_options(quantize: str | None, device: torch.device, dtype: torch.dty
     settings = QUANTIZATIONS[quantize].settings
     computing = {"bnb_4bit_compute_dtype": dtype} if "load_in_4bit" in settings else {}
     make: Any = BitsAndBytesConfig
-    return {"quantization_config": make(**settings, **computing), "device_map": {"": device}}
+    return {"quantization_config": make(**settings, **computing)}
 
 
 def quantized_modules(model: nn.Module) -> dict[str, nn.Module]:

@@ -10,14 +10,10 @@ import torch
 
 from attempt_cli.backbones.machine import free_memory
 from attempt_cli.backbones.quantized import QUANTIZATIONS, to_be_quantized
+from attempt_cli.backbones.spread import TooLargeError, gpus
 from attempt_cli.byte_sizes import size_text
-from attempt_cli.errors import AttemptError
 
 ROOM = 0.8  # of the free memory: weights that take more leave little for a step
-
-
-class TooLargeError(AttemptError):
-    """Weights that the device's free memory does not hold."""
 
 
 def check_memory(
@@ -27,6 +23,7 @@ def check_memory(
     device: torch.device,
     dtype: torch.dtype,
     quantize: str | None = None,
+    spread: bool = False,
 ) -> str | None:
     """Compares what a backbone's weights need with the device's free memory.
 
@@ -38,6 +35,7 @@ def check_memory(
         device: where it is to be.
         dtype: as which it is to be loaded.
         quantize: a name in QUANTIZATIONS, or None.
+        spread: they are spread over all GPUs.
 
     Returns:
         A remark where little room is left for a step, else None.
@@ -47,14 +45,17 @@ def check_memory(
     """
     if device.type not in ("cuda", "cpu"):
         return None  # no other device says what is free
-    needed, free = weight_bytes(shapes, skeleton, dtype, quantize), free_memory(device)
+    where = gpus() if spread else [device]
+    needed, free = weight_bytes(shapes, skeleton, dtype, quantize), sum(map(free_memory, where))
     if needed <= ROOM * free:
         return None
     kind = quantize or str(dtype).removeprefix("torch.")
-    what = f"{name} needs {size_text(needed)} in {kind}, and {device} has {size_text(free)} free"
+    there = f"{len(where)} GPUs have" if spread else f"{device} has"
+    what = f"{name} needs {size_text(needed)} in {kind}, and {there} {size_text(free)} free"
     quantised = {other: weight_bytes(shapes, skeleton, dtype, other) for other in QUANTIZATIONS if skeleton}
     smaller = [f"--quantize {other} ({size_text(size)})" for other, size in quantised.items() if size < needed]
     smaller += ["--dtype bfloat16 (half)"] if dtype == torch.float32 else []
+    smaller += [f"--device auto ({len(gpus())} GPUs)"] if not spread and len(gpus()) > 1 else []
     ways = ", ".join([*smaller, "a smaller backbone", *(["--device cpu"] if device.type != "cpu" else [])])
     if needed <= free:
         return f"{what}: little room for a step. What takes less: {ways}."

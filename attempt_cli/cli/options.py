@@ -88,7 +88,7 @@ where_options = option_group(
         "--backbone",
         help="Alias, hub id, folder or GGUF file. [default: $ATTEMPT_BACKBONE, else the prompts' own, else t5-base]",
     ),
-    click.option("--device", help="cuda, mps or cpu. [default: the best there is]"),
+    click.option("--device", help="cuda, auto (layers over all GPUs), mps or cpu. [default: the best there is]"),
     click.option("--dtype", help="bfloat16 or float32. [default: bfloat16 where the processor has it]"),
     click.option(
         "--quantize",

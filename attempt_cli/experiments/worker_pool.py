@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from attempt_cli.errors import AttemptError
 from attempt_cli.experiments.cell_queue import GridListener, GridResult, KeepFailure, Worker, fill
 from attempt_cli.experiments.cells import CellSpec, banks
 from attempt_cli.experiments.plan import Plan
@@ -40,10 +41,15 @@ class WorkerPool:
         """Fills the cells of a plan; see `cell_queue.fill`.
 
         Raises:
-            AttemptError: Ray is asked for and not installed.
+            AttemptError: Ray is asked for and not installed, or each worker would take all GPUs.
             TrainingStoppedError: stopped by a signal.
         """
         workers = min(self.workers, len(specs))
+        if plan.device == "auto" and (self.on_ray or self.workers > 1):
+            raise AttemptError(
+                "--device auto spreads a backbone over all GPUs: workers cannot each have them",
+                "Leave --workers and --ray out, or --device.",
+            )
         # no worker goes without cells for the sake of a larger bank
         together = banks(specs, 1 if fresh else max(1, min(plan.bank, len(specs) // max(1, workers))))
         if not self.on_ray and workers <= 1 and not fresh:

@@ -187,7 +187,7 @@ class TrainingLoop:
         self.saved_at = time.monotonic()
         self.began = self.saved_at - self.state.seconds
         self.saving = 0.0
-        self.memory = PeakMemory(self.model.backbone.device)
+        self.memory = PeakMemory(self.model.backbone.devices)
         self.listener.start(self.state.step, self.total)
         self.trial = CompileTrial(self.model, self.config, self.processes, self.listener.note)
         next_rows = [self.batch(self.state.step)] if self.state.step < self.total else []

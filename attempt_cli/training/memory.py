@@ -23,20 +23,21 @@ LARGEST_BATCH = 256
 
 
 class PeakMemory:
-    """The largest memory in use since this object was made: of the GPU, or without one of this process."""
+    """The largest memory in use since this object was made: of the GPUs, or without one of this process."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
+    def __init__(self, devices: Sequence[torch.device]) -> None:
+        self._gpus = [device for device in devices if device.type == "cuda"]
+        if self._gpus:
+            for gpu in self._gpus:
+                torch.cuda.reset_peak_memory_stats(gpu)
         else:
             with contextlib.suppress(OSError):  # Linux resets its count; elsewhere the peak is of the whole process
                 Path("/proc/self/clear_refs").write_text("5", "ascii")
 
     def bytes(self) -> int:
         """Returns the peak so far."""
-        if self._device.type == "cuda":
-            return int(torch.cuda.max_memory_allocated(self._device))
+        if self._gpus:
+            return sum(int(torch.cuda.max_memory_allocated(gpu)) for gpu in self._gpus)
         try:
             for line in Path("/proc/self/status").read_text("ascii", "replace").splitlines():
                 if line.startswith("VmHWM:"):
@@ -94,7 +95,8 @@ def largest_batch(model: PromptedModel, rows: Sequence[EncodedRow]) -> int:
     per_row = 2 * activation_bytes(model, [longest])
     # every trained number also has its gradient and AdamW's two moments, in fp32
     beside = 12 * sum(tensor.numel() for tensor in model.trained.parameters() if tensor.requires_grad)
-    available = SHARE * free_memory(model.backbone.device) - beside
+    # of spread layers each GPU holds a part only: all of it on the fullest is on the safe side
+    available = SHARE * min(map(free_memory, model.backbone.devices)) - beside
     if 3 * per_row < available:  # further rows take less if all share the pass of one prompt
         two, three = (2 * activation_bytes(model, [longest] * count) for count in (2, 3))
         per_row = three - two

@@ -223,6 +223,8 @@ class Request:
             problems.append(f"the attention '{given.ref}' was trained for {given.backbone}, not for {backbone.name}")
         if method.trains_weights and backbone.quantization:
             problems.append(f"{config.method} trains weights, not those that --quantize {backbone.quantization} keeps")
+        if method.trains_weights and backbone.spread:
+            problems.append(f"{config.method} trains weights, and those of {backbone.name} are on several GPUs")
         positions = backbone.max_positions
         if positions is not None and config.prompt_length >= positions - 8 and not method.trains_weights:
             problems.append(f"--prompt-length {config.prompt_length} leaves no room in {positions} positions")

@@ -104,7 +104,9 @@ def test_what_is_said_is_what_weights_take(
 ) -> None:
     said = []
 
-    def note(name: str, shapes: object, skeleton: object, device: object, dtype: object, quantize: object) -> None:
+    def note(
+        name: str, shapes: object, skeleton: object, device: object, dtype: object, quantize: object, *_: object
+    ) -> None:
         said.append(weight_bytes(shapes, skeleton, dtype, quantize))  # type: ignore[arg-type]
 
     monkeypatch.setattr(load, "check_memory", note)

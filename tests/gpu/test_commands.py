@@ -36,6 +36,29 @@ def attempt(request: pytest.FixtureRequest, tmp_path: Path, folders: dict[str, P
     return Attempt(tmp_path, folders[request.param])
 
 
+def two_gpus() -> None:
+    os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"  # the library's threads know no pretend GPU
+    with_pretend_cuda(2)
+
+
+def test_layers_over_two_gpus(attempt: Attempt) -> None:
+    on = "--device auto --dtype float32"
+
+    def run(command: str, code: int = 0) -> str:
+        result = attempt(f"--debug {command}" if code == 0 else command, prepare=two_gpus)
+        assert result.code == code, result.err
+        return result.out + result.err
+
+    train = f"{on} --steps 2 --batch-size 8 --learning-rate 0.1"
+    run(f"train-source one --train-file train.csv {READ} {train} --prompt-length 4")
+    run(f"train-target aim.yaml {train} --sources one --attention-rank 4 --eval-every 1")
+    run(f"eval --tasks aim.yaml --composition aim-attempt --prompt none {on}")
+    run(f"predict aim-attempt texts.txt {on}")
+    run("predict aim-attempt texts.txt --device cpu --dtype float32")  # the same backbone
+    refused = run(f"train-target aim.yaml {on} --method lora --name weights", code=1)
+    assert "are on several GPUs" in refused
+
+
 def test_every_command_that_computes(attempt: Attempt) -> None:
     wrong = []
 

@@ -127,7 +127,7 @@ def test_workers_take_turns_at_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(worker_pool, "ProcessWorker", lambda plan, threads, number: made.append(number))
     monkeypatch.setattr(worker_pool, "fill", lambda specs, worker, *_, **__: [worker() for _ in specs])
     monkeypatch.setattr(worker_pool, "banks", lambda specs, most: [[one] for one in specs])
-    WorkerPool(3).fill(SimpleNamespace(bank=1), [None] * 3, None, None)  # type: ignore[arg-type, list-item]
+    WorkerPool(3).fill(SimpleNamespace(bank=1, device=None), [None] * 3, None, None)  # type: ignore[arg-type, list-item]
     assert made == [0, 1, 2]
 
 

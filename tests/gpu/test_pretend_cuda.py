@@ -13,7 +13,7 @@ from attempt_cli.backbones.decoder_only import DecoderOnlyBackbone
 from attempt_cli.training.config import TrainingConfig
 from attempt_cli.training.gradient import gradient_step
 from attempt_cli.training.processes import Processes
-from tests.pretend_cuda import PretendGpu
+from tests.pretend_cuda import PretendGpu, pretend_cuda
 from tests.training import tiny
 
 
@@ -39,6 +39,22 @@ def test_numbers_and_gradients_are_those_of_the_cpu(gpu: PretendGpu) -> None:
 def test_tensors_of_two_devices_are_refused(gpu: PretendGpu, mistake: Callable[[Tensor, Tensor], Tensor]) -> None:
     with pytest.raises(RuntimeError, match="Expected all tensors to be on the same device"):
         mistake(torch.ones(2, 2, device="cuda"), torch.ones(2, 2))
+
+
+def test_tensors_of_two_cards_are_refused_and_moved_ones_have_a_gradient() -> None:
+    with pretend_cuda(2):
+        x, y = torch.ones(2, 2, device="cuda:0").requires_grad_(), torch.ones(2, 2, device="cuda:1")
+        for mistake in (lambda: x + y, lambda: y[x.long()], lambda: torch.cat([x, y]), lambda: y @ x):
+            with pytest.raises(RuntimeError, match=r"same device.*cuda:0, cuda:1"):
+                mistake()
+        moved = x.to("cuda:1")
+        product = moved @ y * torch.zeros_like(moved).fill_(3.0)
+        assert product.device == moved[:1].device == torch.arange(2, device=product.device).device
+        product.sum().backward()
+        assert x.grad is not None
+        assert x.grad.device == x.device
+        assert x.grad.tolist() == [[6.0, 6.0], [6.0, 6.0]]
+        x.data[:1] = y[1:]  # a copy
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ def no_such_file(*_, **__):
 Path.read_text = Path.write_text = no_such_file
 psutil.Process = lambda: SimpleNamespace(memory_info=lambda: SimpleNamespace(peak_wset=123))
 sys.platform = "win32"
-print(PeakMemory(torch.device("cpu")).bytes())
+print(PeakMemory([torch.device("cpu")]).bytes())
 """
 
 
