@@ -63,9 +63,7 @@ if TYPE_CHECKING:
     help="Steps for each source task: of source prompts, the attention prior, SPoT-g's prompt. [default: as --steps]",
 )
 @click.option("--init-from", help="Start of the targets. [default: the source that fits the training rows best]")
-@click.option(
-    "--preset", help="Settings by task and method: `paper` has the paper's. [default: pt-moe's, peft-bench's]"
-)
+@click.option("--preset", help="Settings by task and method: `paper` has the paper's.")
 @click.option("--tuned", is_flag=True, help="Try three learning rates for every method; the validation rows choose.")
 @prompt_length_option
 @chat_template_option
@@ -100,6 +98,9 @@ def command(ctx: click.Context, /, name: str, where: BackboneOptions, **options:
     Each is a grid of cells: method, task, seed. All methods get the same rows and the same steps. Every cell is kept in
     the registry; after a kill, --resume repeats nothing that is done. A cell that fails is shown as failed, the others
     continue, and the exit code is 1 at the end. Published numbers stand beside ours and are marked as such.
+
+    pt-moe and peft-bench have presets of their own; without --limit and --train-limit they take 200 and 500 test rows
+    and 1,000 training rows of a task. Their sources are the registry's (`attempt registry add --starter`).
 
     \b
       attempt reproduce table3 --steps 100 --limit 500 --output results

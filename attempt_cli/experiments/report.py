@@ -18,8 +18,8 @@ GIGABYTE = 1e9
 PAIRED_P = "p: Student's paired t-test over seeds; in brackets adjusted for all comparisons of the table (Holm)."
 MOVED = "moved: the way from the start to what was kept, in percent of the norm of the start."
 TUNED = (
-    "Learning rates (rates: of prompts / of G or factors, or of weights) were chosen by the validation rows, for each task "
-    f"and method of {len(TRIED)} tries; prompts are in units of the embedding RMS. The tests are of the chosen rates."
+    "Learning rates (rates: of prompts / of G or factors, or of weights) were chosen by the validation rows, for each "
+    f"task and method of {len(TRIED)} tries; prompts are in units of the embedding RMS."
 )
 
 # what a table can show, in the order of the CSV

@@ -194,10 +194,10 @@ def run_experiment(
     options = _at_its_size(experiment, options)
     tasks, methods = _checked(experiment, options)
     if options.tuned:
-        options = _tuned(session, options, tasks.values())
+        options = _tuned(session, options, tasks.values(), methods)
     backbones = backbones or ([experiment.backbone] if experiment.backbone else [])
     backbones, sources = _backbones_and_sources(session, options, list(backbones), list(tasks), methods)
-    options = _at_one_length(session, options, sources)
+    options = _like_sources(session, options, sources)
     plan = Plan(
         registry=session.store.folder,
         data_dir=session.rows_folder,
@@ -253,17 +253,19 @@ def run_experiment(
 
 
 def _at_its_size(experiment: Experiment, options: GridOptions) -> GridOptions:
-    """Returns the options with the preset and the numbers of rows that are the experiment's own, where none are given."""
+    """Returns the options with the experiment's own preset and numbers of rows, where none are given."""
     given = {name: getattr(options, name) for name in ("preset", "limit", "train_limit")}
     return replace(options, **{name: value or getattr(experiment, name) for name, value in given.items()})
 
 
-def _tuned(session: Session, options: GridOptions, tasks: Iterable[Task]) -> GridOptions:
+def _tuned(session: Session, options: GridOptions, tasks: Iterable[Task], methods: Sequence[str]) -> GridOptions:
     """Returns the options with prompts in units of the embedding RMS, in which rates can be tried.
 
     Raises:
         ArgumentsError: there is nothing to choose by, or the rates are given.
     """
+    if not any(METHODS[method].trains for method in methods):
+        raise ArgumentsError("--tuned says nothing here: no method of the grid is trained", "Leave it out.")
     if rates := sorted(set(TRIED[0]) & set(options.settings)):
         named = " and ".join(f"--{name.replace('_', '-')}" for name in rates)
         raise ArgumentsError(f"{named} does not go with --tuned, which tries rates", "Leave one of them out.")
@@ -277,14 +279,19 @@ def _tuned(session: Session, options: GridOptions, tasks: Iterable[Task]) -> Gri
     return replace(options, settings={"units": "rms", **options.settings})
 
 
-def _at_one_length(
+def _like_sources(
     session: Session, options: GridOptions, sources: Mapping[tuple[str, str], Sequence[str]]
 ) -> GridOptions:
-    """Returns the options with the sources' length for all methods, where no other is asked for."""
-    lengths = {session.store.prompt(ref).length for refs in sources.values() for ref in refs}
-    if len(lengths) != 1:  # none, or backbones with sources of their own
-        return options
-    return replace(options, settings={"prompt_length": lengths.pop(), **options.settings})
+    """Returns the options with prompts of all methods as long as the sources and placed as they are, if these agree."""
+    prompts = [session.store.prompt(ref) for refs in sources.values() for ref in refs]
+    settings = {}
+    for name, values in (
+        ("prompt_length", {prompt.length for prompt in prompts}),
+        ("placement", {prompt.placement for prompt in prompts}),
+    ):
+        if len(values) == 1:  # backbones may have sources of their own
+            settings[name] = values.pop()
+    return replace(options, settings={**settings, **options.settings})
 
 
 def _refuse_unread(options: GridOptions, methods: Sequence[str], *, trained: bool) -> None:
