@@ -108,7 +108,8 @@ def test_the_numbers_of_later_papers_are_their_own_models() -> None:
         experiment = experiments()[name]
         assert (experiment.paper, experiment.preset) == (name, name)
         assert published_backbone(name) not in ("", published_backbone("asai"))
-        assert experiment.limit and experiment.train_limit
+        assert experiment.limit
+        assert experiment.train_limit
         assert experiment.notes
 
 
