@@ -168,6 +168,7 @@ def reproduce(
     source_steps: int | None = None,
     init_from: str | None = None,
     preset: str | None = None,
+    tuned: bool = False,
     resume: bool = False,
     workers: int = 1,
     on_ray: bool = False,
@@ -177,7 +178,7 @@ def reproduce(
     session: Session | None = None,
     **settings: Any,
 ) -> Report:
-    """Runs one of the paper's experiments as a grid of cells: method, task, seed.
+    """Runs one of the paper's experiments, or a later paper's, as a grid of cells: method, task, seed.
 
     Every cell is kept in the registry. A cell that fails is noted, and the others continue.
 
@@ -185,13 +186,14 @@ def reproduce(
         report.rows[0].mean
 
     Args:
-        name: "table1" to "table4", "table9", "fig3" to "fig6" (`attempt reproduce --help`).
+        name: "table1" to "table4", "table9", "fig3" to "fig6", "pt-moe", "peft-bench" (`attempt reproduce --help`).
         backbones: names; the session's, else the sources' own without them.
         progress: makes what follows the grid, from its cells and the number of workers; without it the session's
             listener is told a line a cell.
         session: where the call works.
         tasks, methods, columns, seeds, k, per_class, limit, train_limit, sources, train_sources, source_steps,
-            init_from, preset, resume, workers, on_ray, bank: as in `experiments.run.GridOptions` and `plan.Terms`.
+            init_from, preset, tuned, resume, workers, on_ray, bank: as in `experiments.run.GridOptions` and
+            `plan.Terms`.
         settings: fields of `training.config.TrainingConfig`, for all methods.
 
     Returns:
@@ -225,6 +227,7 @@ def reproduce(
         source_steps=source_steps,
         init_from=init_from,
         preset=preset,
+        tuned=tuned,
         settings={name: value for name, value in settings.items() if value is not None},
         resume=resume,
         workers=workers,

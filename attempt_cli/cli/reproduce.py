@@ -45,8 +45,16 @@ if TYPE_CHECKING:
 @click.option("--seeds", type=click.IntRange(min=1), help="How many. [default: 3; one where no score is compared]")
 @click.option("-k", "k", help="Numbers of training rows, drawn by seed: 4,16,32. [default: table3's; else all rows]")
 @click.option("--per-class", is_flag=True, help="k rows of every class, not k in total.")
-@click.option("--limit", type=click.IntRange(min=1), help="Test rows, a random sample of each task. [default: all]")
-@click.option("--train-limit", type=click.IntRange(min=1), help="Training rows, a random sample of each task.")
+@click.option(
+    "--limit",
+    type=click.IntRange(min=1),
+    help="Test rows, a random sample of each task. [default: all, or fewer]",
+)
+@click.option(
+    "--train-limit",
+    type=click.IntRange(min=1),
+    help="Training rows, a random sample of each task. [default: likewise]",
+)
 @click.option("--sources", default="all", show_default=True, help="Source prompts, comma separated, or `all`.")
 @click.option("--train-sources", help="Train source prompts of these tasks first; `paper` for the paper's six.")
 @click.option(
@@ -56,6 +64,7 @@ if TYPE_CHECKING:
 )
 @click.option("--init-from", help="Start of the targets. [default: the source that fits the training rows best]")
 @click.option("--preset", help="Settings by task and method: `paper` has the paper's.")
+@click.option("--tuned", is_flag=True, help="Try three learning rates for every method; the validation rows choose.")
 @prompt_length_option
 @chat_template_option
 @click.option("--batch-size", type=int, help="[default: 16]")
@@ -64,6 +73,7 @@ if TYPE_CHECKING:
 @bank_option
 @click.option("--max-tokens", type=int, help="Positions computed at once, pads included. [default: 8192]")
 @eval_every_option
+@click.option("--eval-rows", type=int, help="Validation rows looked at in training. [default: 200]")
 @click.option(
     "--resume", is_flag=True, help="Take finished cells from the registry, unfinished from their checkpoints."
 )
@@ -75,7 +85,7 @@ if TYPE_CHECKING:
 @where_options
 @click.pass_context
 def command(ctx: click.Context, /, name: str, where: BackboneOptions, **options: Any) -> None:
-    """Run one of the paper's experiments: table1, 2, 3, 4, 9 or fig3, 4, 5, 6, 7.
+    """Run one of the paper's experiments (table1, 2, 3, 4, 9, fig3, 4, 5, 6, 7), or a later paper's.
 
     \b
       table1  GLUE and SuperGLUE          fig3  score against trained parameters
@@ -83,15 +93,20 @@ def command(ctx: click.Context, /, name: str, where: BackboneOptions, **options:
       table3  few-shot, k = 4, 16, 32     fig5  score against the number of sources
       table4  ablations                   fig6  attention of targets on sources
       table9  peak memory of training     fig7  trained parameters against backbone size
+      pt-moe, peft-bench                  Li et al. 2025, Belanec et al. 2025, at a size that runs on a processor
 
     Each is a grid of cells: method, task, seed. All methods get the same rows and the same steps. Every cell is kept in
     the registry; after a kill, --resume repeats nothing that is done. A cell that fails is shown as failed, the others
     continue, and the exit code is 1 at the end. Published numbers stand beside ours and are marked as such.
 
+    pt-moe and peft-bench have presets of their own; without --limit and --train-limit they take 200 and 500 test rows
+    and 1,000 training rows of a task. Their sources are the registry's (`attempt registry add --starter`).
+
     \b
       attempt reproduce table3 --steps 100 --limit 500 --output results
       attempt reproduce table1 --tasks rte,mrpc,cola --train-sources mnli,qnli --steps 300 --workers 4 --resume
       attempt reproduce fig7 --png parameters.png
+      attempt reproduce peft-bench --tuned
     """
     from attempt_cli.experiments.paper import experiments
 

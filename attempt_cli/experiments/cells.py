@@ -90,7 +90,9 @@ class Cell:
         orders: the score with each order of demonstrations, whose mean is the score; None without any.
         validation_score: the first metric on validation rows at the step that was kept; None where none were looked at.
         validation_log_likelihood: of these rows' targets, a row; it tells equal scores apart.
-        swept: the settings that a sweep gave this cell.
+        swept: the settings that a sweep, or a search for learning rates, gave this cell.
+        moved: how far the prompt that was kept went from its start, over the norm of the start (of a method without a
+            prompt what it trains); None where nothing was trained.
     """
 
     task: str
@@ -116,6 +118,7 @@ class Cell:
     validation_score: float | None = None
     validation_log_likelihood: float | None = None
     swept: dict[str, Any] | None = None
+    moved: float | None = None
 
 
 def banks(specs: Sequence[CellSpec], most: int) -> list[list[CellSpec]]:

@@ -1,4 +1,4 @@
-"""Reads the paper's tables and figures: the tasks and methods of each, and what varies in it."""
+"""Reads the tables and figures of papers: the tasks and methods of each, and what varies in it."""
 
 from __future__ import annotations
 
@@ -29,6 +29,10 @@ class Experiment:
         fresh: runs each training in a process of its own.
         counted: counts modules and trains nothing.
         plot: the kind of its picture, the quantity on its x axis, and whether that axis is logarithmic.
+        paper: whose published numbers stand beside ours, a name in published.yaml.
+        preset: the paper's settings; others can be named.
+        backbone, limit, train_limit: at which size it runs where nothing else is said.
+        notes: what a reader of its report has to know.
     """
 
     name: str
@@ -43,6 +47,12 @@ class Experiment:
     fresh: bool = False
     counted: bool = False
     plot: Mapping[str, Any] = field(default_factory=dict)
+    paper: str = "asai"
+    preset: str | None = None
+    backbone: str | None = None
+    limit: int | None = None
+    train_limit: int | None = None
+    notes: tuple[str, ...] = ()
 
     def trained_together(self, tasks: Sequence[str], least: int = 1) -> list[tuple[str, ...]]:
         """Splits tasks into the groups that a method of many targets trains at once; tasks without a group form one.

@@ -23,15 +23,24 @@ class Published:
     unchecked: bool = False
 
 
-def published_scores() -> dict[tuple[str, str], Published]:
-    """Returns scores by task and method; a group's mean has the task "GLUE average"."""
-    table = _table()
+def published_scores(paper: str = "asai") -> dict[tuple[str, str], Published]:
+    """Returns scores by task and method; a group's mean has the task "GLUE average".
+
+    Args:
+        paper: "asai" for the tables on its splits, or the name of another paper.
+    """
+    table = _table() if paper == "asai" else _table()["papers"][paper]
     found: dict[tuple[str, str], Published] = {}
-    for group, methods in table["averages"].items():
+    for group, methods in table.get("averages", {}).items():
         found |= {(f"{group} average", method): _number(entry, 0.01) for method, entry in methods.items()}
-    for task, methods in table["tasks"].items():
+    for task, methods in table.get("tasks", {}).items():
         found |= {(task, method): _number(entry, 0.01) for method, entry in methods.items()}
     return found
+
+
+def published_backbone(paper: str) -> str:
+    """Returns the model that a paper's numbers are of."""
+    return "T5-base" if paper == "asai" else str(_table()["papers"][paper]["backbone"])
 
 
 def published_memory() -> dict[tuple[str, str], Published]:

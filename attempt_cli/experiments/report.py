@@ -9,12 +9,18 @@ from typing import Any
 from attempt_cli.experiments.cells import Cell, CellSpec
 from attempt_cli.experiments.methods import METHODS, unknown_names
 from attempt_cli.experiments.paper import Experiment
-from attempt_cli.experiments.published import Published, published_memory, published_scores
+from attempt_cli.experiments.published import Published, published_backbone, published_memory, published_scores
 from attempt_cli.experiments.report_table import ReportTable
 from attempt_cli.experiments.summary import Row, averages, overall, summarise
+from attempt_cli.experiments.tuning import TRIED
 
 GIGABYTE = 1e9
 PAIRED_P = "p: Student's paired t-test over seeds; in brackets adjusted for all comparisons of the table (Holm)."
+MOVED = "moved: the way from the start to what was kept, in percent of the norm of the start."
+TUNED = (
+    "Learning rates (rates: of prompts / of G or factors, or of weights) were chosen by the validation rows, for each "
+    f"task and method of {len(TRIED)} tries; prompts are in units of the embedding RMS."
+)
 
 # what a table can show, in the order of the CSV
 COLUMNS = (
@@ -31,6 +37,8 @@ COLUMNS = (
     "seeds",
     "n",
     "steps",
+    "rates",
+    "moved",
     "trained_parameters",
     "extra_tokens",
     "training_seconds",
@@ -51,6 +59,7 @@ class Report:
         cells: the results.
         failures: one line for each cell that failed.
         backbone_parameters: the number of frozen weights, by backbone.
+        tried: where learning rates were searched, the cells of all that were tried; `cells` are those that were chosen.
     """
 
     experiment: Experiment
@@ -58,6 +67,7 @@ class Report:
     cells: Sequence[Cell]
     failures: Mapping[CellSpec, str]
     backbone_parameters: Mapping[str, int]
+    tried: Sequence[Cell] = ()
 
     @property
     def rows(self) -> list[Row]:
@@ -106,7 +116,7 @@ class Report:
     def _published(self) -> dict[tuple[str, str], Published]:
         if "memory" in self.experiment.columns:
             return published_memory()
-        return published_scores()
+        return published_scores(self.experiment.paper)
 
     def _line(self, row: Row, published: Mapping[tuple[str, str], Published]) -> dict[str, Any]:
         memory = "memory" in self.experiment.columns
@@ -168,6 +178,7 @@ class Report:
             ],
             "failures": [{**asdict(spec), "error": error} for spec, error in self.failures.items()],
             "cells": [asdict(cell) for cell in self.cells],
+            **({"tried": [asdict(cell) for cell in self.tried]} if self.tried else {}),
         }
 
     def notes(self) -> list[str]:
@@ -199,10 +210,15 @@ class Report:
             notes.append(f"Budget: {budget} optimiser steps for every trained method.")
         shown = [number for key, number in self._published().items() if key[0] in self._published_keys()]
         if shown and "published" in self.experiment.columns:
-            notes.append("Published (T5-base): " + "; ".join(dict.fromkeys(number.source for number in shown)) + ".")
+            of = published_backbone(self.experiment.paper)
+            notes.append(f"Published ({of}): " + "; ".join(dict.fromkeys(number.source for number in shown)) + ".")
             if any(number.unchecked for number in shown):
                 notes.append("Numbers marked (?) are quoted without the paper's table at hand.")
-        return notes
+        if any(row.moved is not None for row in self.rows) and "moved" in self.experiment.columns:
+            notes.append(MOVED)
+        if self.tried:
+            notes.append(TUNED)
+        return [*notes, *self.experiment.notes]
 
     def _published_keys(self) -> set[str]:
         tasks = {cell.task for cell in self.cells}
@@ -230,6 +246,8 @@ def result_line(row: Row) -> dict[str, Any]:
         "extra_tokens": round(row.extra_tokens),
         "training_seconds": row.training_seconds,
         "orders": row.orders and " to ".join(f"{100 * end:.1f}" for end in row.orders),
+        "rates": " / ".join(f"{rate:g}" for rate in (row.swept or {}).values()),
+        "moved": None if row.moved is None else f"{100 * row.moved:.3g} %",
         "attention": ", ".join(f"{name} {weight:.2f}" for name, weight in (row.attention or {}).items()),
     }
 

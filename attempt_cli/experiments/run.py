@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from attempt_cli.backbones.names import DEFAULT_BACKBONE, find_backbone, listed_as, recorded_backbone, with_recorded
 from attempt_cli.byte_sizes import total_memory
 from attempt_cli.data.catalogue import load_task, task_names
+from attempt_cli.data.rows import load_examples
 from attempt_cli.data.task import Task
 from attempt_cli.errors import ArgumentsError, AttemptError
 from attempt_cli.experiments.cell_queue import GridListener, GridResult
@@ -22,6 +23,7 @@ from attempt_cli.experiments.report import Report, check_columns
 from attempt_cli.experiments.runner import Runner, record_failure
 from attempt_cli.experiments.sources import prepare, train_sources
 from attempt_cli.experiments.summary import Row, summarise
+from attempt_cli.experiments.tuning import TRIED, best_of_each, with_rates
 from attempt_cli.experiments.worker_pool import WorkerPool
 from attempt_cli.session import Session
 from attempt_cli.sources import check_lengths, source_prompts
@@ -160,6 +162,7 @@ class GridOptions(Terms):
         source_steps: steps for each source task.
         workers: processes at once.
         on_ray: whether workers are Ray actors.
+        tuned: whether every method's learning rates are searched, with the same number of tries.
     """
 
     tasks: Sequence[str] = ()
@@ -172,6 +175,7 @@ class GridOptions(Terms):
     source_steps: int | None = None
     workers: int = 1
     on_ray: bool = False
+    tuned: bool = False
 
 
 # makes what follows a grid's cells, from all of them and the number of workers
@@ -186,8 +190,13 @@ def run_experiment(
     progress: MakeGridListener | None = None,
 ) -> Report:
     """Fills an experiment's grid, after what its targets start from; see `api.experiments.reproduce`."""
+    options = _at_its_size(experiment, options)
     tasks, methods = _checked(experiment, options)
+    if options.tuned:
+        options = _tuned(session, options, tasks.values(), methods)
+    backbones = backbones or ([experiment.backbone] if experiment.backbone else [])
     backbones, sources = _backbones_and_sources(session, options, list(backbones), list(tasks), methods)
+    options = _like_sources(session, options, sources)
     plan = Plan(
         registry=session.store.folder,
         data_dir=session.rows_folder,
@@ -234,10 +243,54 @@ def run_experiment(
         ks=list(options.k if options.k is not None else experiment.k),
         sources=sources,
     )
-    result = fill(plan, specs)
+    result = fill(plan, with_rates(specs) if options.tuned else specs)
+    cells = best_of_each(result.cells, result.failures) if options.tuned else result.cells
     used = {cell.backbone for cell in result.cells}
     sizes = {backbone.name: backbone.parameters for backbone in session.store.backbones() if backbone.name in used}
-    return Report(experiment, session.command, result.cells, failures | result.failures, sizes)
+    tried = result.cells if options.tuned else ()
+    return Report(experiment, session.command, cells, failures | result.failures, sizes, tried)
+
+
+def _at_its_size(experiment: Experiment, options: GridOptions) -> GridOptions:
+    """Returns the options with the experiment's own preset and numbers of rows, where none are given."""
+    given = {name: getattr(options, name) for name in ("preset", "limit", "train_limit")}
+    return replace(options, **{name: value or getattr(experiment, name) for name, value in given.items()})
+
+
+def _tuned(session: Session, options: GridOptions, tasks: Iterable[Task], methods: Sequence[str]) -> GridOptions:
+    """Returns the options with prompts in units of the embedding RMS, in which rates can be tried.
+
+    Raises:
+        ArgumentsError: there is nothing to choose by, or the rates are given.
+    """
+    if not any(METHODS[method].trains for method in methods):
+        raise ArgumentsError("--tuned says nothing here: no method of the grid is trained", "Leave it out.")
+    if rates := sorted(set(TRIED[0]) & set(options.settings)):
+        named = " and ".join(f"--{name.replace('_', '-')}" for name in rates)
+        raise ArgumentsError(f"{named} does not go with --tuned, which tries rates", "Leave one of them out.")
+    if options.k or options.settings.get("eval_every") == 0:
+        said = "-k, which leaves no validation rows" if options.k else "--eval-every 0"
+        raise ArgumentsError(
+            f"--tuned chooses by validation rows, and does not go with {said}", "Leave one of them out."
+        )
+    for task in tasks:
+        load_examples(task, "validation", data_dir=session.rows_folder, limit=1)
+    return replace(options, settings={"units": "rms", **options.settings})
+
+
+def _like_sources(
+    session: Session, options: GridOptions, sources: Mapping[tuple[str, str], Sequence[str]]
+) -> GridOptions:
+    """Returns the options with prompts of all methods as long as the sources and placed as they are, if these agree."""
+    prompts = [session.store.prompt(ref) for refs in sources.values() for ref in refs]
+    settings = {}
+    for name, values in (
+        ("prompt_length", {prompt.length for prompt in prompts}),
+        ("placement", {prompt.placement for prompt in prompts}),
+    ):
+        if len(values) == 1:  # backbones may have sources of their own
+            settings[name] = values.pop()
+    return replace(options, settings={**settings, **options.settings})
 
 
 def _refuse_unread(options: GridOptions, methods: Sequence[str], *, trained: bool) -> None:

@@ -393,6 +393,7 @@ class Runner:
             validation_score=_finite(validated, 0),
             validation_log_likelihood=_finite(validated, 1),
             swept=dict(spec.swept) or None,
+            moved=numbers.get("moved"),
             key=key,
             extra_tokens=extra_tokens(model) if model is not None else 0,
             training_seconds=round(training / count, 1),

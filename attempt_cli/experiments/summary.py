@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from attempt_cli.evaluation.statistics import holm, mean_interval, paired_difference, paired_p
 from attempt_cli.experiments.cells import Cell
@@ -24,6 +25,8 @@ class Row:
         extra_tokens: tokens that a query is longer by, the mean over seeds.
         training_seconds: the mean over seeds.
         orders: the scores of the worst and the best order of demonstrations, means over seeds; None without any.
+        moved: the mean over seeds of what `Cell` says.
+        swept: the settings that were chosen for it; None where none were tried.
     """
 
     task: str
@@ -46,6 +49,8 @@ class Row:
     extra_tokens: float = 0.0
     training_seconds: float = 0.0
     orders: tuple[float, float] | None = None
+    moved: float | None = None
+    swept: dict[str, Any] | None = None
 
 
 def summarise(cells: Sequence[Cell], against: str = "prompt-tuning") -> list[Row]:
@@ -122,6 +127,8 @@ def _mean_cell(task: str, of: Sequence[Cell]) -> Cell:
         extra_tokens=round(sum(cell.extra_tokens for cell in of) / len(of)),
         training_seconds=sum(cell.training_seconds for cell in of) / len(of),
         orders=None,
+        moved=None,
+        swept=None,
         key="",
     )
 
@@ -149,7 +156,11 @@ def _row(group: Sequence[Cell], base: Mapping[int, float]) -> Row:
         peak_memory=max((cell.peak_memory for cell in group if cell.peak_memory is not None), default=None),
         extra_tokens=sum(cell.extra_tokens for cell in group) / len(group),
         training_seconds=round(sum(cell.training_seconds for cell in group) / len(group), 1),
+        swept=first.swept,
     )
+    ways = [cell.moved for cell in group if cell.moved is not None]
+    if len(ways) == len(group):
+        row = replace(row, moved=sum(ways) / len(ways))
     if base and all(cell.seed in base for cell in group):
         pairs = [cell.score for cell in group], [base[cell.seed] for cell in group]
         gap, gap_width = paired_difference(*pairs)

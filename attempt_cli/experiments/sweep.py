@@ -17,6 +17,7 @@ from attempt_cli.experiments.report import with_width
 from attempt_cli.experiments.report_table import ReportTable
 from attempt_cli.experiments.run import chosen_sources
 from attempt_cli.experiments.runner import Runner, record_failure
+from attempt_cli.experiments.tuning import best_cell, rank, setting_of
 from attempt_cli.session import Session
 from attempt_cli.training.config import make_config
 from attempt_cli.training.methods import READERS
@@ -101,9 +102,9 @@ class SweepResult:
         best = best_cell(self.cells, self.failures)
         found = []
         for method, swept in dict.fromkeys((spec.method, spec.swept) for spec in self.specs):
-            cells = [cell for cell in self.cells if _setting(cell) == (method, swept)]
+            cells = [cell for cell in self.cells if setting_of(cell) == (method, swept)]
             failed = [text for spec, text in self.failures.items() if (spec.method, spec.swept) == (method, swept)]
-            validation, width = _mean([_rank(cell)[0] for cell in cells])
+            validation, width = _mean([rank(cell)[0] for cell in cells])
             score, score_width = _mean([cell.score for cell in cells])
             found.append(
                 SweepRow(
@@ -117,7 +118,7 @@ class SweepResult:
                     n=max((cell.n for cell in cells), default=0),
                     steps=max((cell.steps for cell in cells), default=0),
                     failed=failed,
-                    best=_setting(best) == (method, swept),
+                    best=setting_of(best) == (method, swept),
                 )
             )
         return found
@@ -236,7 +237,7 @@ def run_sweep(
     cells, failures = _filled(runner, specs, bank, session)
     best = best_cell(cells, failures)
     method = METHODS[best.method]
-    spec = next(one for one in specs if (*_setting(best), best.seed) == (one.method, one.swept, one.seed))
+    spec = next(one for one in specs if (*setting_of(best), best.seed) == (one.method, one.swept, one.seed))
     request, search = runner.request(spec, session.listener)
     arguments: dict[str, Any] = {**method.settings, **(best.swept or {}), "seed": best.seed}
     if search is not None:  # which has had its part of the steps
@@ -250,36 +251,8 @@ def run_sweep(
     return SweepResult(task.name, cells, failures, specs, arguments, prompt, kept, session.command)
 
 
-def best_cell(cells: Sequence[Cell], failures: Mapping[CellSpec, str]) -> Cell:
-    """Chooses a setting by its mean over seeds on the validation rows, and of its seeds the best.
-
-    One with a failed seed is chosen only where all have some.
-    """
-    settings: dict[object, list[Cell]] = {}
-    for cell in cells:
-        settings.setdefault(_setting(cell), []).append(cell)
-    failed = {(spec.method, spec.swept) for spec in failures}
-    whole = {setting: those for setting, those in settings.items() if setting not in failed} or settings
-
-    def means(setting: object) -> tuple[float, float]:
-        ranks = [_rank(cell) for cell in whole[setting]]
-        return sum(first for first, _ in ranks) / len(ranks), sum(second for _, second in ranks) / len(ranks)
-
-    return max(whole[max(whole, key=means)], key=_rank)
-
-
 def _mean(values: Sequence[float]) -> tuple[float | None, float | None]:
     return mean_interval(values) if values else (None, None)
-
-
-def _rank(cell: Cell) -> tuple[float, float]:
-    numbers = cell.validation_score, cell.validation_log_likelihood
-    first, second = (float("-inf") if number is None else number for number in numbers)
-    return first, second
-
-
-def _setting(cell: Cell) -> tuple[str, tuple[tuple[str, Any], ...]]:
-    return cell.method, tuple((cell.swept or {}).items())
 
 
 def _tried(given: dict[str, Any], methods: Sequence[str]) -> dict[str, list[Any]]:

@@ -26,28 +26,36 @@ def samples(module: PromptModule | TunedWeights) -> Samples:
     }
 
 
-def warnings_of(
-    state: TrainingState, before: Samples, module: PromptModule | TunedWeights, config: TrainingConfig
-) -> list[str]:
+def moved(before: Samples, module: PromptModule | TunedWeights) -> float:
+    """Returns how far a training went from its start, over the norm of the start: of the prompts where there are any.
+
+    Args:
+        before: `samples` of the module before the first step.
+        module: what was trained.
+    """
+    name, first_group = next(iter(before.items()))
+    start, now = torch.cat(first_group), torch.cat(samples(module)[name])
+    return float((now - start).norm() / start.norm().clamp_min(1e-12))
+
+
+def warnings_of(state: TrainingState, before: Samples, way: float, config: TrainingConfig) -> list[str]:
     """Lists the signs that nothing was learned.
 
     Args:
         state: how the training ended.
-        before: `samples` of the module before the first step.
-        module: what was trained.
+        before: `samples` of what was trained before the first step.
+        way: how far it has `moved`.
         config: its settings.
     """
     warnings = []
-    name, first_group = next(iter(before.items()))  # prompts where there are any
-    now = torch.cat(samples(module)[name])
-    moved = float((now - torch.cat(first_group)).norm() / torch.cat(first_group).norm().clamp_min(1e-12))
-    if moved < 1e-3:
+    if way < 1e-3:
+        name = next(iter(before))
         what, option, rate = {
             "prompts": ("the prompt", "--learning-rate", config.learning_rate),
             "attention": ("G", "--attention-learning-rate", config.attention_learning_rate),
             "weights": ("the weights", "--weight-learning-rate", config.weight_learning_rate),
         }[name]
-        warnings.append(f"{what} hardly moved (by {moved:.2g} of the norm): raise {option} (now {rate:g})")
+        warnings.append(f"{what} hardly moved (by {way:.2g} of the norm): raise {option} (now {rate:g})")
     losses = state.losses
     first, last = first_and_last(losses)
     if len(losses) >= 20 and last > 0.98 * first:

@@ -21,7 +21,7 @@ from attempt_cli.prompted import PromptedModel
 from attempt_cli.training.checkpoint import TrainingState, load_checkpoint, save_checkpoint
 from attempt_cli.training.compiling import CompileTrial, compiling_pays
 from attempt_cli.training.config import TrainingConfig
-from attempt_cli.training.diagnosis import first_and_last, samples, warnings_of
+from attempt_cli.training.diagnosis import first_and_last, moved, samples, warnings_of
 from attempt_cli.training.gradient import Positions, gradient_step, trained_tensors
 from attempt_cli.training.graphs import StepGraphs, graphs_pay
 from attempt_cli.training.memory import PeakMemory
@@ -57,11 +57,13 @@ class Trained:
         state: steps, losses, evaluations and the best step.
         total: the steps that were planned.
         warnings: what the user should know.
+        moved: how far what is kept went from its start, over the norm of the start (of the prompts, where there are).
     """
 
     state: TrainingState
     total: int
     warnings: list[str]
+    moved: float
 
     @property
     def numbers(self) -> dict[str, Any]:
@@ -73,6 +75,7 @@ class Trained:
             "last_loss": round(last, 4),
             "seconds": round(self.state.seconds, 1),
             "peak_memory": self.state.peak_memory,
+            "moved": float(f"{self.moved:.3g}"),
         }
         computed, real = self.state.positions
         if real:
@@ -167,10 +170,12 @@ class TrainingLoop:
         self.tell()
         self.state.graphs = max(self.state.graphs, self.graphs.count if self.graphs is not None else 0)
         self.graphs = None  # their memory goes to what comes next
-        warnings = warnings_of(self.state, self.before, self.module, self.config)
+        way = moved(self.before, self.module)
+        warnings = warnings_of(self.state, self.before, way, self.config)
         if self.state.best:
             self.module.load_state_dict(self.state.best)
-        return Trained(self.state, self.total, warnings)
+            way = moved(self.before, self.module)
+        return Trained(self.state, self.total, warnings, way)
 
     def begin(self, resume: bool) -> None:
         """Loads the checkpoint where it is wanted, and compiles the layers where that is settled."""

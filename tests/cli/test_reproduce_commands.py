@@ -165,6 +165,56 @@ def test_ctrl_c_stops_the_workers_and_the_grid_goes_on(attempt: Attempt, whole: 
     assert results(attempt.json(f"{SMALL} --resume")) == results(whole[1])
 
 
+def test_a_later_paper_s_settings_leave_the_prompt_where_it_was_and_tuned_ones_move_it(attempt: Attempt) -> None:
+    sizes = "--tasks support-chats --seeds 1 --steps 4 --limit 12 --train-limit 16 --prompt-length 4 --max-length 64"
+    command = f"reproduce peft-bench {sizes} --methods none,prompt-tuning,lora --dtype float32 --eval-rows 8"
+    published = attempt.json(command)
+    _, prompt, lora = published["rows"]
+    assert 0 < prompt["moved"] < 0.01  # 4 steps of 5e-5, on embeddings near 0.02
+    assert (prompt["swept"], lora["swept"]) == (None, None)
+    run = next(run for run in reversed(cell_runs(attempt)) if run.settings["method"] == "lora")
+    assert run.settings["training"]["weight_learning_rate"] == 5e-5
+    tuned = attempt.json(f"{command} --tuned --output out")
+    none, prompt, lora = tuned["rows"]
+    assert none["swept"] is None
+    assert (list(prompt["swept"]), list(lora["swept"])) == (["learning_rate"], ["weight_learning_rate"])
+    assert len(tuned["tried"]) == 1 + 3 + 3
+    assert len(tuned["cells"]) == 3
+    assert prompt["moved"] > 10 * published["rows"][1]["moved"]
+    text = (attempt.folder / "out" / "peft-bench.md").read_text("utf-8")
+    assert "were chosen by the validation rows, for each task and method of 3 tries" in text
+    assert "Published (unchecked): soft prompts" in text
+    assert len(attempt.json(f"{command} --tuned --resume")["tried"]) == 7
+    assert len(cell_runs(attempt)) == 3 + 7  # resumed, nothing was done again
+
+
+def test_numbers_of_another_paper_stand_beside_ours_and_prompts_are_like_the_sources(attempt: Attempt) -> None:
+    attempt("train-source shop-reviews --steps 2 --prompt-length 5 --placement before --train-limit 16")
+    sizes = "--seeds 1 --steps 2 --limit 8 --train-limit 16 --eval-every 0 --max-length 64"
+    command = f"reproduce pt-moe --tasks support-chats --methods prompt-tuning,attempt,pt-moe {sizes}"
+    shown = attempt.succeed(command)
+    assert re.search(r"^QA average +attempt +.*56\.2 \(\?\)", shown.out, flags=re.M)
+    assert "Published (Llama-3.2-1B-Instruct): " in shown.err
+    for run in cell_runs(attempt):
+        training = run.settings["training"]
+        assert (training["prompt_length"], training["placement"]) == (5, "before")
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ("--learning-rate 0.1", "--learning-rate does not go with --tuned, which tries rates"),
+        ("--eval-every 0", "--tuned chooses by validation rows, and does not go with --eval-every 0"),
+        ("-k 4", "--tuned chooses by validation rows, and does not go with -k"),
+        ("--methods none", "--tuned says nothing here: no method of the grid is trained"),
+    ],
+)
+def test_what_does_not_go_with_tuned(attempt: Attempt, more: str, said: str) -> None:
+    failed = attempt(f"reproduce peft-bench --tasks support-chats --tuned {more}")
+    assert failed.code in (1, 2)
+    assert said in failed.err
+
+
 @pytest.mark.slow
 def test_two_actors_of_a_local_ray(attempt: Attempt) -> None:
     pytest.importorskip("ray")

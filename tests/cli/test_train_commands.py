@@ -53,6 +53,7 @@ def test_the_whole_output_of_a_training(attempt: Attempt) -> None:
         f"last_loss           {number}\n"
         f"seconds             {number}\n"
         f"peak_memory         {number} [MG]iB\n"
+        rf"moved               {number}(e-\d+)?" + "\n"
         f"padding             {number}\n"
         r"best_step           (0|10|20)" + "\n"
         f"validation          accuracy: {number}\n"

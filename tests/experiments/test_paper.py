@@ -11,6 +11,7 @@ from attempt_cli.experiments.methods import METHODS
 from attempt_cli.experiments.paper import Experiment, experiments, paper_sources
 from attempt_cli.experiments.parameters import COUNTINGS
 from attempt_cli.experiments.published import (
+    published_backbone,
     published_memory,
     published_parameters,
     published_scores,
@@ -20,7 +21,8 @@ from attempt_cli.training.config import TrainingConfig
 from attempt_cli.training.methods import METHODS as TRAINED
 from attempt_cli.training.presets import settings_for, train_limit
 
-NAMES = ["table1", "table2", "table3", "table4", "table9", "fig3", "fig4", "fig5", "fig6", "fig7"]
+LATER = ["pt-moe", "peft-bench"]
+NAMES = ["table1", "table2", "table3", "table4", "table9", "fig3", "fig4", "fig5", "fig6", "fig7", *LATER]
 
 
 def test_every_table_and_figure_is_there() -> None:
@@ -92,6 +94,25 @@ def test_published_numbers_are_fractions_with_a_source() -> None:
     assert unchecked == {"hyperformer", "hyperdecoder"}
 
 
+def test_the_numbers_of_later_papers_are_their_own_models() -> None:
+    scores = published_scores("pt-moe")
+    assert scores["QA average", "attempt"].value == pytest.approx(0.5617)
+    assert scores["maths average", "pt-moe"].value == pytest.approx(0.569)
+    # the abstract says both differences: 1.49 points over prompt tuning, 2.13 over LoRA
+    of_pt_moe = scores["QA average", "pt-moe"].value
+    assert of_pt_moe - scores["QA average", "prompt-tuning"].value == pytest.approx(0.0149)
+    assert of_pt_moe - scores["QA average", "lora"].value == pytest.approx(0.0213)
+    assert all(number.unchecked for number in scores.values())
+    assert published_scores("peft-bench") == {}
+    for name in LATER:
+        experiment = experiments()[name]
+        assert (experiment.paper, experiment.preset) == (name, name)
+        assert published_backbone(name) not in ("", published_backbone("asai"))
+        assert experiment.limit
+        assert experiment.train_limit
+        assert experiment.notes
+
+
 def test_a_method_of_several_tasks_has_no_group_of_one() -> None:
     experiment = experiments()["table1"]
     tasks = ("mnli", "rte", "boolq", "cb", "multirc")
@@ -125,6 +146,14 @@ def test_the_paper_s_settings_by_task_method_and_rows() -> None:
     assert (train_limit("paper", "yelp_polarity"), train_limit("paper", "rte")) == (100_000, None)
     for task in ("rte", "newsqa", "boolq"):
         TrainingConfig(**paper(task))  # type: ignore[arg-type]
+
+
+def test_the_settings_of_later_papers() -> None:
+    config = TrainingConfig(**settings_for("peft-bench", task="sst2", method="prompt-tuning", kind="target", rows=400))
+    assert (config.units, config.learning_rate, config.weight_learning_rate) == ("raw", 5e-5, 5e-5)
+    assert (config.prompt_length, config.placement, config.batch_size, config.epochs) == (100, "before", 8, 10)
+    config = TrainingConfig(**settings_for("pt-moe", task="squad", method="pt-moe", kind="target", rows=400))
+    assert (config.prompt_length, config.units, config.max_length) == (40, "rms", 512)
 
 
 def test_without_a_preset_nothing_is_set() -> None:
