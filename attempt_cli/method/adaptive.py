@@ -71,7 +71,7 @@ class AdaptivePrompt(PromptModule):
 def adaptive_shape(width: int, length: int) -> tuple[int, int]:
     """Spends the parameters of a plain prompt on ADePT: the largest r with m'·d + 2·r·d + r + d ≤ m·d.
 
-    m' is three fifths of m, the paper's 60 of 100.
+    m' is three fifths of m (60 of 100; the paper's own table was not at hand).
 
     Args:
         width: d.
