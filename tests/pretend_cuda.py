@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from unittest.mock import patch
 
+import peft  # noqa: F401  # what it imports looks for a real GPU, and must not meet this one
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -344,7 +345,9 @@ def _in_one_kernel(name: str, args: Any, kwargs: Any) -> Any:
     """Computes what CUDA does in one kernel, and the device meta in several or not at all; else returns None."""
     if name == "_fused_rms_norm":
         return _gpu().compute("rms norm", _norm, args, kwargs)
-    if name == "scaled_dot_product_attention":
+    # layers that are computed again for their gradient are so without this mode: in several kernels both times
+    again = torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
+    if name == "scaled_dot_product_attention" and not again:
         query, key, value, mask = (*args, *[None] * (4 - len(args)))[:4]
         given = {"attn_mask": mask, **kwargs}
         mask = given.pop("attn_mask")

@@ -92,9 +92,8 @@ class TrainingConfig(BaseModel):
 
     def identity(self) -> dict[str, Any]:
         """Returns what a training's result depends on: fields that came later count where they are set."""
-        return self.model_dump(
-            exclude={"compile", "chat_template", *(name for name in LATER if getattr(self, name) == default_of(name))}
-        )
+        unset = {name for name in LATER if getattr(self, name) in (default_of(name), False)}
+        return self.model_dump(exclude={"compile", "chat_template", *unset})
 
     def conflicts(self) -> list[str]:
         """Lists settings that contradict each other (a copy with an update is not validated, and may hold such)."""

@@ -362,9 +362,7 @@ def test_cells_that_are_trained_together_are_what_they_are_alone(few: Few, place
     assert [cell.bank for cell in together] == [1 if cell.method in own else 10 for cell in together]
     assert {cell.bank for cell in alone} == {1}
     for one, other in zip(together, alone, strict=True):
-        assert replace(one, seconds=0, bank=1, prompt="", attention=None, peak_memory=None) == replace(
-            other, seconds=0, prompt="", attention=None, peak_memory=None
-        )
+        assert replace(one, bank=1, **OWN) == replace(other, **OWN)
         if one.attention:
             assert list(one.attention.values()) == pytest.approx(list((other.attention or {}).values()), abs=1e-4)
         if one.prompt.partition("@")[0] in {f"toy-8-shot-{method}" for method in TOGETHER[1:4]}:

@@ -200,7 +200,7 @@ def ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 def numbers(result: GridResult) -> list[Cell]:
     # how many cells shared a pass is no number of theirs
-    return [replace(cell, seconds=0.0, peak_memory=None, bank=1) for cell in result.cells]
+    return [replace(cell, seconds=0.0, training_seconds=0.0, peak_memory=None, bank=1) for cell in result.cells]
 
 
 def checkpoints(plan: Plan) -> list[Path]:

@@ -110,7 +110,8 @@ def test_no_method_waits_in_its_steps(
 
     def run(method: str, name: str, **more: object) -> None:
         config = make_config(None, method=method, **settings)
-        train(registry, backbone, request_for(toy_task, config=config, name=name, **more), listener=Watch(gpu))
+        tasks = [toy_task, toy_task.model_copy(update={"name": "other"})][: METHODS[method].least_tasks]
+        train(registry, backbone, request_for(*tasks, config=config, name=name, **more), listener=Watch(gpu))
 
     run("prompt-tuning", "source")
     source = (registry.prompt("source"),)

@@ -42,6 +42,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "cosine": {"method": "attempt", "cosine": True},
     "MPT": {"method": "mpt"},
     "ULPT": {"method": "ulpt"},
+    "SMoP": {"method": "smop", "method_settings": {"noise": 0.0}},
+    "PT-MoE": {"method": "pt-moe", "method_settings": {"noise": 0.0}},
 }
 
 

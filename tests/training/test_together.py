@@ -112,6 +112,6 @@ def test_free_text_is_validated_together_too(backbone: FrozenBackbone, tmp_path:
 
 
 def test_every_method_that_a_bank_takes_is_compared_with_itself_alone() -> None:
-    kept = {name for name, method in METHODS.items() if method.kept}
+    kept = {name for name, method in METHODS.items() if method.banks}
     tried = {kind.get("method", "prompt-tuning") for kind in KINDS.values()}
     assert kept == tried | {"spot"}  # prompt tuning from another prompt
