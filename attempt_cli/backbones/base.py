@@ -435,7 +435,8 @@ class FrozenBackbone(SwitchedLayers, ABC):
     def collate(self, rows: Sequence[EncodedRow]) -> Batch:
         """Puts rows side by side on the backbone's device, in one copy: all that is known of lengths is known here."""
         shape = BatchShape.of(rows)
-        return self.unpacked(self.on_device(self.packed(rows, shape)), shape)
+        batch = self.unpacked(self.on_device(self.packed(rows, shape)), shape)
+        return replace(batch, tasks=tuple(row.task for row in rows))
 
     def packed(self, rows: Sequence[EncodedRow], shape: BatchShape) -> list[int]:
         """Returns rows as the numbers that `unpacked` makes a batch of."""

@@ -58,8 +58,7 @@ class FusedAdapters(TunedWeights):
             return
         self._tasks = batch.task_ids
         # a row's own matrices, d by d, would be copied for every row: rows of a task are computed together instead.
-        # (A GPU is waited for once a pass.)
-        numbers = batch.task_ids.tolist()
+        numbers = batch.task_ids.tolist() if batch.tasks is None else batch.tasks
         rows = {task: [row for row, own in enumerate(numbers) if own == task] for task in dict.fromkeys(numbers)}
         self._groups = [(task, self._backbone.on_device(own)) for task, own in rows.items()]
 

@@ -90,6 +90,7 @@ class Batch:
         read: the same of those that are read before the next is predicted: all but each row's last.
         task_ids: each row's task, [b].
         counted: 1 where `targets` names a target token, 0 where it repeats one to fill its width, [k]; None: all count.
+        tasks: `task_ids` as the host knows them; None in a graph, which holds no numbers of the host.
     """
 
     input_ids: Tensor
@@ -99,6 +100,7 @@ class Batch:
     read: tuple[Tensor, Tensor]
     task_ids: Tensor
     counted: Tensor | None = None
+    tasks: tuple[int, ...] | None = None
 
     @property
     def input_mask(self) -> Tensor:
