@@ -7,7 +7,7 @@ import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any
@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from attempt_cli.backbones.attention import Past
 from attempt_cli.backbones.chat import ChatFrame, chat_frame
+from attempt_cli.backbones.identity import Original, fingerprint
 from attempt_cli.backbones.input_cache import InputCache
 from attempt_cli.backbones.layers import SwitchedLayers
 from attempt_cli.backbones.norms import fuse_norms
@@ -46,23 +47,6 @@ LARGE_ON_GPU = 1_000_000_000
 
 # the states of an input that there are: of its last token, and the mean over its tokens
 STATES = ("last", "mean")
-
-
-# Of every weight but the embeddings a fingerprint looks at about so many entries, evenly spread.
-ENTRIES = 16
-
-
-@dataclass(frozen=True)
-class Original:
-    """A weight that is quantised in memory, as its file has it.
-
-    Args:
-        entries: those that a fingerprint looks at, bfloat16.
-        count: how many it has.
-    """
-
-    entries: Tensor
-    count: int
 
 
 class FrozenBackbone(SwitchedLayers, ABC):
@@ -151,40 +135,8 @@ class FrozenBackbone(SwitchedLayers, ABC):
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits; two backbones share them only if a prompt of one means the same to the other.
-
-        They hash the architecture, the number of layers, the embedding table and a few entries of every other weight
-        (a model fine-tuned with its embeddings frozen is another model), in bf16, so that a checkpoint has the same
-        fingerprint in every dtype. Quantised weights are no parameters in some formats: what else a checkpoint holds
-        is hashed, too. Weights that were quantised at loading count as they are in their files.
-        """
-        config = self.model.config
-        layers = getattr(config, "num_hidden_layers", None)
-        digest = hashlib.sha256(f"{config.model_type} {layers} {list(self._table.shape)}".encode())
-        digest.update(_bf16_bytes(self._table))
-        tied = getattr(self.model, "all_tied_weights_keys", {})
-        parameters = dict(self.model.named_parameters())
-        # what is tied counts once, even where moving it to a device made copies of it
-        copies = [
-            name
-            for name, of in tied.items()
-            if name in parameters and of in parameters and torch.equal(parameters[name], parameters[of])
-        ]
-        parameters = {name: weight for name, weight in parameters.items() if name not in copies}
-        every = {name for name, _ in self.model.named_parameters(remove_duplicate=False)}
-        quantised = tuple(name.removesuffix("weight") for name in self.originals)
-        others = {
-            name: one
-            for name, one in self.model.state_dict().items()
-            if name not in every and not name.startswith(quantised)
-        }
-        for name, weight in sorted({**parameters, **others}.items()):
-            if name in self.originals:
-                digest.update(name.encode() + _bf16_bytes(self.originals[name].entries))
-            elif isinstance(weight, Tensor) and weight.numel():
-                flat = weight.detach().flatten()
-                digest.update(name.encode() + _bf16_bytes(flat[:: max(1, len(flat) // ENTRIES)]))
-        return digest.hexdigest()[:16]
+        """16 hexadecimal digits; two backbones share them only if a prompt of one means the same to the other."""
+        return fingerprint(self.model, self._table, self.originals)
 
     @cached_property
     def tokenizer_digest(self) -> str:
@@ -621,12 +573,6 @@ class FrozenBackbone(SwitchedLayers, ABC):
     def _before_head(self, hidden: Tensor) -> Tensor:
         """Applies what an architecture does to hidden states between its last layer and the vocabulary projection."""
         return hidden
-
-
-def _bf16_bytes(weight: Tensor) -> bytes:
-    if not weight.is_floating_point():
-        return weight.detach().cpu().contiguous().numpy().tobytes()
-    return weight.detach().to("cpu", torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes()
 
 
 def summarised(hidden: Tensor, lengths: Tensor) -> Tensor:

@@ -139,6 +139,14 @@ def _joined(*modules: nn.Linear) -> Tensor:
     return together
 
 
+def _product(hidden: Tensor, weights: _Weights, heads: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the flat input, [n·s, d], the roots of its norm, and query, key and value, [n, s, h + 2g, e]."""
+    n, s, d = hidden.shape
+    x = hidden.reshape(-1, d)
+    normed, root = rms_norm(x, weights.first, weights.eps)
+    return x, root, torch.mm(normed, weights.heads.t()).view(n, s, heads[0] + 2 * heads[1], -1)
+
+
 class _Heads(torch.autograd.Function):
     """Norm, the product for query, key and value, and the rotary embedding: [n, s, d] → [n, h | g | g, s, e]."""
 
@@ -146,11 +154,8 @@ class _Heads(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, weights: _Weights, cos: Tensor, sin: Tensor, heads: tuple[int, int]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        n, s, d = hidden.shape
-        h, g = heads
-        x = hidden.reshape(-1, d)
-        normed, root = rms_norm(x, weights.first, weights.eps)
-        both = torch.mm(normed, weights.heads.t()).view(n, s, h + 2 * g, -1)
+        (n, s, _), (h, g) = hidden.shape, heads
+        x, root, both = _product(hidden, weights, heads)
         e = both.shape[-1]
         cos, sin = cos[:, :, None, : e // 2], sin[:, :, None, : e // 2]  # their two halves are equal
         query, key = both.new_empty(n, h, s, e), both.new_empty(n, g, s, e)
@@ -182,11 +187,8 @@ class _HeadsOnGpu(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, weights: _Weights, cos: Tensor, sin: Tensor, heads: tuple[int, int]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        n, s, d = hidden.shape
         h, g = heads
-        x = hidden.reshape(-1, d)
-        normed, root = rms_norm(x, weights.first, weights.eps)
-        both = torch.mm(normed, weights.heads.t()).view(n, s, h + 2 * g, -1)
+        x, root, both = _product(hidden, weights, heads)
         _turn_in_place(both[:, :, : h + g], cos[:, :, None], sin[:, :, None], 1)
         ctx.save_for_backward(x, root, cos, sin)
         ctx.weights, ctx.heads = weights, heads

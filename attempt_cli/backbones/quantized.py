@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attempt_cli.backbones.base import ENTRIES, Original
+from attempt_cli.backbones.identity import ENTRIES, Original
 from attempt_cli.backbones.strangers import weight_files
 from attempt_cli.errors import AttemptError
 

@@ -17,6 +17,7 @@ from tests.training.toy import READ, toy_rows, write_csv
 pytestmark = pytest.mark.slow
 ON = "--device cuda --dtype float32"
 TRAIN = f"{ON} --steps 2 --batch-size 8"
+RATE = f"{TRAIN} --learning-rate 0.1"
 TASK = """\
 name: aim
 input: '{text} label:'
@@ -59,64 +60,64 @@ def test_layers_over_two_gpus(attempt: Attempt) -> None:
     assert "are on several GPUs" in refused
 
 
-def test_every_command_that_computes(attempt: Attempt) -> None:
-    wrong = []
+class Commands:
+    """Runs commands on the pretend GPU, and keeps what those that fail say."""
 
-    def run(command: str) -> None:
-        result = attempt(f"--debug {command}", prepare=with_pretend_cuda)
+    def __init__(self, attempt: Attempt) -> None:
+        self.attempt = attempt
+        self.wrong: list[str] = []
+
+    def __call__(self, command: str) -> None:
+        result = self.attempt(f"--debug {command}", prepare=with_pretend_cuda)
         if result.code != 0:
-            wrong.append(f"{command}: {result.err}")
+            self.wrong.append(f"{command}: {result.err}")
 
-    train = f"{TRAIN} --learning-rate 0.1"
-    for seed, name in enumerate(("one", "two")):
-        run(f"train-source {name} --train-file train.csv {READ} {train} --prompt-length 4 --seed {seed}")
-    run(f"train-target aim.yaml {train} --sources one,two --attention-rank 4")
-    run(f"train-target aim.yaml {train} --method spot --init-from two --eval-every 2")
-    run(f"train-target aim.yaml {train} --sources one,two --attention-rank 4 --batch-size auto --name big")
+    def train(self) -> None:
+        """Trains the sources one and two, and the composition aim-attempt."""
+        for seed, name in enumerate(("one", "two")):
+            self(f"train-source {name} --train-file train.csv {READ} {RATE} --prompt-length 4 --seed {seed}")
+        self(f"train-target aim.yaml {RATE} --sources one,two --attention-rank 4")
+
+
+def test_every_command_that_computes(attempt: Attempt) -> None:
+    run = Commands(attempt)
+    run.train()
+    run(f"train-target aim.yaml {RATE} --method spot --init-from two --eval-every 2")
+    run(f"train-target aim.yaml {RATE} --sources one,two --attention-rank 4 --batch-size auto --name big")
     run(f"train-target aim.yaml {TRAIN} --method lora --gradient-checkpointing --name weights")
-    run(f"train-attention --sources one,two --tasks aim.yaml --attention-rank 3 {train}")
+    run(f"train-attention --sources one,two --tasks aim.yaml --attention-rank 3 {RATE}")
     run(f"eval --tasks aim.yaml --composition aim-attempt --prompt aim-spot --prompt none {ON}")
     run(f"inspect aim-attempt --task aim {ON}")
     run(f"rank-sources aim.yaml --sources one,two {ON}")
     run(f"predict aim-attempt texts.txt {ON}")
     run(f"predict --prompts one,two texts.txt {ON}")
     run("export aim-spot matrix --to npy")
-    run(f"fewshot -k 4 --tasks aim.yaml --sources one,two --seeds 1 --methods prompt-tuning,attempt {train}")
+    run(f"fewshot -k 4 --tasks aim.yaml --sources one,two --seeds 1 --methods prompt-tuning,attempt {RATE}")
     rates = "--learning-rate 0.1,0.2 --methods prompt-tuning,attempt"
     run(f"sweep aim.yaml --sources one,two --seeds 1 {rates} {TRAIN} --eval-every 1")
-    assert not wrong, "\n".join(wrong)
+    assert not run.wrong, "\n".join(run.wrong)
 
 
 def test_experiments_compositions_and_what_leaves(attempt: Attempt) -> None:
-    wrong = []
-
-    def run(command: str) -> None:
-        result = attempt(f"--debug {command}", prepare=with_pretend_cuda)
-        if result.code != 0:
-            wrong.append(f"{command}: {result.err}")
-
-    train = f"{TRAIN} --learning-rate 0.1"
-    for seed, name in enumerate(("one", "two")):
-        run(f"train-source {name} --train-file train.csv {READ} {train} --prompt-length 4 --seed {seed}")
-    run(f"train-target aim.yaml {train} --sources one,two --attention-rank 4")
+    run = Commands(attempt)
+    run.train()
     run("compose fewer --from aim-attempt --drop one")
     run("compose plain --flatten aim-attempt --tasks aim.yaml")
     run(f"eval --tasks aim.yaml --composition fewer --composition aim-attempt {ON}")
     run("compare fewer aim-attempt")
     methods = "none,source,instruction,icl,probe,spot-t,attempt-states,attempt-evidence,attempt-top2,smop,lora"
     rows = "-k 8 --seeds 1 --tasks aim.yaml --sources one,two --max-length 24"
-    run(f"reproduce table3 {rows} --methods {methods} {train} --eval-every 0")
+    run(f"reproduce table3 {rows} --methods {methods} {RATE} --eval-every 0")
     run("export plain words --to vocabulary")
     run("export aim-attempt aim.attempt --to bundle")
     run("import aim.attempt --prefix again-")
-    assert not wrong, "\n".join(wrong)
+    assert not run.wrong, "\n".join(run.wrong)
 
 
 def test_the_server(attempt: Attempt) -> None:
-    train = f"{TRAIN} --learning-rate 0.1 --prompt-length 4"
-    for seed, name in enumerate(("one", "two")):
-        command = f"train-source {name} --train-file train.csv {READ} {train} --seed {seed}"
-        assert attempt(command, prepare=with_pretend_cuda).code == 0
+    run = Commands(attempt)
+    run.train()
+    assert not run.wrong, "\n".join(run.wrong)
     running = attempt.start(f"--format json serve --port 0 {ON}", prepare=with_pretend_cuda)
     out = running.streams / "out"
     running.until(lambda: out.read_text("utf-8").endswith("}\n"))
