@@ -109,9 +109,7 @@ class Session:
             name = recorded_backbone(self.store, records[0])
         name = name or DEFAULT_BACKBONE
         if name not in self._loaded:
-            from attempt_cli.backbones.input_cache import InputCache
             from attempt_cli.backbones.load import check_chat_template, load_backbone
-            from attempt_cli.backbones.machine import free_on_gpu
             from attempt_cli.byte_sizes import parse_size, total_memory
 
             # of all memory, not of what is free now: which rows are kept should not depend on what else is running
@@ -126,14 +124,7 @@ class Session:
             backbone = load_backbone(name, device=self.device, dtype=self.dtype, quantize=self.quantize)
             for note in backbone.notes if os.environ.get("RANK", "0") == "0" else ():
                 self.listener.note(note)
-            if budget:
-                backbone.input_cache = InputCache(
-                    budget,
-                    folder=Path(self.input_cache_dir) if self.input_cache_dir is not None else None,
-                    made_by=f"{backbone.fingerprint} {backbone.precision} {backbone.device.type}",
-                    on_host=backbone.on_gpu,
-                    on_device=free_on_gpu(backbone.device) // 4,
-                )
+            backbone.keep_inputs(budget, Path(self.input_cache_dir) if self.input_cache_dir is not None else None)
             self._loaded[name] = backbone
         if records and os.environ.get("RANK", "0") == "0":
             from attempt_cli.artefacts import differences

@@ -264,7 +264,7 @@ def _train(
     config = make_config(preset, method=method, **settings)
     rows = tuple(load_task_rows(task, config, data_dir=session.rows_folder, limit=train_limit) for task in tasks)
     request = Request(rows, name, config, largest_batch=largest, tags=tuple(listed(tags)), **parts)
-    request.check()
+    request.check(session.quantize)
     from attempt_cli.training.processes import Processes  # torch, only now that nothing is refused
     from attempt_cli.training.run import train
 

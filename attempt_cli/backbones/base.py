@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -21,6 +22,7 @@ from attempt_cli.backbones.chat import ChatFrame, chat_frame
 from attempt_cli.backbones.identity import Original, fingerprint
 from attempt_cli.backbones.input_cache import InputCache
 from attempt_cli.backbones.layers import SwitchedLayers
+from attempt_cli.backbones.machine import free_on_gpu
 from attempt_cli.backbones.norms import fuse_norms
 from attempt_cli.backbones.rows import Batch, BatchShape, EncodedRow
 from attempt_cli.backbones.tokens import kept_tokens
@@ -173,6 +175,23 @@ class FrozenBackbone(SwitchedLayers, ABC):
             f"{self.name} cannot have the prompt {placement} the input: {why}",
             f"Train with --placement {self.placements[0]}, or leave it out.",
         )
+
+    def keep_inputs(self, budget: int, folder: Path | None = None) -> None:
+        """Keeps keys and values of inputs that are read more than once.
+
+        Args:
+            budget: bytes; 0 keeps none. With a GPU the first stay on it, up to a quarter of its free memory.
+            folder: where they are kept as files instead, for other processes, too.
+        """
+        self.input_cache = None
+        if budget:
+            self.input_cache = InputCache(
+                budget,
+                folder=folder,
+                made_by=f"{self.fingerprint} {self.precision} {self.device.type}",
+                on_host=self.on_gpu,
+                on_device=free_on_gpu(self.device) // 4,
+            )
 
     @property
     def longest_row(self) -> int | None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from textwrap import fill
 from typing import Any
 
-from attempt_cli.errors import AttemptError
+from attempt_cli.errors import ArgumentsError, AttemptError
 from attempt_cli.training.methods import METHODS as TRAINED
 from attempt_registry.errors import nearest_names
 
@@ -59,6 +59,11 @@ class Comparison:
     def trains_prompts(self) -> bool:
         """Whether it trains prompts that can share passes: neither weights nor what changes inputs."""
         return self.trains and TRAINED[self.settings["method"]].banks
+
+    @property
+    def trains_weights(self) -> bool:
+        """Whether it trains weights of the backbone."""
+        return self.trains and TRAINED[self.settings["method"]].trains_weights
 
     @property
     def keeps(self) -> bool:
@@ -192,6 +197,20 @@ def check_methods(names: Iterable[str], known: Iterable[str] = tuple(METHODS)) -
     problems += unknown_names("method", [name for name in names if name not in elsewhere], known)
     if problems:
         raise AttemptError("; ".join(problems), f"There are {', '.join(known)}.")
+
+
+def check_quantized(names: Iterable[str], quantize: str | None) -> None:
+    """Refuses methods that train weights where these are to be quantised at loading.
+
+    Raises:
+        ArgumentsError: names them.
+    """
+    training = [name for name in names if METHODS[name].trains_weights] if quantize else []
+    if training:
+        raise ArgumentsError(
+            f"weights are trained by {', '.join(training)}, and not those that --quantize {quantize} keeps",
+            "Name other --methods, or leave --quantize out.",
+        )
 
 
 def unknown_names(kind: str, names: Iterable[str], known: Iterable[str]) -> list[str]:

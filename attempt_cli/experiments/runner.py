@@ -10,7 +10,6 @@ from typing import Any
 from attempt_cli.artefacts import bare, load_prompt, versions
 from attempt_cli.backbones.base import FrozenBackbone
 from attempt_cli.backbones.chat import ChatFrame
-from attempt_cli.backbones.input_cache import InputCache
 from attempt_cli.backbones.load import load_backbone
 from attempt_cli.data.fields import task_fields
 from attempt_cli.errors import AttemptError, StoppedError, first_line
@@ -489,8 +488,7 @@ class Runner:
             self._backbones.clear()  # one at a time in memory
             try:
                 loaded = load_backbone(name, device=plan.device, dtype=plan.dtype, quantize=plan.quantize)
-                if self.plan.input_cache:
-                    loaded.input_cache = InputCache(self.plan.input_cache, on_host=loaded.on_gpu)
+                loaded.keep_inputs(plan.input_cache)
                 self._backbones[name] = loaded
             except AttemptError as error:
                 self._backbones[name] = error

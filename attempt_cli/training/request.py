@@ -146,8 +146,11 @@ class Request:
         alone = self.keep == "shared" or (len(self.tasks) == 1 and self.onto is None)
         return self.name if alone else f"{self.name}.{task.name}"
 
-    def check(self) -> None:
+    def check(self, quantize: str | None = None) -> None:
         """Refuses what can be seen to be wrong without a backbone: names, tags, settings and prompts.
+
+        Args:
+            quantize: how the backbone's weights are to be quantised when they are loaded.
 
         Raises:
             AttemptError: every problem, one a line.
@@ -162,6 +165,8 @@ class Request:
             raise ValueError(f"keep is one of {KEPT}, not {self.keep!r}")
         config, method = self.config, self.config.row
         problems = [*config.conflicts(), *self._wrong_prompts()]
+        if method.trains_weights and quantize:
+            problems.append(f"{config.method} trains weights, not those that --quantize {quantize} keeps")
         names = [rows.task.name for rows in self.tasks]
         if len(names) < method.least_tasks:
             problems.append(

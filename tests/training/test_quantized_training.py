@@ -83,10 +83,19 @@ def test_another_tokenizer_is_told(session: Session, task: Task) -> None:
     assert "0123456789abcdef" in note
 
 
-def test_quantised_weights_are_not_trained(session: Session, task: Task) -> None:
+def test_quantised_weights_are_not_trained(session: Session, task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
     small = replace(session, quantize="int8")
+    monkeypatch.setattr(Session, "load_backbone", lambda *_, **__: pytest.fail("weights were loaded"))
     with pytest.raises(AttemptError, match=r"fine-tuning trains weights, not those that --quantize int8 keeps"):
         attempt.train_target(task, method="fine-tuning", session=small, steps=2, eval_every=0)
+    methods = ["prompt-tuning", "lora", "bitfit"]
+    for compared in (
+        lambda: attempt.fewshot(task, k=4, methods=methods, session=small),
+        lambda: attempt.sweep(task, methods=methods, session=small),
+        lambda: attempt.reproduce("table1", methods=methods, session=small),
+    ):
+        with pytest.raises(AttemptError, match=r"trained by lora, bitfit, and not those that --quantize int8 keeps"):
+            compared()
 
 
 def test_cells_without_training_are_other_cells_where_weights_are_quantised(session: Session, task: Task) -> None:
