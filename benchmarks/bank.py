@@ -43,8 +43,8 @@ GOALS = {"own": 1.5, "same": 3.0}  # of 16 prompts after the input
 PAGE = """# Many prompts in one pass
 
 N trainings of a prompt whose rows go through the frozen model together (`training.bank`), against the same trainings
-one after the other ("apart"). Rates are rows over all members a second of processor time, on one thread: the machine
-was shared with other work. They are medians over rounds, in which all took turns; ratios, which are what is claimed,
+one after the other ("apart"). Rates are rows over all members a second of processor time: the machine was shared
+with other work. They are medians over rounds, in which all took turns; ratios, which are what is claimed,
 are the median of those within a round. "Kept": the inputs come from the cache, as from the second epoch on; else they
 are read in every step. Every number: [bank.json](bank.json).
 
