@@ -199,18 +199,25 @@ def check_methods(names: Iterable[str], known: Iterable[str] = tuple(METHODS)) -
         raise AttemptError("; ".join(problems), f"There are {', '.join(known)}.")
 
 
-def check_quantized(names: Iterable[str], quantize: str | None) -> None:
-    """Refuses methods that train weights where these are to be quantised at loading.
+def check_weight_methods(names: Iterable[str], quantize: str | None, device: str | None) -> None:
+    """Refuses methods that train weights where these are to be quantised at loading, or spread over several GPUs.
 
     Raises:
         ArgumentsError: names them.
     """
-    training = [name for name in names if METHODS[name].trains_weights] if quantize else []
-    if training:
-        raise ArgumentsError(
-            f"weights are trained by {', '.join(training)}, and not those that --quantize {quantize} keeps",
-            "Name other --methods, or leave --quantize out.",
-        )
+    training = [name for name in names if METHODS[name].trains_weights]
+    if not training:
+        return
+    told = f"weights are trained by {', '.join(training)}, and not those that"
+    if quantize:
+        raise ArgumentsError(f"{told} --quantize {quantize} keeps", "Name other --methods, or leave --quantize out.")
+    if device == "auto":
+        from attempt_cli.backbones.spread import gpus
+
+        if (count := len(gpus())) > 1:
+            raise ArgumentsError(
+                f"{told} --device auto spreads over {count} GPUs", "Name other --methods, or use --device cuda."
+            )
 
 
 def unknown_names(kind: str, names: Iterable[str], known: Iterable[str]) -> list[str]:

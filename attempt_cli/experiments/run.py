@@ -16,7 +16,7 @@ from attempt_cli.errors import ArgumentsError, AttemptError
 from attempt_cli.experiments.cell_queue import GridListener, GridResult
 from attempt_cli.experiments.cells import Cell, CellResult, CellSpec, banks
 from attempt_cli.experiments.instead import INSTEAD
-from attempt_cli.experiments.methods import ALONE, METHODS, PREPARED, check_methods, check_quantized, unknown_names
+from attempt_cli.experiments.methods import ALONE, METHODS, PREPARED, check_methods, check_weight_methods, unknown_names
 from attempt_cli.experiments.paper import Experiment, paper_sources
 from attempt_cli.experiments.plan import Plan, Terms, check_rows
 from attempt_cli.experiments.report import Report, check_columns
@@ -75,7 +75,7 @@ def compare_on_few_rows(
 ) -> FewShotResult:
     """Fills the cells of a few-shot comparison, those of prompts together; see `api.experiments.fewshot`."""
     check_methods(methods, ALONE)
-    check_quantized(methods, session.quantize)
+    check_weight_methods(methods, session.quantize, session.device)
     for name in methods:  # what a task cannot be asked is refused before anything is trained
         for task in tasks if name in INSTEAD else ():
             INSTEAD[name].check(task)
@@ -193,7 +193,7 @@ def run_experiment(
     """Fills an experiment's grid, after what its targets start from; see `api.experiments.reproduce`."""
     options = _at_its_size(experiment, options)
     tasks, methods = _checked(experiment, options)
-    check_quantized(methods, session.quantize)
+    check_weight_methods(methods, session.quantize, session.device)
     if options.tuned:
         options = _tuned(session, options, tasks.values(), methods)
     backbones = backbones or ([experiment.backbone] if experiment.backbone else [])

@@ -11,7 +11,7 @@ from attempt_cli.data.task import Task
 from attempt_cli.errors import ArgumentsError, AttemptError
 from attempt_cli.evaluation.statistics import mean_interval
 from attempt_cli.experiments.cells import Cell, CellSpec, banks
-from attempt_cli.experiments.methods import ALONE, METHODS, check_methods, check_quantized
+from attempt_cli.experiments.methods import ALONE, METHODS, check_methods, check_weight_methods
 from attempt_cli.experiments.plan import Plan
 from attempt_cli.experiments.report import with_width
 from attempt_cli.experiments.report_table import ReportTable
@@ -194,7 +194,7 @@ def run_sweep(
 ) -> SweepResult:
     """Fills the cells of a sweep, those of prompts together; see `api.experiments.sweep`."""
     check_methods(methods, TRAINED)
-    check_quantized(methods, session.quantize)
+    check_weight_methods(methods, session.quantize, session.device)
     store = session.store
     for option, said in (("--sources", sources != "all"), ("--init-from", init_from is not None)):
         if said and not any(METHODS[method].uses_sources for method in methods):

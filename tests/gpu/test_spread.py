@@ -19,7 +19,7 @@ from attempt_cli.evaluation.prediction import predict
 from attempt_cli.experiments.plan import Plan
 from attempt_cli.experiments.worker_pool import WorkerPool
 from attempt_cli.training.config import make_config
-from attempt_cli.training.gradient import gradient_step
+from attempt_cli.training.gradient import Positions, gradient_step, joint_gradient
 from attempt_cli.training.processes import Processes
 from tests.gpu.test_steps import model_on
 from tests.models import LLAMA_SIZES
@@ -71,6 +71,18 @@ def test_steps_have_the_numbers_of_one_device_and_wait_for_nothing(
             assert not gpus.waits
             assert gpus.kernels["a copy between cards"]
         found.append(torch.stack(numbers).cpu())
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "placement"), [("llama", "before"), ("llama", "after"), ("t5", "before")])
+def test_a_bank_has_the_gradients_of_one_device(gpus: PretendGpu, load: Load, kind: str, placement: str) -> None:
+    found = []
+    for backbone in (load(kind, "cpu"), on_auto(load, kind)):
+        models = [model_on(backbone, placement, sources) for sources in (0, 2)]
+        rows = tiny.encoded(backbone, 12)
+        losses = joint_gradient(models, [rows[:8], rows[4:]], 8192, [Positions(), Positions()])
+        norms = [p.grad.norm() for model in models for p in model.trained.parameters() if p.grad is not None]
+        found.append(torch.stack([*losses, *norms]).cpu())
     torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
 
 
