@@ -274,13 +274,16 @@ def told_of(backbone: FrozenBackbone) -> dict[str, Any]:
 
 def differences(
     registry: Registry, backbone: FrozenBackbone, records: Sequence[Prompt | Composition | Attention]
-) -> list[str]:
+) -> dict[str, list[str]]:
     """Says in what a backbone differs from how it was when prompts were trained on it, though its weights are the same.
 
     Args:
         registry: finds the prompts of compositions.
         backbone: as it is loaded.
         records: what is used on it.
+
+    Returns:
+        Each difference as text, with the prompts that it is about.
     """
     prompts = {one.ref: one for one in records if isinstance(one, Prompt)}
     for composition in (one for one in records if isinstance(one, Composition)):
@@ -302,7 +305,7 @@ def differences(
                 "the version of transformers that they were trained with, or train again"
             )
             others.setdefault(text, []).append(ref)
-    return [f"{', '.join(refs)}: {text}." for text, refs in others.items()]
+    return others
 
 
 def _kept(quantization: str | None) -> str:

@@ -121,6 +121,7 @@ class Session:
             if chat_template:
                 check_chat_template(name)
             self._loaded.clear()  # one at a time in memory
+            self._told.clear()
             backbone = load_backbone(name, device=self.device, dtype=self.dtype, quantize=self.quantize)
             for note in backbone.notes if os.environ.get("RANK", "0") == "0" else ():
                 self.listener.note(note)
@@ -129,8 +130,11 @@ class Session:
         if records and os.environ.get("RANK", "0") == "0":
             from attempt_cli.artefacts import differences
 
-            for note in differences(self.store, self._loaded[name], records):
-                self.listener.note(note)
+            for text, refs in differences(self.store, self._loaded[name], records).items():
+                untold = [ref for ref in refs if (ref, text) not in self._told]
+                self._told.update((ref, text) for ref in untold)
+                if untold:
+                    self.listener.note(f"{', '.join(untold)}: {text}.")
         return self._loaded[name]
 
     def load_table(self, record: Prompt | Composition | Attention) -> EmbeddingTable:
@@ -163,9 +167,14 @@ class Session:
     def with_listener(self, listener: Listener) -> Session:
         """Returns the same session with another listener; both share the loaded backbone."""
         told = replace(self, registry=self.store, listener=listener)
-        vars(told)["_loaded"] = self._loaded
+        vars(told).update(_loaded=self._loaded, _told=self._told)
         return told
 
     @cached_property
     def _loaded(self) -> dict[str, FrozenBackbone]:
         return {}
+
+    @cached_property
+    def _told(self) -> set[tuple[str, str]]:
+        """Prompts with what was told of them, each once for a backbone that is loaded."""
+        return set()

@@ -306,7 +306,7 @@ class Runner:
     def _kept(self, one: _Training, outcome: Outcome, results: Sequence[Evaluation], listener: Listener) -> CellResult:
         """Records the cells of a training that has ended."""
         for warning in outcome.trained.warnings:
-            listener.note(f"Warning: {one.request.name}, seed {one.spec.seed}: {warning}")
+            listener.note(f"Warning: {one.spec}: {warning}")
         cells = [
             self._recorded(
                 one.spec,

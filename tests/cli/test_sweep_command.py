@@ -143,6 +143,14 @@ def test_a_rate_at_which_the_loss_is_no_number_is_a_result_too(attempt: Attempt)
     assert "the loss is not a number" in nothing.err
 
 
+def test_warnings_say_of_which_setting(attempt: Attempt) -> None:
+    told = attempt.succeed(f"sweep {QUICK} --learning-rate 1e-9,2e-9 --seeds 1").err
+    warnings = [line for line in told.splitlines() if line.startswith("Warning: ")]
+    assert len(set(warnings)) == len(warnings)
+    for rate in ("1e-09", "2e-09"):
+        assert any(f"learning_rate={rate} " in line for line in warnings)
+
+
 def test_methods_are_tried_under_the_settings_that_they_read(attempt: Attempt) -> None:
     attempt.succeed(f"train-source source {QUICK.replace('--test-file test.csv', '')} --eval-every 0 --steps 1")
     sources = "--sources source --methods prompt-tuning,attempt,lora"
