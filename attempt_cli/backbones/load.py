@@ -28,11 +28,13 @@ from attempt_cli.backbones.strangers import (
     ADAPTER,
     WITHOUT_ADAPTER,
     check_config,
+    check_sizes,
     check_tokenizer,
     check_weights,
     in_folder,
     in_repository,
     raise_foreign,
+    shapes_on_hub,
 )
 from attempt_cli.backbones.weight_sizes import check_memory
 from attempt_cli.bars import bars_on_terminals_only
@@ -114,7 +116,9 @@ def load_from(
         for named in (raw, get_tokenizer_config(location, local_files_only=silence is not None)):
             check_tokenizer(named)
         find = in_folder(Path(location)) if local else in_repository(location, cached_only=silence is not None)
-        shapes = check_weights(find, raw)
+        announced = shapes_on_hub(location) if not local and silence is None else None
+        shapes = announced or check_weights(find, raw)
+        check_sizes(raw, shapes)
         check_unquantized(raw, quantize)
         config = AutoConfig.from_pretrained(location, **reading)
         # a config may name an attention, and with it code on the hub: the choice is ours
@@ -128,6 +132,8 @@ def load_from(
         if not raw.get("quantization_config"):  # of packed weights the shapes say little
             tight = check_memory(place.name, shapes, lambda: _skeleton(auto, config), device, dtype, quantize, spread)
         parts = places(place.name, _skeleton(auto, config), dtype, quantize) if spread else {"": device}
+        if announced is not None:
+            check_weights(find, raw)  # fetches them, now that they fit
         in_place = spread or quantize is not None  # through the host's memory otherwise
         eager = device.type == "cpu" and dtype == torch.bfloat16
         attention = {"attn_implementation": "eager"} if eager else {}

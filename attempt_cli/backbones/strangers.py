@@ -6,6 +6,7 @@ import json
 import math
 import mmap
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -74,8 +75,26 @@ def check_weights(find: Callable[[str], Path | None], config: Mapping[str, Any])
         AttemptError: says what is wrong.
     """
     shapes = {name: shape for file in weight_files(find) for name, shape in _shapes(file)}
-    _check_sizes(config, shapes)
+    check_sizes(config, shapes)
     return shapes
+
+
+def shapes_on_hub(repository: str) -> dict[str, list[int]] | None:
+    """Returns the shape of each tensor in a repository's weights, of which the headers alone are fetched.
+
+    Returns:
+        None where all files are in the cache, or their headers cannot be had: fetching the files tells why.
+    """
+    from huggingface_hub import get_safetensors_metadata
+
+    with suppress(AttemptError):
+        weight_files(in_repository(repository, cached_only=True))
+        return None
+    try:
+        files = get_safetensors_metadata(repository).files_metadata.values()
+    except Exception:  # of huggingface_hub, httpx or a damaged index
+        return None
+    return {name: tensor.shape for file in files for name, tensor in file.tensors.items()}
 
 
 def check_gguf(file: Path) -> dict[str, list[int]]:
@@ -91,7 +110,7 @@ def check_gguf(file: Path) -> dict[str, list[int]]:
         _check_settings(data)
     shapes = {tensor.name: [int(size) for size in tensor.shape] for tensor in GGUFReader(file).tensors}
     config = AutoConfig.from_pretrained(str(file.parent), gguf_file=file.name, trust_remote_code=False)
-    _check_sizes(config.to_dict(), shapes)  # what the file does not say is the library's default, of large models
+    check_sizes(config.to_dict(), shapes)  # what the file does not say is the library's default, of large models
     return shapes
 
 
@@ -142,7 +161,12 @@ def _check_settings(data: mmap.mmap) -> None:
         value(number(4))
 
 
-def _check_sizes(config: Mapping[str, Any], shapes: Mapping[str, list[int]]) -> None:
+def check_sizes(config: Mapping[str, Any], shapes: Mapping[str, list[int]]) -> None:
+    """Refuses a config that describes another model than its tensors.
+
+    Raises:
+        AttemptError: says what is wrong.
+    """
     entries = sum(math.prod(shape) for shape in shapes.values())
     for part in (config, *(value for value in config.values() if isinstance(value, Mapping))):
         for names, most, what in ((LAYERS, len(shapes), "tensors"), (SIZES, entries, "numbers")):

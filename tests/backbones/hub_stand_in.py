@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -71,7 +72,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def _answer(self) -> None:
         path = self.path.split("?")[0]
-        self.server.requests.append(f"{self.command} {path}")
+        part = self.headers.get("Range")
+        self.server.requests.append(f"{self.command} {path}{f' {part}' if part else ''}")
         parts = path.strip("/").split("/")
         if self.server.down:
             return self._send(503, b"")
@@ -88,9 +90,16 @@ class Handler(BaseHTTPRequestHandler):
         file = folder / name
         if not file.is_file():
             return self._send(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT})
-        content = file.read_bytes()
-        etag = hashlib.sha256(content).hexdigest()
-        return self._send(200, content, {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"})
+        headers = {"X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
+        if found := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")):
+            with file.open("rb") as opened:
+                opened.seek(int(found[1]))
+                return self._send(206, opened.read(int(found[2]) - int(found[1]) + 1), headers)
+        state = file.stat()  # a file may be larger than the memory
+        headers["ETag"] = f'"{hashlib.sha256(f"{file} {state.st_size} {state.st_mtime_ns}".encode()).hexdigest()}"'
+        if self.command == "HEAD":
+            return self._send(200, b"", headers, state.st_size)
+        return self._send(200, file.read_bytes(), headers)
 
     def _api(self, repository: str, rest: list[str]) -> None:
         folder = self.server.repositories.get(repository)
@@ -119,11 +128,13 @@ class Handler(BaseHTTPRequestHandler):
     def _json(self, content: object) -> None:
         self._send(200, json.dumps(content).encode(), {"Content-Type": "application/json"})
 
-    def _send(self, status: int, content: bytes, headers: dict[str, str] | None = None) -> None:
+    def _send(
+        self, status: int, content: bytes, headers: dict[str, str] | None = None, size: int | None = None
+    ) -> None:
         self.send_response(status)
         for name, value in (headers or {}).items():
             self.send_header(name, value)
-        self.send_header("Content-Length", str(len(content)))
+        self.send_header("Content-Length", str(len(content) if size is None else size))
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(content)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,21 +15,26 @@ from typing import Any
 
 import huggingface_hub
 import pytest
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from attempt_cli.backbones.base import FrozenBackbone
 from attempt_cli.backbones.load import load_backbone
 from attempt_cli.errors import AttemptError
 from tests.backbones.hub_stand_in import COMMIT, Hub, serve
+from tests.backbones.test_weight_sizes import LLAMA_70B, sparse
 from tests.models import save_adapter
 
 # reads names, loads each, answers with a line of JSON
 LOADER = """
 import json, sys, time
+from types import SimpleNamespace
+import psutil
 import torch
 import transformers
 from attempt_cli.backbones.load import load_backbone
 from attempt_cli.errors import AttemptError
 torch.set_num_threads(1)
+psutil.virtual_memory = lambda: SimpleNamespace(available=100 << 30, total=128 << 30)
 for line in sys.stdin:
     start = time.perf_counter()
     try:
@@ -85,15 +91,38 @@ def adapted(tmp_path_factory: pytest.TempPathFactory, folders: dict[str, Path]) 
 
 
 @pytest.fixture(scope="module")
+def sharded(tmp_path_factory: pytest.TempPathFactory, folders: dict[str, Path]) -> Path:
+    """A repository with its weights in several files."""
+    folder = Path(shutil.copytree(folders["llama"], tmp_path_factory.mktemp("sharded") / "repository"))
+    (folder / "model.safetensors").unlink()
+    LlamaForCausalLM.from_pretrained(folders["llama"]).save_pretrained(folder, max_shard_size="20KB")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def huge(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Repositories of a model that no memory here holds, in one file and in those that an index names."""
+    folder = tmp_path_factory.mktemp("huge")
+    single = sparse(folder / "single", LlamaConfig(**LLAMA_70B), LlamaForCausalLM)
+    split = Path(shutil.copytree(single, folder / "split", ignore=shutil.ignore_patterns("*.safetensors")))
+    (split / "weights.safetensors").symlink_to(single / "model.safetensors")
+    index = {"metadata": {}, "weight_map": {"lm_head.weight": "weights.safetensors"}}
+    (split / "model.safetensors.index.json").write_text(json.dumps(index))
+    return {"someone/huge": single, "someone/huge-split": split}
+
+
+@pytest.fixture(scope="module")
 def loader(
     folders: dict[str, Path],
     config_only: Path,
     outside: Path,
     adapted: Path,
+    sharded: Path,
+    huge: dict[str, Path],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Loader]:
     repositories = {"google-t5/t5-small": folders["t5"], "someone/llama": folders["llama"], "someone/bare": config_only}
-    repositories |= {"someone/outside": outside, "someone/adapted": adapted}
+    repositories |= {"someone/outside": outside, "someone/adapted": adapted, "someone/sharded": sharded, **huge}
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "ATTEMPT_"))}
     with serve(repositories) as hub:
         home = str(tmp_path_factory.mktemp("hub-home"))
@@ -137,6 +166,20 @@ def test_a_backbone_comes_from_the_hub(loader: Loader, backbones: dict[str, Froz
 def test_the_second_time_it_comes_from_the_cache(loader: Loader) -> None:
     assert loader("t5-small")["name"] == "t5-small"
     assert not [request for request in loader.hub.requests if request.startswith("GET /google-t5/")]
+
+
+def test_weights_in_several_files(loader: Loader, backbones: dict[str, FrozenBackbone]) -> None:
+    for _ in range(2):
+        assert loader("someone/sharded")["fingerprint"] == backbones["llama"].fingerprint
+    assert not [request for request in loader.hub.requests if request.startswith("GET /someone/")]
+
+
+@pytest.mark.parametrize("name", ["someone/huge", "someone/huge-split"])
+def test_what_does_not_fit_is_refused_before_it_is_fetched(loader: Loader, name: str) -> None:
+    for _ in range(2):  # the second time the index comes from the cache
+        assert loader(name)["error"] == f"{name} needs 263 GiB in float32, and cpu has 100 GiB free"
+        fetched = [request for request in loader.hub.requests if re.fullmatch("GET .*safetensors.*", request)]
+        assert all("bytes=" in request or "index" in request for request in fetched)
 
 
 def test_a_folder_is_loaded_without_asking_the_hub(loader: Loader, folders: dict[str, Path]) -> None:
