@@ -34,17 +34,20 @@ for part in "$@"; do
           --weight-learning-rate $rate --methods lora "${grid[@]}" --output "tune/weights-$rate"
       done
       ;;
-    fewshot | rows) # looked at once. RATES: each method with the learning rate that `tune` chose
+    fewshot | rows) # looked at once. RATES: methods with their learning rates as `tune` chose them, a+b where they agree
       for pair in ${RATES:?names methods with their learning rates: "attempt=0.03 prompt-tuning=0.1 lora=0.0003 none"}; do
         method=${pair%%=*} rate=(--learning-rate "${pair##*=}")
+        methods=${method//+/,}
         case $pair in lora=*) rate=(--weight-learning-rate "${pair##*=}") ;; *=*) ;; *) rate=() ;; esac
         if [ "$part" = fewshot ]; then
-          $ATTEMPT reproduce table3 -k "${K:-4,16,32}" --tasks "${TASKS:-$TEST}" --seeds "${SEEDS:-20}" \
-            --methods "$method" "${rate[@]}" "${grid[@]}" --output "fewshot/$method"
+          for k in ${K:-16 4 32}; do
+            $ATTEMPT reproduce table3 -k "$k" --tasks "${TASKS:-$TEST}" --seeds "${SEEDS:-20}" \
+              --methods "$methods" "${rate[@]}" "${grid[@]}" --output "fewshot/$method-$k"
+          done
         else # three passes over 500 and 2,000 training rows
           for k in ${K:-500 2000}; do
             $ATTEMPT reproduce table3 -k "$k" --tasks "${TASKS:-yelp.yaml,mrpc,rte,stsb,multirc,two-domains.yaml}" \
-              --seeds "${SEEDS:-5}" --methods "$method" "${rate[@]}" "${grid[@]}" --steps $((k * 3 / 4)) \
+              --seeds "${SEEDS:-5}" --methods "$methods" "${rate[@]}" "${grid[@]}" --steps $((k * 3 / 4)) \
               --output "rows/$method-$k"
           done
         fi
