@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The proof: what docs/results/protocol.md says, in parts that continue where they were stopped.
-# Usage: ATTEMPT_DATA=<rows in the hub's layout> benchmarks/proof.sh FOLDER [tune|fewshot|rows ...]
+# Usage: ATTEMPT_DATA=<rows in the hub's layout> benchmarks/proof.sh FOLDER [tune|variants|fewshot|shared|rows|sources ...]
 # SEEDS, TASKS and K narrow a part; what is done already is taken from the registry in FOLDER.
 set -euo pipefail
 : "${ATTEMPT_DATA:?name the folder with rows in the layout of the hub}"
@@ -53,6 +53,21 @@ for part in "$@"; do
         fi
       done
       ;;
-    *) echo "no part named '$part': tune, fewshot, rows" >&2 && exit 2 ;;
+    shared) # one G for eight targets (MultiRC's inputs are too long to be trained with others), eight times the steps
+      $ATTEMPT reproduce table3 -k 16 --tasks "${TEST%,multirc*},two-domains.yaml" --seeds "${SEEDS:-20}" \
+        --methods attempt-m --learning-rate "${RATE:?the learning rate of ATTEMPT}" "${grid[@]}" --steps 800 \
+        --output fewshot/attempt-m-16
+      ;;
+    variants) # of G, each alone, on development tasks
+      $ATTEMPT reproduce table3 -k 16 --tasks "${TASKS:-$DEVELOPMENT}" --seeds "${SEEDS:-3}" \
+        --methods "${METHODS:-attempt,attempt-states,attempt-states-mean,attempt-evidence,attempt-top2,attempt-cosine,attempt-one-norm}" \
+        --learning-rate "${RATE:?the learning rate of ATTEMPT}" "${grid[@]}" --output variants
+      ;;
+    sources) # added and dropped after the training
+      [ -e changed.done ] || { $ATTEMPT --registry changed registry add --starter && touch changed.done; }
+      (cd "$here" && $PYTHON -m benchmarks.proof_sources "$folder" --tasks "${TASKS:-$TEST}" --seeds "${SEEDS:-5}" \
+        --learning-rate "${RATE:?the learning rate of ATTEMPT}")
+      ;;
+    *) echo "no part named '$part': tune, variants, fewshot, shared, rows, sources" >&2 && exit 2 ;;
   esac
 done
