@@ -1,9 +1,9 @@
-"""Writes the page of the proof from the cells that `benchmarks/proof.sh` has run so far.
+"""Writes the page of the proof from what `benchmarks/proof.sh` has run so far.
 
-    python -m benchmarks.proof FOLDER docs/results
+    python -m benchmarks.proof FOLDER docs/results [--readme README.md]
     python -m benchmarks.proof --scatter docs/results/table3.json      # before any run: what it could show
 
-Only seeds that every method has on every task and k are compared, so that a run which was stopped compares like with
+Two methods are compared on the seeds that both have on every task, so that a run which was stopped compares like with
 like. The page says how many these are.
 """
 
@@ -13,29 +13,20 @@ import argparse
 import csv
 import json
 import math
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from statistics import mean, variance
 from typing import Any
 
-from attempt_cli.evaluation.statistics import holm, mean_interval, paired_difference, paired_p
+from attempt_cli.evaluation.statistics import holm, mean_interval
+from benchmarks.proof_claims import POWER, TITLES, Claim, Comparison, Scores, claims, compare, complete, interval, title
 
-Scores = Mapping[tuple[str, int, int], float]  # (task, k, seed) -> score
 BASE = "prompt-tuning"
-POWER = 2.8  # z of a two-sided test at 5 % plus that of 80 % power
-TITLES = {
-    "none": "no prompt",
-    "source": "best source as it stands",
-    "prompt-tuning": "prompt tuning",
-    "spot": "SPoT, source by likelihood",
-    "spot-t": "SPoT-t as published",
-    "attempt": "ATTEMPT",
-    "lora": "LoRA",
-    "instruction": "instruction",
-    "icl": "in-context learning",
-    "probe": "probe",
-}
+NOTES = Path(__file__).with_name("proof_notes.md")  # what a person says about the runs; the numbers are made here
+MARKS = ("<!-- claims: made by benchmarks/proof.py -->", "<!-- end of claims -->")
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
@@ -43,49 +34,22 @@ def read(folder: Path) -> list[dict[str, Any]]:
     return [cell for file in sorted(folder.glob("*/table3.json")) for cell in read_one(file)]
 
 
+def read_one(file: Path) -> list[dict[str, Any]]:
+    """Returns the cells of one report that have a score."""
+    return [cell for cell in json.loads(file.read_text())["cells"] if cell.get("score") is not None]
+
+
 def by_method(cells: Iterable[Mapping[str, Any]]) -> dict[str, Scores]:
-    """Returns each method's scores in percent; one that needs no rows of its own has them at every k."""
+    """Returns each method's scores in percent."""
     found: dict[str, dict[tuple[str, int, int], float]] = defaultdict(dict)
     for cell in cells:
         found[cell["method"]][cell["task"], cell["k"], cell["seed"]] = 100 * cell["score"]
     return dict(sorted(found.items(), key=lambda item: [*TITLES, item[0]].index(item[0])))
 
 
-def shared(scores: Mapping[str, Scores]) -> list[tuple[str, int, int]]:
-    """Returns what every method has, of seeds that are complete: every task at that k."""
-    common = set.intersection(*(set(one) for one in scores.values()))
-    tasks = {task for one in scores.values() for task, _, _ in one}
-    whole = [(k, seed) for k, seed in {(k, seed) for _, k, seed in common}]
-    return sorted((task, k, seed) for k, seed in whole for task in tasks if all((t, k, seed) in common for t in tasks))
-
-
-def per_seed(scores: Scores, places: Sequence[tuple[str, int, int]]) -> list[float]:
-    """Returns the mean over tasks and k of each seed."""
-    seeds: dict[int, list[float]] = defaultdict(list)
-    for place in places:
-        seeds[place[2]].append(scores[place])
-    return [sum(values) / len(values) for _, values in sorted(seeds.items())]
-
-
-def compared(first: Scores, second: Scores, places: Sequence[tuple[str, int, int]]) -> dict[str, Any]:
-    """Compares two methods on the same cells; the interval and p are over seeds."""
-    a, b = per_seed(first, places), per_seed(second, places)
-    difference, width = paired_difference(a, b)
-    won = [0.5 * ((first[place] > second[place]) + (first[place] >= second[place])) for place in places]
-    deviation = math.sqrt(sum((x - y - difference) ** 2 for x, y in zip(a, b, strict=True)) / max(len(a) - 1, 1))
-    return {
-        "difference": difference,
-        "width": width,
-        "p": paired_p(a, b),
-        "won": sum(won) / len(won),
-        "cells": len(won),
-        "smallest": POWER * deviation / math.sqrt(len(a)) if len(a) > 1 else None,
-    }
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+def table(header: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> list[str]:
     """Returns the lines of a Markdown table, numbers to the right."""
-    lines = [f"| {' | '.join(header)} |", f"|{'|'.join(['---', *['---:'] * (len(header) - 1)])}|"]
+    lines = [f"| {' | '.join(header)} |", f"|{'|'.join(['---'] * left + ['---:'] * (len(header) - left))}|"]
     return [*lines, *(f"| {' | '.join(row)} |" for row in rows), ""]
 
 
@@ -102,115 +66,215 @@ def scatter(cells: Sequence[Mapping[str, Any]]) -> list[str]:
                 by_cell[task, k].append(score - scores[other][task, k, seed])
         deviation = math.sqrt(mean(variance(values) for values in by_cell.values()))
         smallest = [f"{POWER * deviation / math.sqrt(9 * seeds):.1f}" for seeds in (3, 5, 20)]
-        rows.append([TITLES[other], f"{deviation:.1f}", *smallest])
+        rows.append([title(other), f"{deviation:.1f}", *smallest])
     return table(["ATTEMPT against", "standard deviation", "3 seeds", "5 seeds", "20 seeds"], rows)
 
 
-def interval(one: Mapping[str, Any]) -> str:
-    """Returns a difference with its interval."""
-    return f"{one['difference']:+.1f}" + ("" if one["width"] is None else f" ± {one['width']:.1f}")
+def learning_rates(folder: Path) -> list[str]:
+    """Returns the table of the rates that were tried on development tasks."""
+    best: dict[str, dict[str, float]] = defaultdict(dict)
+    for file in sorted(folder.glob("*/table3.json")):
+        for method, one in by_method(read_one(file)).items():
+            best[method][file.parent.name.partition("-")[2]] = sum(one.values()) / len(one)
+    rates = sorted({rate for one in best.values() for rate in one}, key=float)
+
+    def cell(one: Mapping[str, float], rate: str) -> str:
+        if rate not in one:
+            return "–"
+        return f"**{one[rate]:.1f}**" if one[rate] == max(one.values()) else f"{one[rate]:.1f}"
+
+    return table(
+        ["method", *rates], [[title(method), *(cell(one, rate) for rate in rates)] for method, one in best.items()]
+    )
 
 
-def write_picture(file: Path, against: Mapping[str, Mapping[str, Any]], name: str) -> None:
-    """Draws the mean difference of each method from prompt tuning with its interval, and the cells it won."""
+def scores_at(scores: Mapping[str, Scores], k: int, tasks: Sequence[str]) -> list[str]:
+    """Returns the table of means at k, each method over the seeds that it has on every task."""
+    rows = []
+    for method, one in scores.items():
+        seeds = complete(one, tasks, k)
+        if not seeds:
+            continue
+        by_task = [sum(one[task, k, seed] for seed in seeds) / len(seeds) for task in tasks]
+        average, width = mean_interval([sum(one[task, k, seed] for task in tasks) / len(tasks) for seed in seeds])
+        rows.append(
+            [
+                title(method),
+                str(len(seeds)),
+                *(f"{value:.1f}" for value in by_task),
+                f"**{average:.1f}**" + ("" if width is None else f" ± {width:.1f}"),
+            ]
+        )
+    return table(["method", "seeds", *tasks, "mean"], rows)
+
+
+def comparisons(scores: Mapping[str, Scores], tasks: Sequence[str], ks: Sequence[int]) -> list[Comparison]:
+    """Compares every method with prompt tuning, and ATTEMPT with every method, at each k."""
+    pairs = [(one, BASE) for one in scores if one != BASE]
+    pairs += [("attempt", other) for other in scores if other not in ("attempt", BASE)]
+    pairs += [("attempt-words", other) for other in ("spot", "spot-random", "spot-t")]
+    pairs += [("attempt-random", "spot")]
+    found = (compare(scores, *pair, k, tasks) for k in ks for pair in dict.fromkeys(pairs))
+    return [one for one in found if one is not None]
+
+
+def compared(found: Sequence[Comparison]) -> list[str]:
+    """Returns the table of comparisons; p is adjusted over all of it."""
+    tested = [one for one in found if one.p is not None]
+    adjusted = dict(zip(map(id, tested), holm([one.p for one in tested if one.p is not None]), strict=True))
+    return table(
+        ["comparison", "k", "seeds", "difference", "p (Holm)", "cells won", "could have shown"],
+        [
+            [
+                f"{title(one.first)} − {title(one.second)}",
+                str(one.k),
+                str(one.seeds),
+                interval(one.difference, one.width),
+                f"{adjusted[id(one)]:.3f}" if id(one) in adjusted else "–",
+                f"{one.won:.0f} % of {one.cells}",
+                "–" if one.smallest is None else f"{one.smallest:.1f}",
+            ]
+            for one in found
+        ],
+    )
+
+
+def costs(cells: Sequence[Mapping[str, Any]], scores: Mapping[str, Scores]) -> dict[str, dict[str, float]]:
+    """Returns what a method takes: steps, trained parameters, tokens added to a query, seconds of training."""
+    found: dict[str, dict[str, float]] = {}
+    for method in scores:
+        own = [cell for cell in cells if cell["method"] == method]
+        found[method] = {
+            "steps": max(cell["steps"] or 0 for cell in own),
+            "parameters": max(cell["trained_parameters"] or 0 for cell in own),
+            "tokens": mean(cell["extra_tokens"] or 0 for cell in own),
+            "seconds": mean(cell["training_seconds"] or 0 for cell in own),
+        }
+    return found
+
+
+def write_pictures(
+    out: Path,
+    found: Sequence[Comparison],
+    scores: Mapping[str, Scores],
+    cost: Mapping[str, Mapping[str, float]],
+    k: int,
+) -> None:
+    """Draws each method against prompt tuning at k, and the mean score against what a method costs."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot
 
-    names = [TITLES.get(method, method) for method in against][::-1]
-    values = list(against.values())[::-1]
+    against = sorted((one for one in found if one.second == BASE and one.k == k), key=lambda one: one.difference)
+    if not against:
+        return
+    tasks = list(against[0].tasks)
+    names = [title(one.first) for one in against]
     figure, (left, right) = pyplot.subplots(
-        1, 2, figsize=(9, 0.5 * len(names) + 1.6), sharey=True, layout="constrained"
+        1, 2, figsize=(9, 0.4 * len(names) + 1.6), sharey=True, layout="constrained"
     )
     left.errorbar(
-        [one["difference"] for one in values],
+        [one.difference for one in against],
         range(len(names)),
-        xerr=[one["width"] or 0 for one in values],
+        xerr=[one.width or 0 for one in against],
         fmt="o",
         capsize=3,
     )
     left.axvline(0, color="grey", linewidth=1)
     left.set_yticks(range(len(names)), names)
     left.set_xlabel("points above prompt tuning, 95 % over seeds")
-    right.barh(range(len(names)), [100 * one["won"] for one in values], height=0.5)
+    right.barh(range(len(names)), [one.won for one in against], height=0.5)
     right.axvline(50, color="grey", linewidth=1)
     right.set_xlim(0, 100)
-    right.set_xlabel("% of cells won against prompt tuning")
-    figure.suptitle(name)
-    figure.savefig(file, dpi=150)
+    right.set_xlabel("% of cells (task, seed) won against prompt tuning")
+    figure.suptitle(f"SmolLM2-135M, {len(tasks)} test tasks, k = {k}")
+    figure.savefig(out / "proof.png", dpi=150)
+    pyplot.close(figure)
 
-
-def page(cells: Sequence[Mapping[str, Any]], scores: Mapping[str, Scores], out: Path) -> list[str]:
-    """Returns the tables of the few-shot part, and writes the picture and the comparisons beside them."""
-    places = shared(scores)
-    if not places:
-        raise SystemExit("no seed is complete yet: every method needs every task")
-    tasks, ks = sorted({task for task, _, _ in places}), sorted({k for _, k, _ in places})
-    seeds = {k: len({seed for _, at, seed in places if at == k}) for k in ks}
-    lines = ["Complete so far: " + ", ".join(f"k = {k} with {seeds[k]} seeds" for k in ks) + ".", ""]
-    for k in ks:
-        here = [place for place in places if place[1] == k]
-        lines += [f"### k = {k}", ""]
-        rows = []
+    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.5), sharey=True, layout="constrained")
+    for axis, of, label in (
+        (axes[0], "parameters", "trained parameters"),
+        (axes[1], "tokens", "tokens added to a query"),
+    ):
         for method, one in scores.items():
-            by_task = [mean_interval([one[place] for place in here if place[0] == task])[0] for task in tasks]
-            mean = sum(by_task) / len(by_task)
-            rows.append([TITLES.get(method, method), *(f"{value:.1f}" for value in by_task), f"**{mean:.1f}**"])
-        lines += table(["method", *tasks, "mean"], rows)
-    found: list[dict[str, Any]] = []
-    for first in scores:
-        for second in scores:
-            if first != second and (second == BASE or first == "attempt"):
-                found.append({"first": first, "second": second, **compared(scores[first], scores[second], places)})
-    tested = [one for one in found if one["p"] is not None]
-    for one, p in zip(tested, holm([one["p"] for one in tested]), strict=True):
-        one["holm"] = p
-    lines += ["### Compared, over all tasks and k", ""]
+            seeds = complete(one, tasks, k)
+            if not seeds:
+                continue
+            average = mean(one[task, k, seed] for task in tasks for seed in seeds)
+            place = cost[method][of]
+            axis.plot([place], [average], "o")
+            axis.annotate(title(method), (place, average), textcoords="offset points", xytext=(4, 3), fontsize=7)
+        axis.set_xscale("symlog", linthresh=1000 if of == "parameters" else 10)
+        axis.set_xlim(left=-1)
+        axis.set_xlabel(label)
+    axes[0].set_ylabel(f"mean over {len(tasks)} tasks, k = {k}")
+    figure.savefig(out / "proof-cost.png", dpi=150)
+    pyplot.close(figure)
+
+
+def page(folder: Path, out: Path) -> tuple[list[str], list[Claim]]:
+    """Returns the page's lines and the claims; writes pictures, JSON and CSV beside it.
+
+    Raises:
+        SystemExit: no seed is complete yet.
+    """
+    cells = read(folder / "fewshot")
+    scores = by_method(cells)
+    tasks = sorted({cell["task"] for cell in cells})
+    ks = sorted(k for k in {cell["k"] for cell in cells} if complete(scores.get("attempt", {}), tasks, k))
+    if not ks:
+        raise SystemExit("no seed of ATTEMPT is complete yet: every test task needs one")
+    many = read(folder / "rows")
+    changed = folder / "sources.json"
+    cost = costs(cells, scores)
+    found = comparisons(scores, tasks, ks)
+    decided = claims(
+        scores,
+        tasks,
+        by_method(many),
+        {method: int(one["parameters"]) for method, one in cost.items()},
+        json.loads(changed.read_text()) if changed.exists() else None,
+    )
+    k = max(ks, key=lambda k: (sum(len(complete(one, tasks, k)) for one in scores.values()), k))
+    write_pictures(out, found, scores, cost, k)
+    lines = ["## Learning rates, on development tasks", "", *learning_rates(folder / "tune")]
+    for one in ks:
+        lines += [f"## Few-shot, k = {one}", "", *scores_at(scores, one, tasks)]
+    lines += [f"![each method against prompt tuning at k = {k}](proof.png)", "", "## Compared", "", *compared(found)]
+    lines += ["## What they cost", "", f"![score against cost at k = {k}](proof-cost.png)", ""]
     lines += table(
-        ["comparison", "difference", "p (Holm)", "cells won", "could have shown"],
+        ["method", "steps", "trained parameters", "tokens added to a query", "seconds of training"],
         [
-            [
-                f"{TITLES.get(one['first'], one['first'])} − {TITLES.get(one['second'], one['second'])}",
-                interval(one),
-                f"{one['holm']:.3f}" if "holm" in one else "–",
-                f"{100 * one['won']:.0f} % of {one['cells']}",
-                "–" if one["smallest"] is None else f"{one['smallest']:.1f}",
-            ]
-            for one in found
+            [title(method), *(f"{one[of]:,.0f}" for of in ("steps", "parameters", "tokens", "seconds"))]
+            for method, one in cost.items()
         ],
     )
-    against = {one["first"]: one for one in found if one["second"] == BASE}
-    write_picture(out / "proof.png", against, f"SmolLM2-135M, {len(tasks)} test tasks, k = {', '.join(map(str, ks))}")
-    costs: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
-    for cell in cells:
-        costs[cell["method"]].append(cell)
-    lines += ["### What they cost", ""]
-    lines += table(
-        ["method", "steps", "trained parameters", "seconds a cell"],
-        [
-            [
-                TITLES.get(method, method),
-                f"{max(cell['steps'] for cell in costs[method]):,}",
-                f"{max(cell['trained_parameters'] or 0 for cell in costs[method]):,}",
-                f"{sum(cell['seconds'] or 0 for cell in costs[method]) / len(costs[method]):.0f}",
-            ]
-            for method in scores
-        ],
-    )
-    (out / "proof.json").write_text(json.dumps({"comparisons": found, "cells": list(cells)}, indent=1) + "\n", "utf-8")
+    if many:
+        lines += ["## Hundreds of rows", ""]
+        large = by_method(many)
+        for size in sorted({cell["k"] for cell in many}):
+            # a task counts where every method has it
+            own = [{task for task, at, _ in one if at == size} for one in large.values()]
+            lines += [f"{size:,} training rows:", "", *scores_at(large, size, sorted(set.intersection(*own)))]
+    if changed.exists():
+        lines += ["## Sources changed after training", "", *json.loads(changed.read_text())["table"], ""]
     with (out / "proof.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["method", "task", "k", "seed", "score"])
-        for method, one in scores.items():
-            writer.writerows([method, *place, round(score, 2)] for place, score in sorted(one.items()))
-    return lines
+        for part in (scores, by_method(many)):
+            for method, own_scores in part.items():
+                writer.writerows([method, *place, round(score, 2)] for place, score in sorted(own_scores.items()))
+    report = {"claims": [asdict(one) for one in decided], "comparisons": [asdict(one) for one in found]}
+    (out / "proof.json").write_text(json.dumps(report, indent=1) + "\n", "utf-8")
+    return lines, decided
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, nargs="?")
     parser.add_argument("out", type=Path, nargs="?")
+    parser.add_argument("--readme", type=Path, help="put the claims between its marks, too")
     parser.add_argument("--scatter", type=Path, metavar="REPORT", help="the JSON of an earlier few-shot grid")
     options = parser.parse_args()
     if options.scatter is not None:
@@ -218,31 +282,21 @@ def main() -> None:
         return
     if options.out is None:
         parser.error("name the folder of the runs, and that of the page")
-    tuned = options.folder / "tune"
-    lines = ["## Learning rates, on development tasks", ""]
-    best: dict[str, dict[str, float]] = defaultdict(dict)
-    for file in sorted(tuned.glob("*/table3.json")):
-        for method, one in by_method(read_one(file)).items():
-            best[method][file.parent.name.partition("-")[2]] = sum(one.values()) / len(one)
-    rates = sorted({rate for one in best.values() for rate in one}, key=float)
-    lines += table(
-        ["method", *rates],
-        [[TITLES.get(method, method), *(_cell(one, rate) for rate in rates)] for method, one in best.items()],
+    lines, decided = page(options.folder, options.out)
+    short = table(["", "claim", "verdict"], [[str(one.number), one.says, f"**{one.verdict}**"] for one in decided], 3)
+    long = table(
+        ["", "claim", "verdict", "found (points; ± half of the 95 % interval over seeds)"],
+        [[str(one.number), one.says, f"**{one.verdict}**", one.found] for one in decided],
+        4,
     )
-    cells = read(options.folder / "fewshot")
-    lines += ["## Few-shot, on test tasks", "", *page(cells, by_method(cells), options.out)]
-    print("\n".join(lines))
-
-
-def read_one(file: Path) -> list[dict[str, Any]]:
-    """Returns the cells of one report that have a score."""
-    return [cell for cell in json.loads(file.read_text())["cells"] if cell.get("score") is not None]
-
-
-def _cell(one: Mapping[str, float], rate: str) -> str:
-    if rate not in one:
-        return "–"
-    return f"**{one[rate]:.1f}**" if one[rate] == max(one.values()) else f"{one[rate]:.1f}"
+    head, _, notes = NOTES.read_text("utf-8").partition("<!-- tables -->\n")
+    text = "\n".join([head.rstrip(), "", *long, notes.strip(), "", *lines])
+    (options.out / "proof.md").write_text(text.rstrip() + "\n", "utf-8")
+    if options.readme is not None:
+        readme = options.readme.read_text("utf-8")
+        start, end = map(re.escape, MARKS)
+        new = "\n".join([MARKS[0], *short[:-1], MARKS[1]])
+        options.readme.write_text(re.sub(f"{start}.*{end}", lambda _: new, readme, flags=re.DOTALL), "utf-8")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The proof: what docs/results/protocol.md says, in parts that continue where they were stopped.
-# Usage: ATTEMPT_DATA=<rows in the hub's layout> benchmarks/proof.sh FOLDER [tune|fewshot|rows ...]
+# Usage: ATTEMPT_DATA=<rows in the hub's layout> benchmarks/proof.sh FOLDER [tune|variants|fewshot|shared|rows|sources ...]
 # SEEDS, TASKS and K narrow a part; what is done already is taken from the registry in FOLDER.
 set -euo pipefail
 : "${ATTEMPT_DATA:?name the folder with rows in the layout of the hub}"
@@ -34,22 +34,40 @@ for part in "$@"; do
           --weight-learning-rate $rate --methods lora "${grid[@]}" --output "tune/weights-$rate"
       done
       ;;
-    fewshot | rows) # looked at once. RATES: each method with the learning rate that `tune` chose
+    fewshot | rows) # looked at once. RATES: methods with their learning rates as `tune` chose them, a+b where they agree
       for pair in ${RATES:?names methods with their learning rates: "attempt=0.03 prompt-tuning=0.1 lora=0.0003 none"}; do
         method=${pair%%=*} rate=(--learning-rate "${pair##*=}")
+        methods=${method//+/,}
         case $pair in lora=*) rate=(--weight-learning-rate "${pair##*=}") ;; *=*) ;; *) rate=() ;; esac
         if [ "$part" = fewshot ]; then
-          $ATTEMPT reproduce table3 -k "${K:-4,16,32}" --tasks "${TASKS:-$TEST}" --seeds "${SEEDS:-20}" \
-            --methods "$method" "${rate[@]}" "${grid[@]}" --output "fewshot/$method"
+          for k in ${K:-16 4 32}; do
+            $ATTEMPT reproduce table3 -k "$k" --tasks "${TASKS:-$TEST}" --seeds "${SEEDS:-20}" \
+              --methods "$methods" "${rate[@]}" "${grid[@]}" --output "fewshot/$method-$k"
+          done
         else # three passes over 500 and 2,000 training rows
           for k in ${K:-500 2000}; do
             $ATTEMPT reproduce table3 -k "$k" --tasks "${TASKS:-yelp.yaml,mrpc,rte,stsb,multirc,two-domains.yaml}" \
-              --seeds "${SEEDS:-5}" --methods "$method" "${rate[@]}" "${grid[@]}" --steps $((k * 3 / 4)) \
+              --seeds "${SEEDS:-5}" --methods "$methods" "${rate[@]}" "${grid[@]}" --steps $((k * 3 / 4)) \
               --output "rows/$method-$k"
           done
         fi
       done
       ;;
-    *) echo "no part named '$part': tune, fewshot, rows" >&2 && exit 2 ;;
+    shared) # one G for eight targets (MultiRC's inputs are too long to be trained with others), eight times the steps
+      $ATTEMPT reproduce table3 -k 16 --tasks "${TEST%,multirc*},two-domains.yaml" --seeds "${SEEDS:-20}" \
+        --methods attempt-m --learning-rate "${RATE:?the learning rate of ATTEMPT}" "${grid[@]}" --steps 800 \
+        --output fewshot/attempt-m-16
+      ;;
+    variants) # of G, each alone, on development tasks
+      $ATTEMPT reproduce table3 -k 16 --tasks "${TASKS:-$DEVELOPMENT}" --seeds "${SEEDS:-3}" \
+        --methods "${METHODS:-attempt,attempt-states,attempt-states-mean,attempt-evidence,attempt-top2,attempt-cosine,attempt-one-norm}" \
+        --learning-rate "${RATE:?the learning rate of ATTEMPT}" "${grid[@]}" --output variants
+      ;;
+    sources) # added and dropped after the training
+      [ -e changed.done ] || { $ATTEMPT --registry changed registry add --starter && touch changed.done; }
+      (cd "$here" && $PYTHON -m benchmarks.proof_sources "$folder" --tasks "${TASKS:-$TEST}" --seeds "${SEEDS:-5}" \
+        --learning-rate "${RATE:?the learning rate of ATTEMPT}")
+      ;;
+    *) echo "no part named '$part': tune, variants, fewshot, shared, rows, sources" >&2 && exit 2 ;;
   esac
 done

@@ -6,10 +6,10 @@
         gradient_step(…)
         assert gpu.waits == {}
 
-What it finds: operations between tensors of two devices, which raise as they do on CUDA, and every place where the host
-would wait for the device (a number is read, a mask becomes indices) or for a copy from pageable memory. What it cannot
-find: what only kernels do wrong. C++ sees the device `meta` or `meta:1`; Python sees cuda:0 or cuda:1; each operation
-runs on the CPU tensors inside.
+What it finds: operations between tensors of two devices, which raise as they do on CUDA, every place where the host
+would wait for the device (a number is read, a mask becomes indices) or for a copy from pageable memory, and what
+several streams do to each other (`pretend_streams`). What it cannot find: what only kernels do wrong. C++ sees the
+device `meta` or `meta:1`; Python sees cuda:0 or cuda:1; each operation runs on the CPU tensors inside.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
+
+from tests.pretend_streams import PretendStream, PretendStreams
 
 CUDA = torch.device("cuda", 0)
 # the result is in the host's memory
@@ -56,9 +58,13 @@ class PretendGpu:
     free: int = 60 << 30
     total: int = 80 << 30
     capturing: PretendGraph | None = None
+    streams: PretendStreams = field(init=False, repr=False)
     _pinned: dict[int, torch.UntypedStorage] = field(
         default_factory=dict, repr=False
     )  # alive, so that no address is used twice
+
+    def __post_init__(self) -> None:
+        self.streams = PretendStreams(self)
 
     def clear(self) -> None:
         """Forgets waits and kernels."""
@@ -69,6 +75,12 @@ class PretendGpu:
         """Notes that the host waits, which no graph can hold."""
         self.refuse_in_graph(what)
         self.waits[f"{what} at {_where()}"] += 1
+        self.streams.host_waited()
+
+    @staticmethod
+    def where() -> str:
+        """Returns the line that is being executed."""
+        return _where()
 
     def refuse_in_graph(self, what: str) -> None:
         if self.capturing is not None:
@@ -77,6 +89,7 @@ class PretendGpu:
     def compute(self, name: str, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Computes something in one kernel, and notes it in the graph that is being captured."""
         self.kernels[name] += 1
+        self.streams.compute([_inner(one) for one in tree_leaves((args, kwargs)) if isinstance(one, OnGpu)])
         card = _card_of(name, args, kwargs)
         return self.kept(lambda: function(*tree_map(_inner, args), **tree_map(_inner, kwargs)), card)
 
@@ -115,6 +128,8 @@ class PretendGpu:
             how = "" if whole else ", strided"
             kind = "pinned" if self.is_pinned(source) else "pageable"
             self.wait(f"a copy from {kind} memory{'' if non_blocking else ', blocking'}{how}")
+        else:
+            self.streams.copied(source)
 
 
 class PretendGraph:
@@ -225,6 +240,7 @@ class OnGpu(Tensor):
             return gpu.compute("rms norm, back", _norm_back, args, kwargs)
         if not name.startswith(NO_KERNEL) and not _is_view(func):
             gpu.kernels[name] += 1
+            gpu.streams.compute([one.inner for one in tree_leaves((args, kwargs)) if isinstance(one, OnGpu)])
         to_host = kwargs.get("device") is not None and torch.device(kwargs["device"]).type == "cpu"
         if to_host:
             gpu.wait("a copy to the host")
@@ -235,9 +251,7 @@ class OnGpu(Tensor):
             return func(*tree_map(_inner, args), **tree_map(_inner, kwargs))
 
         if gpu.capturing is not None and func._schema.is_mutable:
-            given = {**dict(zip((one.name for one in func._schema.arguments), args, strict=False)), **kwargs}
-            written = [one.name for one in func._schema.arguments if one.alias_info and one.alias_info.is_write]
-            gpu.capturing.changes(tree_leaves([given.get(name) for name in written]))
+            gpu.capturing.changes(_written(func, args, kwargs))
         out = compute()
         if to_host:
             return out
@@ -256,6 +270,13 @@ def _inner(one: Any) -> Any:
 
 def _is_view(func: Any) -> bool:
     return any(r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns)
+
+
+def _written(func: Any, args: Any, kwargs: Any) -> list[Any]:
+    """Returns what an operation writes to of what it is given."""
+    given = {**dict(zip((one.name for one in func._schema.arguments), args, strict=False)), **kwargs}
+    names = [one.name for one in func._schema.arguments if one.alias_info and one.alias_info.is_write]
+    return tree_leaves([given.get(name) for name in names])
 
 
 def _card_of(name: str, args: Any, kwargs: Any) -> int:
@@ -452,6 +473,8 @@ class _Functions(TorchFunctionMode):
             return tensor.to(*rest, **given)
         if tensor.dim():
             gpu.copied(tensor, tensor.is_contiguous(), non_blocking)
+        if gpu.streams.current is not gpu.streams.computing:
+            return gpu.put(gpu.streams.copy_later(tensor.detach(), kind), _card(device))
         return gpu.put(tensor.detach().to(kind, copy=True), _card(device))
 
 
@@ -468,6 +491,8 @@ class _Factories(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
+        if _gpu().streams.read_by and func._schema.is_mutable:
+            _gpu().streams.written([one for one in _written(func, args, kwargs) if not isinstance(one, OnGpu)])
         device = kwargs.get("device")
         ours = any(isinstance(one, OnGpu) for one in tree_leaves((args, kwargs)))
         if device is None or ours or torch.device(device).type not in ("meta", "cuda"):
@@ -506,6 +531,9 @@ def pretend_cuda(count: int = 1) -> Iterator[PretendGpu]:
         "set_rng_state": lambda *_: None,
         "device": lambda *_: contextlib.nullcontext(),
         "CUDAGraph": PretendGraph,
+        "Stream": lambda *_, **__: PretendStream(gpu.streams),
+        "stream": gpu.streams.on,
+        "current_stream": lambda *_: gpu.streams.current,
         "graph": captured,
         "graph_pool_handle": lambda: (0, 0),
         "_lazy_init": lambda: None,

@@ -224,6 +224,9 @@ class FrozenBackbone(SwitchedLayers, ABC):
         """Returns what `read` does in one tensor, [layers, 2, count, g, width, e], with zeros where there is none."""
         return None
 
+    def fetch(self, rows: Sequence[EncodedRow]) -> None:
+        """Starts copying inputs that are read next to the GPU, where they are kept in the host's memory."""
+
     @property
     def least_positions(self) -> int:
         """The number of positions that keep the processor busy: a larger batch need not mix rows of unlike length."""

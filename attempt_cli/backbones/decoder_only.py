@@ -16,7 +16,8 @@ from attempt_cli.backbones.attention import Past, additive_mask, causal_mask, jo
 from attempt_cli.backbones.base import FrozenBackbone, Watch, stopping, summarised, with_prompts
 from attempt_cli.backbones.batches import by_length
 from attempt_cli.backbones.chat import ChatFrame
-from attempt_cli.backbones.input_cache import Group
+from attempt_cli.backbones.input_cache import Group, row_key
+from attempt_cli.backbones.inputs_ahead import InputsAhead
 from attempt_cli.backbones.kernels import Shape, choose_kernel
 from attempt_cli.backbones.label_tree import LabelTree
 from attempt_cli.backbones.llama import LlamaLayers
@@ -40,6 +41,8 @@ class DecoderOnlyBackbone(FrozenBackbone):
     own_attention = False
     # layers with a backward pass of their own, if the architecture has them
     _own_layers: LlamaLayers | None = None
+    # kept inputs of a step to come, once a GPU has to be sent some
+    _ahead: InputsAhead | None = None
 
     @property
     def placements(self) -> tuple[Placement, ...]:
@@ -144,12 +147,24 @@ class DecoderOnlyBackbone(FrozenBackbone):
     def keys_and_values(self, rows: Sequence[EncodedRow], count: int, width: int) -> Tensor:
         return self._keys_and_values(rows, count, width, {})
 
+    def fetch(self, rows: Sequence[EncodedRow]) -> None:
+        if not self.on_gpu or self.input_cache is None:
+            return
+        found = {row_key(row.input_ids): self.input_cache.row_on_host(row.input_ids) for row in rows}
+        on_host = {key: kept for key, kept in found.items() if kept is not None}
+        if on_host and self._ahead is None:
+            self._ahead = InputsAhead(self.device)
+        if self._ahead is not None:
+            self._ahead.send(on_host)
+
     def _keys_and_values(self, rows: Sequence[EncodedRow], count: int, width: int, states: dict[int, Tensor]) -> Tensor:
         """Returns what `keys_and_values` does; the states of rows that are read now are put into `states`."""
         layers, key_heads, head = self._key_shape
         kept = self._kept_inputs(rows)
         uncached = [place for place in range(len(rows)) if place not in kept]
         both = self._gathered(kept, (layers, 2, count, key_heads, width, head))
+        if self._ahead is not None:
+            self._ahead.was_read()
         unread = [len(rows[place].input_ids) for place in uncached]
         for batch in by_length(unread, 0, self.read_at_once, least=self.least_positions):
             states |= self._read_into(both, rows, [uncached[i] for i in batch])
@@ -185,7 +200,8 @@ class DecoderOnlyBackbone(FrozenBackbone):
             planned = self.input_cache.group_of(row.input_ids) if self.input_cache is not None else None
             if planned is not None and self.input_cache is not None:
                 group, index = planned
-                found[place] = self.input_cache.get(group, self._read_kept)[index, ..., : len(row.input_ids), :]
+                kept = self.input_cache.get(group, self._read_kept)[index, ..., : len(row.input_ids), :]
+                found[place] = kept if self._ahead is None else self._ahead.get(row_key(row.input_ids), kept)
         return found
 
     def _gathered(self, kept: Mapping[int, Tensor], shape: Sequence[int]) -> Tensor:
@@ -201,7 +217,7 @@ class DecoderOnlyBackbone(FrozenBackbone):
         for place, one in kept.items():
             if one.device == where:
                 both[:, :, place, :, : one.shape[3]] = one
-            else:  # computed just now, and not kept
+            else:  # on the device already
                 late[place] = one
         if by_host:
             both = both.to(self.device, non_blocking=True)

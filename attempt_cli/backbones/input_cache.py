@@ -146,6 +146,14 @@ class InputCache:
         """Returns the planned group of a row and its place there; None if the row is not kept."""
         return None if self.failure else self._planned.get(row_key(ids))
 
+    def row_on_host(self, ids: Sequence[int]) -> Tensor | None:
+        """Returns a row's keys and values, [layers, 2, g, l, e], if the host's memory has them now; else None."""
+        planned = self.group_of(ids)
+        kept = None if planned is None else self._kept.get(planned[0].name)
+        if planned is None or kept is None or kept.device.type != "cpu":
+            return None
+        return kept[planned[1], ..., : len(ids), :]
+
     def get(self, group: Group, compute: Callable[[Group], Tensor]) -> Tensor:
         """Returns keys and values of a group, [rows, layers, 2, g, l, e]; computes and keeps them at the first call."""
         kept = self._kept.get(group.name)

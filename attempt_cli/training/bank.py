@@ -10,7 +10,14 @@ from attempt_cli.errors import AttemptError
 from attempt_cli.listener import Listener
 from attempt_cli.training.diagnosis import mean
 from attempt_cli.training.gradient import joint_gradient
-from attempt_cli.training.loop import NotFiniteError, Scores, Trained, TrainingLoop, TrainingStoppedError
+from attempt_cli.training.loop import (
+    NotFiniteError,
+    Scores,
+    Trained,
+    TrainingLoop,
+    TrainingStoppedError,
+    fetch_next,
+)
 from attempt_cli.training.signals import caught_signals
 
 
@@ -77,6 +84,7 @@ class PromptBank:
                         "Continue with the same command and --resume.",
                     )
                 ended |= self._take_step(running)
+        self.members[0].model.backbone.fetch([])  # as a training alone does
         return [ended[number] for number in range(len(self.members))]
 
     def _take_step(self, running: Sequence[int]) -> dict[int, Trained | AttemptError]:
@@ -90,6 +98,7 @@ class PromptBank:
             members[0].config.max_tokens,
             [member.positions for member in members],
         )
+        fetch_next(members)
         failed: dict[int, Trained | AttemptError] = {}
         for number, member, loss in zip(running, members, losses, strict=True):
             try:

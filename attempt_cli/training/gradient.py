@@ -104,15 +104,15 @@ def joint_gradient(
     Returns:
         Each model's loss, a scalar on the device.
     """
-    device = models[0].backbone.device
+    backbone = models[0].backbone
     tokens = [sum(len(row.target_ids) for row in own) for own in rows]
-    losses = torch.zeros(len(models), device=device)
+    losses = torch.zeros(len(models), device=backbone.device)
     for pairs, suffixes in _passes(models, rows, max_tokens):
         numbers = [number for number, _ in pairs]
         scores = joint_log_likelihood(models, pairs, suffixes)
-        shares = -scores / torch.tensor([float(tokens[number]) for number in numbers]).to(device, non_blocking=True)
+        shares = -scores / backbone.on_device([tokens[number] for number in numbers])
         shares.sum().backward()  # type: ignore[no-untyped-call]
-        losses.index_add_(0, torch.tensor(numbers).to(device, non_blocking=True), shares.detach())
+        losses.index_add_(0, backbone.on_device(numbers), shares.detach())
         _count(models[0], pairs, suffixes, positions)
     return list(losses.unbind())
 

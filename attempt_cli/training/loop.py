@@ -162,6 +162,7 @@ class TrainingLoop:
         self.begin(resume)
         with caught_signals() as signals:
             self.run(signals)
+        self.model.backbone.fetch([])  # lets go of what was sent for a step that does not come
         return self.end()
 
     def end(self) -> Trained:
@@ -219,6 +220,7 @@ class TrainingLoop:
             rows = self.batch(state.step)
             with self.module.in_step(state.step, self.total):
                 loss = gradient_step(self.model, rows, config, self.processes, self.positions, self.graphs)
+            fetch_next([self])
             self.update(loss)
             self.rows_since += len(rows)
             if not self.pending:
@@ -346,3 +348,15 @@ class TrainingLoop:
             f"Train with a lower --learning-rate than {self.config.learning_rate:g}"
             f" (G: --attention-learning-rate, now {self.config.attention_learning_rate:g}), or with --dtype float32.",
         )
+
+
+def fetch_next(loops: Sequence[TrainingLoop]) -> None:
+    """Sends kept inputs of the loops' next steps to a GPU, which still computes this one."""
+    model = loops[0].model
+    if not model.backbone.on_gpu or model.placement != "after":
+        return
+    coming: list[EncodedRow] = []
+    for loop in loops:
+        if loop.state.step + 1 < loop.total:
+            coming += loop.batch(loop.state.step + 1)[loop.processes.index :: loop.processes.count]
+    model.backbone.fetch(coming)

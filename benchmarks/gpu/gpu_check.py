@@ -415,6 +415,24 @@ def copies(over):
         b.input_cache.plan([rows], b.cache_bytes_per_token)
         found[name] = ms(lambda: b.read(rows))
         print(f"   {name}: {found[name]:.2f} ms for {size / 2**20:.0f} MiB")
+    b.input_cache = InputCache(1 << 30, on_host=True)
+    b.input_cache.plan([rows], b.cache_bytes_per_token)
+    step = stepper(prompted(b, 20, 0, "after"), rows)
+
+    def ahead():
+        loss = step()
+        b.fetch(rows)
+        return loss
+
+    for name, one in (("a step that gathers its rows", step), ("a step whose rows were sent ahead", ahead)):
+        found[name] = ms(one)
+        print(f"   {name}: {found[name]:.2f} ms")
+    b.fetch([])
+    plain = b.keys_and_values(rows, len(rows), 100)
+    b.fetch(rows)
+    found["rows sent ahead are the same"] = torch.equal(b.keys_and_values(rows, len(rows), 100), plain)
+    b.fetch([])
+    print(f"   rows sent ahead are the same: {found['rows sent ahead are the same']}")
     flat = torch.empty(size, dtype=torch.uint8).pin_memory()
     to = torch.empty(size, dtype=torch.uint8, device="cuda")
     found["one pinned block"] = ms(lambda: to.copy_(flat, non_blocking=True))

@@ -36,6 +36,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def gpu() -> Iterator[PretendGpu]:
     with pretend_cuda() as one:
         yield one
+        assert not one.streams.races
 
 
 @pytest.fixture

@@ -84,6 +84,61 @@ def test_waits_are_counted(gpu: PretendGpu, waits: int, what: Callable[[Tensor],
     assert gpu.waits.total() == waits
 
 
+def test_a_copy_beside_is_there_when_it_was_waited_for(gpu: PretendGpu) -> None:
+    beside, block = torch.cuda.Stream(), torch.ones(3).pin_memory()
+    with torch.cuda.stream(beside):
+        first = block.to("cuda", non_blocking=True)
+        event = beside.record_event()
+        second = block.to("cuda", non_blocking=True)
+        with pytest.raises(NotImplementedError):
+            first + 1
+    assert (first + second).isnan().all()
+    torch.cuda.current_stream().wait_event(event)
+    assert first.tolist() == [1, 1, 1]
+    assert second.isnan().all()
+    beside.wait_event(torch.cuda.current_stream().record_event())  # before their memory is given back
+
+
+def test_pinned_memory_is_the_host_s_again_when_it_has_waited_for_what_reads_it(gpu: PretendGpu) -> None:
+    computing, beside, block = torch.cuda.current_stream(), torch.cuda.Stream(), torch.ones(3).pin_memory()
+
+    def refused() -> None:
+        with pytest.raises(RuntimeError, match="while a copy may still read it"):
+            block.view(3)[1:].fill_(2)
+
+    block.to("cuda", non_blocking=True)
+    refused()
+    torch.cuda.synchronize()
+    block.fill_(3)
+    with torch.cuda.stream(beside):
+        there = block.to("cuda", non_blocking=True)
+    float(torch.ones((), device="cuda"))  # this number does not depend on the copy
+    refused()
+    computing.wait_event(beside.record_event())
+    refused()
+    assert there.tolist() == [3, 3, 3]
+    block.fill_(1)
+
+
+@pytest.mark.parametrize("waits", ["not", "too early", "in time"])
+def test_memory_of_a_stream_is_given_back_when_it_has_waited_for_what_reads_it(gpu: PretendGpu, waits: str) -> None:
+    beside, computing = torch.cuda.Stream(), torch.cuda.current_stream()
+    with torch.cuda.stream(beside):
+        there = torch.ones(3).pin_memory().to("cuda", non_blocking=True)
+    computing.wait_event(beside.record_event())
+    part = there[1:]
+    if waits == "too early":
+        beside.wait_event(computing.record_event())
+    part + 1
+    if waits == "in time":
+        beside.wait_event(computing.record_event())
+    del there
+    assert not gpu.streams.races  # the part is still there
+    del part
+    assert len(gpu.streams.races) == (waits != "in time")
+    gpu.streams.races.clear()
+
+
 def test_a_tensor_that_does_not_fit_is_out_of_memory(gpu: PretendGpu) -> None:
     gpu.largest = 1000
     torch.zeros(10, device="cuda")

@@ -1,0 +1,264 @@
+"""The claims of docs/results/protocol.md, each decided by the runs that there are so far."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from attempt_cli.evaluation.statistics import holm, mean_interval, paired_difference, paired_p
+
+Scores = Mapping[tuple[str, int, int], float]  # (task, k, seed) -> score in percent
+POWER = 2.8  # z of a two-sided test at 5 % plus that of 80 % power
+TITLES = {
+    "none": "no prompt",
+    "instruction": "instruction",
+    "icl": "in-context learning",
+    "probe": "probe",
+    "source": "best source as it stands",
+    "prompt-tuning": "prompt tuning",
+    "spot": "SPoT, source by likelihood",
+    "spot-t": "SPoT-t as published",
+    "spot-random": "SPoT, random source",
+    "attempt": "ATTEMPT",
+    "attempt-words": "ATTEMPT from words",
+    "attempt-random": "ATTEMPT from a random source",
+    "attempt-m": "ATTEMPT, shared G",
+    "lora": "LoRA",
+}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Holds one method against another at one k, on the seeds that both have on every task.
+
+    Args:
+        difference: first minus second, the mean over tasks and seeds, in points.
+        width: half of its 95 % interval over seeds.
+        won: percent of the cells (task, seed) that the first won, ties as half.
+        won_width: half of its 95 % interval over seeds.
+        smallest: the difference that these runs would have found four times in five.
+        tasks: the mean difference and its half width on each task.
+    """
+
+    first: str
+    second: str
+    k: int
+    seeds: int
+    difference: float
+    width: float | None
+    p: float | None
+    won: float
+    won_width: float | None
+    cells: int
+    smallest: float | None
+    tasks: Mapping[str, tuple[float, float | None, float | None]] = field(default_factory=dict)
+
+
+def complete(scores: Scores, tasks: Iterable[str], k: int) -> set[int]:
+    """Returns the seeds that have a score on every task at k."""
+    tasks = list(tasks)
+    return {seed for _, at, seed in scores if at == k and all((task, k, seed) in scores for task in tasks)}
+
+
+def compare(scores: Mapping[str, Scores], first: str, second: str, k: int, tasks: Sequence[str]) -> Comparison | None:
+    """Compares two methods at k; None where no seed is complete for both."""
+    if first not in scores or second not in scores:
+        return None
+    a, b = scores[first], scores[second]
+    seeds = sorted(complete(a, tasks, k) & complete(b, tasks, k))
+    if not seeds:
+        return None
+    means = [[sum(one[task, k, seed] for task in tasks) / len(tasks) for seed in seeds] for one in (a, b)]
+    difference, width = paired_difference(*means)
+    shares = [100 * sum(_won(a[task, k, seed], b[task, k, seed]) for task in tasks) / len(tasks) for seed in seeds]
+    won, won_width = mean_interval(shares)
+    deviation = math.sqrt(sum((x - y - difference) ** 2 for x, y in zip(*means, strict=True)) / max(len(seeds) - 1, 1))
+    by_task = {}
+    for task in tasks:
+        pair = [[one[task, k, seed] for seed in seeds] for one in (a, b)]
+        by_task[task] = (*paired_difference(*pair), paired_p(*pair))
+    return Comparison(
+        first,
+        second,
+        k,
+        len(seeds),
+        difference,
+        width,
+        paired_p(*means),
+        won,
+        won_width,
+        len(seeds) * len(tasks),
+        POWER * deviation / math.sqrt(len(seeds)) if len(seeds) > 1 else None,
+        by_task,
+    )
+
+
+def _won(a: float, b: float) -> float:
+    return 0.5 * ((a > b) + (a >= b))
+
+
+@dataclass(frozen=True)
+class Part:
+    """Holds one measurement that a claim rests on: it should be at least `least`."""
+
+    what: str
+    mean: float
+    width: float | None
+    least: float
+    unit: str = ""
+
+    @property
+    def verdict(self) -> str:
+        """Whether the whole interval is on one side of what is claimed."""
+        if self.width is None:
+            return "open"
+        if self.mean - self.width >= self.least:
+            return "confirmed"
+        return "refuted" if self.mean + self.width < self.least else "open"
+
+    def __str__(self) -> str:
+        sign = "" if self.unit else "+"
+        width = f" ± {self.width:.1f}" if self.width else ""
+        return f"{self.what}: {self.mean:{sign}.1f}{width}{self.unit}"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Holds what a claim says, what decides it, and what was found."""
+
+    number: int
+    says: str
+    verdict: str
+    found: str
+
+
+def together(parts: Sequence[Part]) -> str:
+    """Returns the verdict on all parts of a claim: one that is refuted refutes it."""
+    verdicts = {part.verdict for part in parts}
+    if not parts:
+        return "not run"
+    return "refuted" if "refuted" in verdicts else "confirmed" if verdicts == {"confirmed"} else "open"
+
+
+def interval(mean: float, width: float | None) -> str:
+    """Returns a difference with its interval."""
+    return f"{mean:+.1f}" + ("" if width is None else f" ± {width:.1f}")
+
+
+def claims(
+    few: Mapping[str, Scores],
+    tasks: Sequence[str],
+    rows: Mapping[str, Scores],
+    parameters: Mapping[str, int],
+    changed: Mapping[str, Any] | None,
+) -> list[Claim]:
+    """Decides the claims.
+
+    Args:
+        few: each method's few-shot scores, rows: those of trainings on hundreds of rows.
+        tasks: of the few-shot part.
+        parameters: what each method trains.
+        changed: what `benchmarks.proof_sources` wrote, or None.
+    """
+    ks = sorted({k for one in few.values() for _, k, _ in one})
+
+    def against(first: str, second: str, least: float, own: Iterable[str] = tasks) -> list[Part]:
+        found = (compare(few, first, second, k, sorted(own)) for k in ks)
+        return [
+            Part(f"{title(first)} − {title(second)}, k = {one.k}, {one.seeds} seeds", one.difference, one.width, least)
+            for one in found
+            if one is not None
+        ]
+
+    first = against("attempt", "prompt-tuning", 5)
+    for k in ks:
+        one = compare(few, "attempt", "prompt-tuning", k, tasks)
+        if one is not None:
+            first.append(Part(f"cells won, k = {k}", one.won, one.won_width, 80, " %"))
+    second = [
+        *against("attempt-words", "spot", -1),
+        *against("attempt-random", "spot", -1),
+        *against("attempt-words", "spot-random", 0),
+        *against("attempt-words", "spot-t", 0),
+    ]
+    fifth = against("attempt-m", "attempt", 1, {task for task, _, _ in few.get("attempt-m", {})})
+    decided = [
+        (1, "ATTEMPT beats prompt tuning by 5 points few-shot and in 80 % of the cells", first),
+        (
+            2,
+            "ATTEMPT that is not told the right source is within 1 point of SPoT from the best one, and beats SPoT "
+            "from a random one and SPoT-t",
+            second,
+        ),
+        (4, "With 2,000 rows ATTEMPT is within 1 point of LoRA at 5 % of its parameters", _many(rows, parameters)),
+        (5, "A shared G gains 1 point on small tasks", fifth),
+        (
+            6,
+            "Adding a useful source after training raises the score; so does dropping a harmful one",
+            [
+                Part(f"{name}, {one['n']} compositions", one["mean"], one["width"], 0)
+                for name, one in (changed or {}).get("claims", {}).items()
+            ],
+        ),
+    ]
+    found = [Claim(number, says, together(parts), "; ".join(map(str, parts)) or "–") for number, says, parts in decided]
+    found.insert(2, _never_below(few, tasks, ks))
+    return [*found, _where_others_win(few, tasks, ks)]
+
+
+def title(method: str) -> str:
+    """Returns a method's name for people."""
+    return TITLES.get(method, method)
+
+
+def _many(rows: Mapping[str, Scores], parameters: Mapping[str, int]) -> list[Part]:
+    parts = []
+    for k in sorted({k for one in rows.values() for _, k, _ in one}):
+        both = [{task for task, at, _ in rows.get(name, {}) if at == k} for name in ("attempt", "lora")]
+        tasks = sorted(set.intersection(*both))
+        one = compare(rows, "attempt", "lora", k, tasks) if tasks else None
+        if one is not None:
+            what = f"ATTEMPT − LoRA, {k:,} rows, {len(tasks)} tasks, {one.seeds} seeds"
+            parts.append(Part(what, one.difference, one.width, -1))
+    if parts and "lora" in parameters:
+        times = parameters["lora"] / parameters["attempt"]
+        parts.append(Part("LoRA trains", times, 0, 20, " times as much as ATTEMPT"))
+    return parts
+
+
+def _never_below(few: Mapping[str, Scores], tasks: Sequence[str], ks: Sequence[int]) -> Claim:
+    says = "ATTEMPT never falls more than its interval below the best source left alone"
+    found = [one for k in ks if (one := compare(few, "attempt", "source", k, tasks)) is not None and one.seeds > 1]
+    places = [(task, one.k, *values) for one in found for task, values in one.tasks.items()]
+    if not places:
+        return Claim(3, says, "not run", "–")
+    # where all differences are the same, nothing tells how much of them is chance
+    adjusted = holm([1.0 if p is None else p for *_, p in places])
+    below = [
+        f"{task} (k = {k}) {interval(mean, width)}"
+        for (task, k, mean, width, _), p in zip(places, adjusted, strict=True)
+        if mean + (width or 0) < 0 and p < 0.05
+    ]
+    seeds = ", ".join(f"k = {one.k}, {one.seeds} seeds: {interval(one.difference, one.width)}" for one in found)
+    text = f"mean over tasks, {seeds}; below it (after Holm): {', '.join(below) or 'nowhere'}"
+    return Claim(3, says, "refuted" if below else "confirmed", text)
+
+
+def _where_others_win(few: Mapping[str, Scores], tasks: Sequence[str], ks: Sequence[int]) -> Claim:
+    says = "Where do a probe, in-context learning and LoRA win against ATTEMPT?"
+    texts: dict[str, list[str]] = defaultdict(list)
+    for other in ("probe", "icl", "lora"):
+        for k in ks:
+            one = compare(few, other, "attempt", k, tasks)
+            if one is None:
+                continue
+            sure = [task for task, (mean, width, _) in one.tasks.items() if width is not None and mean - width > 0]
+            where = f"surely on {', '.join(sure)}" if sure else "surely nowhere"
+            texts[other].append(
+                f"k = {k}, {one.seeds} seeds: {interval(one.difference, one.width)} in the mean, {where}"
+            )
+    text = "; ".join(f"{title(other)}, {', '.join(parts)}" for other, parts in texts.items())
+    return Claim(7, says, "answered" if texts else "not run", text or "–")

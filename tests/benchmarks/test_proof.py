@@ -1,0 +1,119 @@
+"""The page of the proof: claims are decided by the runs that there are."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from benchmarks import proof
+from benchmarks.proof_claims import Part, claims, compare, complete, together
+
+TASKS = ["a", "b"]
+
+
+def scores(mean: float, seeds: int = 6, spread: float = 0.2, k: int = 16) -> dict[tuple[str, int, int], float]:
+    draw = random.Random(round(100 * mean))
+    return {(task, k, seed): mean + draw.uniform(-spread, spread) for task in TASKS for seed in range(seeds)}
+
+
+def test_a_part_is_decided_where_its_whole_interval_is_on_one_side() -> None:
+    assert Part("x", 6.0, 1.0, 5).verdict == "confirmed"
+    assert Part("x", 4.0, 0.9, 5).verdict == "refuted"
+    assert Part("x", 5.5, 1.0, 5).verdict == Part("x", 4.5, 1.0, 5).verdict == "open"
+    assert Part("x", 50.0, None, 5).verdict == "open"  # one seed shows nothing
+    assert str(Part("x", 6.0, 1.0, 5)) == "x: +6.0 ± 1.0"
+    assert str(Part("won", 80.0, None, 80, " %")) == "won: 80.0 %"
+
+
+def test_one_refuted_part_refutes_a_claim() -> None:
+    sure, open_, wrong = Part("x", 9, 1, 0), Part("x", 0, 1, 0), Part("x", -9, 1, 0)
+    assert together([sure, sure]) == "confirmed"
+    assert together([sure, open_]) == "open"
+    assert together([sure, open_, wrong]) == "refuted"
+    assert together([]) == "not run"
+
+
+def test_only_seeds_that_both_have_on_every_task_are_compared() -> None:
+    ours, theirs = scores(70.0), scores(60.0)
+    del ours["a", 16, 0], theirs["b", 16, 5]
+    found = compare({"attempt": ours, "spot": theirs}, "attempt", "spot", 16, TASKS)
+    assert found is not None
+    assert (found.seeds, found.cells, found.won) == (4, 8, 100.0)
+    assert found.difference == pytest.approx(10, abs=0.3)
+    assert complete(ours, TASKS, 16) == {1, 2, 3, 4, 5}
+    assert compare({"attempt": ours}, "attempt", "spot", 16, TASKS) is None
+    assert compare({"attempt": ours, "spot": theirs}, "attempt", "spot", 4, TASKS) is None
+
+
+def decided(**means: float) -> dict[int, str]:
+    few = {name.replace("_", "-"): scores(mean) for name, mean in means.items()}
+    return {one.number: one.verdict for one in claims(few, TASKS, {}, {}, None)}
+
+
+def test_claims_follow_the_scores() -> None:
+    names = ["attempt", "prompt_tuning", "spot", "attempt_words", "attempt_random", "spot_random", "spot_t", "source"]
+    good = dict(zip(names, [70.0, 60.0, 69.0, 68.9, 69.5, 64.0, 65.0, 66.0], strict=True))
+    assert decided(**good) == {
+        1: "confirmed",
+        2: "confirmed",
+        3: "confirmed",
+        4: "not run",
+        5: "not run",
+        6: "not run",
+        7: "not run",
+    }
+    assert decided(**good | {"prompt_tuning": 68.0})[1] == "refuted"
+    assert decided(**good | {"attempt_words": 66.0})[2] == "refuted"
+    assert decided(**good | {"source": 75.0})[3] == "refuted"
+    assert decided(**good, attempt_m=72.0, lora=71.0) | {7: "answered", 5: "confirmed"} == decided(
+        **good, attempt_m=72.0, lora=71.0
+    )
+
+
+def test_many_rows_need_few_parameters_too() -> None:
+    rows = {"attempt": scores(80.0, k=2000), "lora": scores(80.2, k=2000)}
+    few = {"attempt": scores(70.0)}
+    for of, verdict in ((4_000, "confirmed"), (40_000, "refuted")):
+        found = claims(few, TASKS, rows, {"attempt": of, "lora": 100_000}, None)
+        assert found[3].verdict == verdict, found[3]
+
+
+def test_the_page_has_tables_pictures_and_the_readmes_claims(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = random.Random(0)
+    for method, mean in (("attempt", 0.7), ("prompt-tuning", 0.6), ("spot", 0.68), ("none", 0.5)):
+        cells = [
+            {"task": task, "method": method, "k": 16, "seed": seed, "score": mean + draw.uniform(0, 0.05)}
+            | {"steps": 100, "trained_parameters": 5760, "extra_tokens": 10, "training_seconds": 8.0}
+            for task in TASKS
+            for seed in range(3)
+        ]
+        (tmp_path / "fewshot" / method).mkdir(parents=True)
+        (tmp_path / "fewshot" / method / "table3.json").write_text(json.dumps({"cells": cells}))
+        (tmp_path / "tune" / f"{method.replace('-', '')}-0.1").mkdir(parents=True)
+        (tmp_path / "tune" / f"{method.replace('-', '')}-0.1" / "table3.json").write_text(json.dumps({"cells": cells}))
+    out, readme = tmp_path / "out", tmp_path / "README.md"
+    out.mkdir()
+    readme.write_text(f"before\n{proof.MARKS[0]}\nyesterday\n{proof.MARKS[1]}\nafter\n", "utf-8")
+    monkeypatch.setattr("sys.argv", ["proof", str(tmp_path), str(out), "--readme", str(readme)])
+    proof.main()
+    text = (out / "proof.md").read_text("utf-8")
+    assert "| prompt tuning | 3 |" in text
+    assert "ATTEMPT − prompt tuning" in text
+    assert all((out / name).stat().st_size > 1000 for name in ("proof.png", "proof-cost.png"))
+    shown = readme.read_text("utf-8")
+    assert shown.startswith("before\n")
+    assert shown.endswith("after\n")
+    assert "yesterday" not in shown
+    for one in json.loads((out / "proof.json").read_text())["claims"]:
+        assert f"| {one['number']} | {one['says']} | **{one['verdict']}** |" in shown
+
+
+def test_the_readme_says_what_the_runs_decided() -> None:
+    root = Path(proof.__file__).parents[1]
+    report = root / "docs" / "results" / "proof.json"
+    readme = (root / "README.md").read_text("utf-8")
+    for one in json.loads(report.read_text())["claims"]:
+        assert f"| {one['number']} | {one['says']} | **{one['verdict']}** |" in readme
