@@ -68,9 +68,15 @@ def test_claims_follow_the_scores() -> None:
     assert decided(**good | {"prompt_tuning": 68.0})[1] == "refuted"
     assert decided(**good | {"attempt_words": 66.0})[2] == "refuted"
     assert decided(**good | {"source": 75.0})[3] == "refuted"
+    assert decided(**good | {"source": 71.0})[3] == "refuted"
     assert decided(**good, attempt_m=72.0, lora=71.0) | {7: "answered", 5: "confirmed"} == decided(
         **good, attempt_m=72.0, lora=71.0
     )
+
+
+def test_few_seeds_confirm_no_claim_that_nothing_was_lost() -> None:
+    noisy = {"attempt": scores(69.5, seeds=3, spread=9), "source": scores(70.0, seeds=3, spread=9)}
+    assert claims(noisy, TASKS, {}, {}, None)[2].verdict == "open"
 
 
 def test_many_rows_need_few_parameters_too() -> None:
