@@ -240,6 +240,11 @@ def page(folder: Path, out: Path) -> tuple[list[str], list[Claim]]:
     k = max(ks, key=lambda k: (sum(len(complete(one, tasks, k)) for one in scores.values()), k))
     write_pictures(out, found, scores, cost, k)
     lines = ["## Learning rates, on development tasks", "", *learning_rates(folder / "tune")]
+    variants = folder / "variants" / "table3.json"
+    if variants.exists():
+        found_on = by_method(read_one(variants))
+        development = sorted({task for one in found_on.values() for task, _, _ in one})
+        lines += ["## Variants of G, on development tasks", "", *scores_at(found_on, 16, development)]
     for one in ks:
         lines += [f"## Few-shot, k = {one}", "", *scores_at(scores, one, tasks)]
     lines += [f"![each method against prompt tuning at k = {k}](proof.png)", "", "## Compared", "", *compared(found)]

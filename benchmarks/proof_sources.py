@@ -24,6 +24,11 @@ from benchmarks.proof_claims import interval
 CHOOSE, TEST = 64, 200
 
 
+def name_of(task: str) -> str:
+    """Returns the name of a task that is given by name or as a YAML file."""
+    return Path(task).name.removesuffix(".yaml")
+
+
 def trained(session: Session, name: str, task: str, sources: list[str], start: str, seed: int, rate: float) -> None:
     """Trains ATTEMPT as the few-shot grid does: 16 rows, 100 steps of 4."""
     attempt.train_target(
@@ -44,8 +49,8 @@ def trained(session: Session, name: str, task: str, sources: list[str], start: s
 
 def cell(session: Session, task: str, seed: int, best: list[str], rate: float) -> dict[str, Any]:
     """Trains, changes and scores one task with one seed; `best` has its sources, the best first."""
-    label = Path(task).stem.replace(".", "-")
-    found: dict[str, Any] = {"task": Path(task).stem, "seed": seed}
+    label = name_of(task).replace(".", "-")
+    found: dict[str, Any] = {"task": name_of(task), "seed": seed}
 
     def score(name: str, changes: attempt.Changes) -> dict[str, float]:
         before, after = attempt.evaluate(name, task, limit=TEST, changes=changes, session=session)
@@ -56,7 +61,8 @@ def cell(session: Session, task: str, seed: int, best: list[str], rate: float) -
     found["added"] = {"source": best[0], **score(less, attempt.Changes(add=best[0]))}
     whole = f"whole-{label}-{seed}"
     trained(session, whole, task, best, best[0], seed, rate)
-    found["added"]["trained_with_it"] = score(whole, attempt.Changes(drop=best[0]))["before"]
+    (with_it,) = attempt.evaluate(whole, task, limit=TEST, session=session)
+    found["added"]["trained_with_it"] = 100 * with_it.metrics[with_it.metric]
     ranking = attempt.rank_sources(task, composition=whole, limit=CHOOSE, session=session)
     changes = {one.source: one.change.difference for one in ranking.sources if one.change is not None}
     worst = max(changes, key=changes.__getitem__)
@@ -112,12 +118,12 @@ def main() -> None:
     if not list(session.store.prompts()):
         raise SystemExit("add the sources first: `attempt --registry changed registry add --starter`")
     for task in options.tasks.split(","):
-        if all((Path(task).stem, seed) in done for seed in range(options.seeds)):
+        if all((name_of(task), seed) in done for seed in range(options.seeds)):
             continue
         ranking = attempt.rank_sources(task, sources="all", limit=CHOOSE, session=session)
         best = [one.source for one in ranking.sources]
         for seed in range(options.seeds):
-            if (Path(task).stem, seed) in done:
+            if (name_of(task), seed) in done:
                 continue
             cells.append(cell(session, task, seed, best, options.learning_rate))
             file.write_text(json.dumps(summary(cells), indent=1) + "\n", "utf-8")
