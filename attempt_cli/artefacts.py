@@ -308,6 +308,22 @@ def differences(
     return others
 
 
+def new_differences(
+    registry: Registry,
+    backbone: FrozenBackbone,
+    records: Sequence[Prompt | Composition | Attention],
+    told: set[tuple[str, str]],
+) -> list[str]:
+    """Returns the `differences` as remarks, each prompt's once: what was told before is in `told`, which is added to."""
+    remarks = []
+    for text, refs in differences(registry, backbone, records).items():
+        new = [ref for ref in refs if (ref, text) not in told]
+        told.update((ref, text) for ref in new)
+        if new:
+            remarks.append(f"{', '.join(new)}: {text}.")
+    return remarks
+
+
 def _kept(quantization: str | None) -> str:
     return f"quantised as {quantization}" if quantization else "in full"
 

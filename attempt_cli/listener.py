@@ -22,6 +22,10 @@ class Listener:
     def note(self, text: str) -> None:
         """Receives a remark for the user."""
 
+    def unfinished(self, text: str) -> None:
+        """Receives what becomes of an unfinished training of the same command; a remark, where that is not overridden."""
+        self.note(text)
+
     def step(self, step: int, loss: float, rows_per_second: float) -> None:
         """Receives the loss of an optimiser step, per target token, and the speed."""
 

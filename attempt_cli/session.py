@@ -128,13 +128,10 @@ class Session:
             backbone.keep_inputs(budget, Path(self.input_cache_dir) if self.input_cache_dir is not None else None)
             self._loaded[name] = backbone
         if records and os.environ.get("RANK", "0") == "0":
-            from attempt_cli.artefacts import differences
+            from attempt_cli.artefacts import new_differences
 
-            for text, refs in differences(self.store, self._loaded[name], records).items():
-                untold = [ref for ref in refs if (ref, text) not in self._told]
-                self._told.update((ref, text) for ref in untold)
-                if untold:
-                    self.listener.note(f"{', '.join(untold)}: {text}.")
+            for text in new_differences(self.store, self._loaded[name], records, self._told):
+                self.listener.note(text)
         return self._loaded[name]
 
     def load_table(self, record: Prompt | Composition | Attention) -> EmbeddingTable:

@@ -37,7 +37,6 @@ from benchmarks.report import machine_line
 from benchmarks.rows import real_rows
 
 APART = 4
-FULL = 16  # prompts with own rows fill their passes: more of them take as long a row
 GOALS = {"own": 1.5, "same": 3.0}  # of 16 prompts after the input
 
 PAGE = """# Many prompts in one pass
@@ -141,7 +140,7 @@ def compare(
     contenders = [Contender("apart", [one_by_one(members(APART, "own"))], APART * size, warm)]
     for count in counts:
         for shared in kinds if count > 1 else ("own",):
-            if count * size <= options.most and (shared == "same" or count <= FULL):
+            if count * size <= options.most:
                 step = together(members(count, shared))
                 contenders.append(Contender(f"{count} together, {shared} rows", [step], count * size, warm))
     times = race(contenders, rounds_of(options), wait=device_wait(backbone.device), clock=clock_of(backbone))

@@ -131,6 +131,7 @@ def fill(
     """
     results: dict[CellSpec, CellResult] = {}
     failures: dict[CellSpec, str] = {}
+    told: set[str] = set()
 
     def handle(event: Event) -> None:
         name, *arguments = event
@@ -141,6 +142,10 @@ def fill(
         elif name == "failed":
             failures[arguments[0]] = arguments[1]
             keep_failure(*arguments)
+        elif name == "note":
+            if arguments[0] in told:  # every worker has it to say
+                return
+            told.add(arguments[0])
         getattr(listener, name)(*arguments)
 
     together = [[spec] for spec in specs] if together is None else together
@@ -261,8 +266,9 @@ class _Forwarder(Listener):
         self._total = total
 
     def note(self, text: str) -> None:
-        if self._total:  # notes before the start are about checkpoints, which a grid uses without being asked
-            self._put(("note", text))
+        self._put(("note", text))
+
+    def unfinished(self, text: str) -> None: ...  # a grid uses checkpoints without being asked
 
     def step(self, step: int, loss: float, rows_per_second: float) -> None:
         self._put(("step", self._spec, step, self._total, loss))

@@ -285,6 +285,9 @@ class _Told(Listener):
     def note(self, text: str) -> None:
         self._queue.put(("note", text))
 
+    def unfinished(self, text: str) -> None:
+        self._queue.put(("unfinished", text))
+
     def step(self, step: int, loss: float, rows_per_second: float) -> None:
         self._queue.put(("step", step, loss, rows_per_second))
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from attempt_cli.artefacts import bare, load_prompt, versions
+from attempt_cli.artefacts import bare, load_prompt, new_differences, versions
 from attempt_cli.backbones.base import FrozenBackbone
 from attempt_cli.backbones.chat import ChatFrame
 from attempt_cli.backbones.load import load_backbone
@@ -54,6 +54,7 @@ class Runner:
             prepared = prepared_artefacts(self.registry) if plan.resume else {}
         self.finished, self.prepared = dict(finished), dict(prepared)
         self._backbones: dict[str, FrozenBackbone | AttemptError] = {}
+        self._told: set[tuple[str, str]] = set()
 
     def run(self, spec: CellSpec, listener: Listener | None = None) -> CellResult:
         """Returns the cell's results: those that are finished, else new ones.
@@ -211,6 +212,10 @@ class Runner:
             self.choices.test_rows(one.task)  # missing ones are found before a backbone is loaded
         if spec.method in INSTEAD:
             return CellResult((self._instead(spec, rows[0]),))
+        if METHODS[spec.method].uses_sources:
+            sources = self.choices.sources(spec)
+            for remark in new_differences(self.registry, self._backbone(spec.backbone), sources, self._told):
+                listener.note(remark)
         if not METHODS[spec.method].trains:
             return CellResult((self._untrained(spec, rows[0]),))
         backbone = self._backbone(spec.backbone)

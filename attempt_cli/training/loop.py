@@ -183,11 +183,11 @@ class TrainingLoop:
         if resume and self.checkpoint.exists():
             self.state = load_checkpoint(self.checkpoint, self.key, self.module, self.optimizer)
         elif resume:
-            self.listener.note(
+            self.listener.unfinished(
                 "No checkpoint of this very training (command, rows, sources) is there: it starts at step 0."
             )
         elif self.checkpoint.exists():
-            self.listener.note("An unfinished training of the same command is replaced; --resume would continue it.")
+            self.listener.unfinished("An unfinished training of the same command is replaced; --resume would continue it.")
         self.told = self.state.step
         self.first, self.positions = self.state.step, Positions(*self.state.positions)
         self.saved_at = time.monotonic()

@@ -156,6 +156,9 @@ class _Member(Listener):
     def note(self, text: str) -> None:
         self._listener.note(f"{self._name}: {text}")
 
+    def unfinished(self, text: str) -> None:
+        self._listener.unfinished(f"{self._name}: {text}")
+
 
 @dataclass(frozen=True)
 class _Prepared:

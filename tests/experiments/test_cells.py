@@ -218,6 +218,20 @@ def test_under_a_preset_all_methods_train_on_the_rows_that_are_recorded(
         assert run.budget["training_rows"] == 10 * len(recorded)
 
 
+def test_a_grid_tells_once_that_its_sources_had_another_tokenizer(few: Few, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Notes(Listener):
+        def note(self, text: str) -> None:
+            notes.append(text)
+
+    notes: list[str] = []
+    monkeypatch.setitem(vars(few.backbone), "tokenizer_digest", "0123456789abcdef")
+    runner = few.runner()
+    for method in ("prompt-tuning", "source", "spot"):
+        runner.run(few.spec(method), Notes())
+    (note,) = [note for note in notes if "tokenizer" in note]
+    assert note.startswith("bad@1, good@1: trained with another tokenizer")
+
+
 @pytest.mark.parametrize("methods", [["attempt"], ["bitfit"], ["attempt", "spot"]])
 def test_a_kill_while_cells_are_scored_repeats_no_step_and_leaves_no_double(
     few: Few, methods: list[str], monkeypatch: pytest.MonkeyPatch

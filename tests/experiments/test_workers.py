@@ -43,6 +43,7 @@ class Watching:
 
     def __init__(self) -> None:
         self.told: list[tuple[str, CellSpec]] = []
+        self.notes: list[object] = []
         self.thread = threading.current_thread()
 
     def __getattr__(self, name: str) -> Callable[..., None]:
@@ -50,6 +51,8 @@ class Watching:
             assert threading.current_thread() is self.thread  # a progress bar and SQLite belong to one thread
             if isinstance(arguments[0], CellSpec):
                 self.told.append((name, arguments[0]))
+            elif name == "note":
+                self.notes += arguments
 
         return note
 
@@ -72,6 +75,9 @@ class Scripted:
             raise WorkerDiedError("the worker process ended by signal SIGKILL")
         if spec.method == "stops":
             raise TrainingStoppedError("stopped")
+        if spec.method == "speaks" and listener is not None:
+            listener.unfinished("a checkpoint is there")
+            listener.note("other rows")
         time.sleep(0.02)
         return [result_for(spec)]
 
@@ -107,6 +113,12 @@ def test_a_stop_ends_the_grid(workers: int) -> None:
             [cell_spec("a"), cell_spec("a", "stops"), *(cell_spec("a", seed=seed) for seed in range(1, 50))], workers
         )
     assert "--resume" in str(stop.value.hint)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_every_worker_has_to_say_is_told_once_and_checkpoints_are_not_told(workers: int) -> None:
+    _, watching, _ = filled([cell_spec(task, "speaks") for task in "abc"], workers)
+    assert watching.notes == ["other rows"]
 
 
 def test_a_worker_that_died_is_replaced() -> None:
