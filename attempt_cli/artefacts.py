@@ -314,7 +314,7 @@ def new_differences(
     records: Sequence[Prompt | Composition | Attention],
     told: set[tuple[str, str]],
 ) -> list[str]:
-    """Returns the `differences` as remarks, each prompt's once: what was told before is in `told`, which is added to."""
+    """Returns the `differences` as remarks, each prompt's once: `told` has what was told before, and gets these."""
     remarks = []
     for text, refs in differences(registry, backbone, records).items():
         new = [ref for ref in refs if (ref, text) not in told]

@@ -23,7 +23,7 @@ class Listener:
         """Receives a remark for the user."""
 
     def unfinished(self, text: str) -> None:
-        """Receives what becomes of an unfinished training of the same command; a remark, where that is not overridden."""
+        """Receives what becomes of an unfinished training of the same command; passes it to `note`."""
         self.note(text)
 
     def step(self, step: int, loss: float, rows_per_second: float) -> None:

@@ -208,11 +208,20 @@ class PromptedModel:
         return self.backbone.label_log_likelihoods(batch, embeddings, prompts, labels, past), weights
 
     @torch.no_grad()
-    def generate(self, rows: Sequence[EncodedRow], max_new_tokens: int) -> tuple[list[str], Tensor | None]:
-        """Returns the model's continuation of every row, and the mixture's weights."""
+    def generate(
+        self, rows: Sequence[EncodedRow], max_new_tokens: int, watch: Watch | None = None
+    ) -> tuple[list[str], Tensor | None]:
+        """Returns the model's continuation of every row, and the mixture's weights.
+
+        Args:
+            rows: the rows.
+            max_new_tokens: the most tokens of a continuation.
+            watch: sees every token and says which rows are done.
+        """
         batch, embeddings = self._enter(rows)
         prompts, weights = self._entering_prompts(rows, batch, embeddings)
-        return self.backbone.generate(batch, embeddings, prompts, max_new_tokens, self.placement, self.ends), weights
+        texts = self.backbone.generate(batch, embeddings, prompts, max_new_tokens, self.placement, self.ends, watch)
+        return texts, weights
 
     def _entering_prompts(
         self, rows: Sequence[EncodedRow], batch: Batch, embeddings: Tensor, past: Past | None = None

@@ -453,15 +453,18 @@ class DecoderOnlyBackbone(FrozenBackbone):
             index = (torch.arange(sequence.shape[1], device=sequence.device) - shift[:, None]) % sequence.shape[1]
             sequence = sequence.gather(1, index[..., None].expand_as(sequence))
         mask = (torch.arange(sequence.shape[1], device=sequence.device) >= shift[:, None]).long()
-        written = self.model.generate(
-            inputs_embeds=sequence,
-            attention_mask=mask,
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            stopping_criteria=stopping(watch),
-            pad_token_id=self.pad_id,
-            eos_token_id=[self.end_id, *ends],
-        )
+        # the library hands the head a slice of the hidden states, for which torch would copy the head once for each row
+        head = self.model.get_output_embeddings()
+        with head.register_forward_pre_hook(lambda _, given: (given[0].contiguous(), *given[1:])):
+            written = self.model.generate(
+                inputs_embeds=sequence,
+                attention_mask=mask,
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                stopping_criteria=stopping(watch),
+                pad_token_id=self.pad_id,
+                eos_token_id=[self.end_id, *ends],
+            )
         texts: list[str] = self.tokenizer.batch_decode(written, skip_special_tokens=True)
         return [text.strip() for text in texts]
 

@@ -202,12 +202,32 @@ def _batches(
             if labels[number]:
                 continue
             own = [replace(row, task=one.task_index) for row in rows]
-            written, weights = one.model.generate(own, MAX_NEW_TOKENS)
-            # an answer is one line; a decoder-only model without a prompt continues with a next question
+            written, weights = one.model.generate(own, MAX_NEW_TOKENS, _FirstLines(backbone.tokenizer, len(own)))
             results[number] = _predictions(
                 [text.split("\n", 1)[0].strip() for text in written], None if weights is None else weights.tolist()
             )
         yield indices, results
+
+
+class _FirstLines:
+    """Ends each row's text with its first line: an answer is one line, and all behind it costs time for nothing.
+
+    A decoder-only model without a prompt goes on with a next question.
+
+    Args:
+        tokenizer: of the backbone.
+        rows: how many are written.
+    """
+
+    def __init__(self, tokenizer: Any, rows: int) -> None:
+        self._tokenizer = tokenizer
+        self._written: list[list[int]] = [[] for _ in range(rows)]
+
+    def __call__(self, tokens: Sequence[int]) -> list[bool]:
+        for own, token in zip(self._written, tokens, strict=True):
+            own.append(token)
+        texts = self._tokenizer.batch_decode(self._written, skip_special_tokens=True)
+        return ["\n" in text.lstrip() for text in texts]  # empty lines in front are no answer
 
 
 def _on_host(

@@ -187,7 +187,9 @@ class TrainingLoop:
                 "No checkpoint of this very training (command, rows, sources) is there: it starts at step 0."
             )
         elif self.checkpoint.exists():
-            self.listener.unfinished("An unfinished training of the same command is replaced; --resume would continue it.")
+            self.listener.unfinished(
+                "An unfinished training of the same command is replaced; --resume would continue it."
+            )
         self.told = self.state.step
         self.first, self.positions = self.state.step, Positions(*self.state.positions)
         self.saved_at = time.monotonic()

@@ -140,3 +140,13 @@ def test_the_model_s_own_generation_settings_do_not_matter(
     rows = rows_of(backbone)
     prompts = prompts_of(backbone, len(rows), 4)
     assert generate(other, rows, prompts) == generate(backbone, rows, prompts)
+
+
+def test_the_head_gets_no_slices(backbone: FrozenBackbone) -> None:
+    """For a slice of several rows torch may copy the head's weights once for each row."""
+    head, rows = backbone.model.get_output_embeddings(), rows_of(backbone)
+    batch, whole = backbone.collate(rows), list[bool]()
+    with head.register_forward_hook(lambda _, given, __: whole.append(given[0].is_contiguous())):
+        backbone.generate(batch, backbone.embed(batch.input_ids), None, 2)
+    assert len(whole) == 2
+    assert all(whole)

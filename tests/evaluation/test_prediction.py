@@ -15,7 +15,7 @@ from attempt_cli.data.example import Example
 from attempt_cli.data.fields import task_from_fields
 from attempt_cli.data.task import Task
 from attempt_cli.evaluation.evaluate import evaluate, score_interval
-from attempt_cli.evaluation.prediction import MAX_NEW_TOKENS, encode_examples, predict
+from attempt_cli.evaluation.prediction import MAX_NEW_TOKENS, _FirstLines, encode_examples, predict
 from attempt_cli.evaluation.statistics import proportion_interval
 from attempt_cli.prompted import PromptedModel
 from tests.models import save_gpt2, save_t5
@@ -116,6 +116,44 @@ def test_free_text_is_generated(kind: str, tmp_path: Path, llama: Path) -> None:
     result = evaluate(model, free, known)
     assert list(result.metrics) == ["squad_f1", "squad_em"]
     assert result.interval[0] <= result.score <= result.interval[1]
+
+
+def test_a_row_is_done_with_its_first_line() -> None:
+    class Letters:
+        def batch_decode(self, written: list[list[int]], skip_special_tokens: bool) -> list[str]:
+            assert skip_special_tokens
+            return ["".join("ab\n "[token] for token in own) for own in written]
+
+    watch = _FirstLines(Letters(), 3)
+    assert watch([0, 2, 3]) == [False, False, False]  # an empty line in front is no answer
+    assert watch([2, 1, 2]) == [True, False, False]
+    assert watch([3, 2, 0]) == [True, True, False]
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "t5"])
+def test_what_stands_behind_the_first_line_is_not_written(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone = load_backbone(str({"gpt2": save_gpt2, "t5": save_t5}[kind](tmp_path / kind)), dtype="float32")
+    model, free = tiny.model(backbone), answers()
+    known = [free.render({**row, "answer": "two"}) for row in toy_rows(4)]
+    encoded = encode_examples(model, free, known, None)
+    whole = model.generate(encoded, MAX_NEW_TOKENS)[0]
+    assert any(len(text) > 3 for text in whole)
+    # a tokenizer in which every third piece ends a line
+    decode, calls = backbone.tokenizer.batch_decode, list[int]()
+
+    def lined(written: Any, **options: Any) -> list[str]:
+        calls.append(max(map(len, written)))
+        pieces = [[decode([[token]], **options)[0] for token in own] for own in written]
+        return ["".join(text + "\n" * (place % 3 == 2) for place, text in enumerate(own)) for own in pieces]
+
+    monkeypatch.setattr(backbone.tokenizer, "batch_decode", lined)
+    unwatched = [text.split("\n", 1)[0].strip() for text in model.generate(encoded, MAX_NEW_TOKENS)[0]]
+    assert max(calls) > 12
+    calls.clear()
+    assert predict(model, free, known).texts == unwatched
+    assert max(calls) <= 12
 
 
 def test_long_inputs_lose_their_middle_and_are_counted(backbone: FrozenBackbone) -> None:
