@@ -1,6 +1,6 @@
 """Writes the page of the proof from what `benchmarks/proof.sh` has run so far.
 
-    python -m benchmarks.proof FOLDER docs/results [--readme README.md]
+    python -m benchmarks.proof FOLDER docs/results [--larger FOLDER] [--readme README.md]
     python -m benchmarks.proof --scatter docs/results/table3.json      # before any run: what it could show
 
 Two methods are compared on the seeds that both have on every task, so that a run which was stopped compares like with
@@ -16,7 +16,7 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean, variance
 from typing import Any
@@ -26,6 +26,7 @@ from benchmarks.proof_claims import POWER, TITLES, Claim, Comparison, Scores, cl
 
 BASE = "prompt-tuning"
 NOTES = Path(__file__).with_name("proof_notes.md")  # what a person says about the runs; the numbers are made here
+SMALL, LARGE = "SmolLM2-135M", "Qwen2.5-Coder-0.5B"
 MARKS = ("<!-- claims: made by benchmarks/proof.py -->", "<!-- end of claims -->")
 
 
@@ -154,22 +155,18 @@ def costs(cells: Sequence[Mapping[str, Any]], scores: Mapping[str, Scores]) -> d
 
 
 def write_pictures(
-    out: Path,
-    found: Sequence[Comparison],
-    scores: Mapping[str, Scores],
-    cost: Mapping[str, Mapping[str, float]],
-    k: int,
+    out: Path, runs: Runs, found: Sequence[Comparison], cost: Mapping[str, Mapping[str, float]], end: str
 ) -> None:
-    """Draws each method against prompt tuning at k, and the mean score against what a method costs."""
+    """Draws each method against prompt tuning, and the mean score against what a method costs."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot
 
+    k, scores, tasks = runs.most, runs.scores, runs.tasks
     against = sorted((one for one in found if one.second == BASE and one.k == k), key=lambda one: one.difference)
     if not against:
         return
-    tasks = list(against[0].tasks)
     names = [title(one.first) for one in against]
     figure, (left, right) = pyplot.subplots(
         1, 2, figsize=(9, 0.4 * len(names) + 1.6), sharey=True, layout="constrained"
@@ -188,8 +185,8 @@ def write_pictures(
     right.axvline(50, color="grey", linewidth=1)
     right.set_xlim(0, 100)
     right.set_xlabel("% of cells (task, seed) won against prompt tuning")
-    figure.suptitle(f"SmolLM2-135M, {len(tasks)} test tasks, k = {k}")
-    figure.savefig(out / "proof.png", dpi=150)
+    figure.suptitle(f"{runs.backbone}, {len(tasks)} test tasks, k = {k}")
+    figure.savefig(out / f"proof{end}.png", dpi=150)
     pyplot.close(figure)
 
     figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.5), sharey=True, layout="constrained")
@@ -210,51 +207,91 @@ def write_pictures(
         axis.set_xlim(min(left, -0.2 * (100 if of == "parameters" else 10)), right * (20 if of == "parameters" else 6))
         axis.set_xlabel(label)
     axes[0].set_ylabel(f"mean over {len(tasks)} tasks, k = {k}")
-    figure.savefig(out / "proof-cost.png", dpi=150)
+    figure.savefig(out / f"proof{end}-cost.png", dpi=150)
     pyplot.close(figure)
 
 
-def page(folder: Path, out: Path) -> tuple[list[str], list[Claim]]:
-    """Returns the page's lines and the claims; writes pictures, JSON and CSV beside it.
+@dataclass(frozen=True)
+class Runs:
+    """Holds the few-shot runs of one backbone: a task counts where ATTEMPT and prompt tuning have a seed of it."""
+
+    backbone: str
+    cells: Sequence[Mapping[str, Any]]
+    scores: Mapping[str, Scores]
+    tasks: Sequence[str]
+    ks: Sequence[int]
+
+    @property
+    def most(self) -> int:
+        """The k at which most was run."""
+        return max(self.ks, key=lambda k: (sum(len(complete(one, self.tasks, k)) for one in self.scores.values()), k))
+
+
+def runs_of(backbone: str, folder: Path) -> Runs:
+    """Reads the few-shot runs in a folder.
 
     Raises:
         SystemExit: no seed is complete yet.
     """
     cells = read(folder / "fewshot")
     scores = by_method(cells)
-    tasks = sorted({cell["task"] for cell in cells})
-    ks = sorted(k for k in {cell["k"] for cell in cells} if complete(scores.get("attempt", {}), tasks, k))
-    if not ks:
-        raise SystemExit("no seed of ATTEMPT is complete yet: every test task needs one")
-    many = read(folder / "rows")
-    changed = folder / "sources.json"
-    cost = costs(cells, scores)
-    found = comparisons(scores, tasks, ks)
-    decided = claims(
-        scores,
-        tasks,
-        by_method(many),
-        {method: int(one["parameters"]) for method, one in cost.items()},
-        json.loads(changed.read_text()) if changed.exists() else None,
+    both = [{task for task, _, _ in scores.get(name, {})} for name in ("attempt", BASE)]
+    tasks = sorted(set.intersection(*both))
+    ks = (
+        sorted(k for k in {cell["k"] for cell in cells} if complete(scores.get("attempt", {}), tasks, k))
+        if tasks
+        else []
     )
-    k = max(ks, key=lambda k: (sum(len(complete(one, tasks, k)) for one in scores.values()), k))
-    write_pictures(out, found, scores, cost, k)
-    lines = ["## Learning rates, on development tasks", "", *learning_rates(folder / "tune")]
-    variants = folder / "variants" / "table3.json"
-    if variants.exists():
-        found_on = by_method(read_one(variants))
-        development = sorted({task for one in found_on.values() for task, _, _ in one})
-        lines += ["## Variants of G, on development tasks", "", *scores_at(found_on, 16, development)]
-    for one in ks:
-        lines += [f"## Few-shot, k = {one}", "", *scores_at(scores, one, tasks)]
-    lines += [f"![each method against prompt tuning at k = {k}](proof.png)", "", "## Compared", "", *compared(found)]
-    lines += ["## What they cost", "", f"![score against cost at k = {k}](proof-cost.png)", ""]
+    if not ks:
+        raise SystemExit(f"{folder}: no seed of ATTEMPT is complete yet: every test task needs one")
+    return Runs(backbone, cells, scores, tasks, ks)
+
+
+def few_shot(runs: Runs, out: Path, end: str = "") -> tuple[list[str], list[Comparison], dict[str, dict[str, float]]]:
+    """Returns the tables of one backbone, its comparisons and costs; draws its pictures."""
+    scores, k = runs.scores, runs.most
+    cost, found = costs(runs.cells, scores), comparisons(scores, runs.tasks, runs.ks)
+    write_pictures(out, runs, found, cost, end)
+    lines = []
+    for one in runs.ks:
+        lines += [f"## {runs.backbone}, k = {one}", "", *scores_at(scores, one, runs.tasks)]
+    lines += [f"![{runs.backbone}: each method against prompt tuning at k = {k}](proof{end}.png)", ""]
+    lines += [f"### Compared: {runs.backbone}", "", *compared(found)]
+    lines += [f"### What they cost: {runs.backbone}", "", f"![score against cost at k = {k}](proof{end}-cost.png)", ""]
     lines += table(
         ["method", "steps", "trained parameters", "tokens added to a query", "seconds of training"],
         [
             [title(method), *(f"{one[of]:,.0f}" for of in ("steps", "parameters", "tokens", "seconds"))]
             for method, one in cost.items()
         ],
+    )
+    return lines, found, cost
+
+
+def page(folder: Path, out: Path, larger: Path | None = None) -> tuple[list[str], list[Claim], list[Claim]]:
+    """Returns the page's lines and the claims of both backbones; writes pictures, JSON and CSV beside it.
+
+    Args:
+        folder: of the runs on the small backbone.
+        out: of the page.
+        larger: of those on the larger one, if there are some.
+    """
+    runs = runs_of(SMALL, folder)
+    many, changed = read(folder / "rows"), folder / "sources.json"
+    lines = ["## Learning rates, on development tasks", "", *learning_rates(folder / "tune")]
+    variants = folder / "variants" / "table3.json"
+    if variants.exists():
+        found_on = by_method(read_one(variants))
+        development = sorted({task for one in found_on.values() for task, _, _ in one})
+        lines += ["## Variants of G, on development tasks", "", *scores_at(found_on, 16, development)]
+    more, found, cost = few_shot(runs, out)
+    lines += more
+    decided = claims(
+        runs.scores,
+        runs.tasks,
+        by_method(many),
+        {method: int(one["parameters"]) for method, one in cost.items()},
+        json.loads(changed.read_text()) if changed.exists() else None,
     )
     if many:
         lines += ["## Hundreds of rows", ""]
@@ -265,21 +302,63 @@ def page(folder: Path, out: Path) -> tuple[list[str], list[Claim]]:
             lines += [f"{size:,} training rows:", "", *scores_at(large, size, sorted(set.intersection(*own)))]
     if changed.exists():
         lines += ["## Sources changed after training", "", *json.loads(changed.read_text())["table"], ""]
+    parts = [(SMALL, runs.scores), (SMALL, by_method(many))]
+    report: dict[str, Any] = {
+        "claims": [asdict(one) for one in decided],
+        "comparisons": [asdict(one) for one in found],
+    }
+    decided_larger: list[Claim] = []
+    if larger is not None:
+        second = runs_of(LARGE, larger)
+        more, found, _ = few_shot(second, out, "-larger")
+        lines += more
+        decided_larger = claims(second.scores, second.tasks, {}, {}, None)
+        parts.append((LARGE, second.scores))
+        report["larger"] = {
+            "claims": [asdict(one) for one in decided_larger],
+            "comparisons": [asdict(one) for one in found],
+        }
     with (out / "proof.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["method", "task", "k", "seed", "score"])
-        for part in (scores, by_method(many)):
+        writer.writerow(["backbone", "method", "task", "k", "seed", "score"])
+        for backbone, part in parts:
             for method, own_scores in part.items():
-                writer.writerows([method, *place, round(score, 2)] for place, score in sorted(own_scores.items()))
-    report = {"claims": [asdict(one) for one in decided], "comparisons": [asdict(one) for one in found]}
+                writer.writerows(
+                    [backbone, method, *place, round(score, 2)] for place, score in sorted(own_scores.items())
+                )
     (out / "proof.json").write_text(json.dumps(report, indent=1) + "\n", "utf-8")
-    return lines, decided
+    return lines, decided, decided_larger
+
+
+def short_table(decided: Sequence[Claim], larger: Sequence[Claim]) -> list[str]:
+    """Returns the claims with the verdict on each backbone."""
+    verdicts = {one.number: one.verdict for one in larger}
+    header = ["", "claim", SMALL, *([LARGE] if larger else [])]
+    rows = []
+    for one in decided:
+        more = [f"**{verdicts[one.number]}**"] if larger else []
+        rows.append([str(one.number), one.says, f"**{one.verdict}**", *more])
+    return table(header, rows, len(header))
+
+
+def long_table(decided: Sequence[Claim], larger: Sequence[Claim]) -> list[str]:
+    """Returns the claims with what was found on each backbone."""
+    found = {one.number: one for one in larger}
+    rows = []
+    for one in decided:
+        rows.append([str(one.number), one.says, SMALL, f"**{one.verdict}**", one.found])
+        other = found.get(one.number)
+        if other is not None and other.verdict != "not run":
+            rows.append(["", "", LARGE, f"**{other.verdict}**", other.found])
+    header = ["", "claim", "backbone", "verdict", "found (points; ± half of the 95 % interval over seeds)"]
+    return table(header, rows, len(header))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, nargs="?")
     parser.add_argument("out", type=Path, nargs="?")
+    parser.add_argument("--larger", type=Path, metavar="FOLDER", help=f"of the runs on {LARGE}")
     parser.add_argument("--readme", type=Path, help="put the claims between its marks, too")
     parser.add_argument("--scatter", type=Path, metavar="REPORT", help="the JSON of an earlier few-shot grid")
     options = parser.parse_args()
@@ -288,13 +367,8 @@ def main() -> None:
         return
     if options.out is None:
         parser.error("name the folder of the runs, and that of the page")
-    lines, decided = page(options.folder, options.out)
-    short = table(["", "claim", "verdict"], [[str(one.number), one.says, f"**{one.verdict}**"] for one in decided], 3)
-    long = table(
-        ["", "claim", "verdict", "found (points; ± half of the 95 % interval over seeds)"],
-        [[str(one.number), one.says, f"**{one.verdict}**", one.found] for one in decided],
-        4,
-    )
+    lines, decided, larger = page(options.folder, options.out, options.larger)
+    short, long = short_table(decided, larger), long_table(decided, larger)
     head, _, notes = NOTES.read_text("utf-8").partition("<!-- tables -->\n")
     text = "\n".join([head.rstrip(), "", *long, notes.strip(), "", *lines])
     (options.out / "proof.md").write_text(text.rstrip() + "\n", "utf-8")

@@ -2,6 +2,7 @@
 # The proof: what docs/results/protocol.md says, in parts that continue where they were stopped.
 # Usage: ATTEMPT_DATA=<rows in the hub's layout> benchmarks/proof.sh FOLDER [tune|variants|fewshot|shared|rows|sources ...]
 # SEEDS, TASKS and K narrow a part; what is done already is taken from the registry in FOLDER.
+# ATTEMPT_BACKBONE names another backbone, whose runs need a folder of their own: its sources are trained first.
 set -euo pipefail
 : "${ATTEMPT_DATA:?name the folder with rows in the layout of the hub}"
 here=$(cd "$(dirname "$0")/.." && pwd)
@@ -11,7 +12,14 @@ export ATTEMPT_REGISTRY=$folder/registry ATTEMPT_BACKBONE=${ATTEMPT_BACKBONE:-sm
 ATTEMPT=${ATTEMPT:-attempt} PYTHON=${PYTHON:-python}
 (cd "$here" && $PYTHON -m benchmarks.proof_rows "$folder")
 cd "$folder"
-[ -e sources.done ] || { $ATTEMPT registry add --starter && touch sources.done; }
+if [ ! -e sources.done ]; then # the sources that come with the package are SmolLM2's
+  if [ "$ATTEMPT_BACKBONE" = smollm2-135m ]; then
+    $ATTEMPT registry add --starter
+  else
+    ATTEMPT=$ATTEMPT bash "$here/benchmarks/proof_train_sources.sh"
+  fi
+  touch sources.done
+fi
 
 # a folder may lack PAWS's test rows: half of the validation rows are those of the test
 $ATTEMPT tasks show paws --yaml | sed 's/^split_rule: .*/split_rule: halved/' > paws.yaml

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -87,19 +88,43 @@ def test_many_rows_need_few_parameters_too() -> None:
         assert found[3].verdict == verdict, found[3]
 
 
-def test_the_page_has_tables_pictures_and_the_readmes_claims(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def write_runs(folder: Path, tasks: Sequence[str] = TASKS, **means: float) -> None:
     draw = random.Random(0)
-    for method, mean in (("attempt", 0.7), ("prompt-tuning", 0.6), ("spot", 0.68), ("none", 0.5)):
+    for name, mean in means.items():
+        method = name.replace("_", "-")
         cells = [
             {"task": task, "method": method, "k": 16, "seed": seed, "score": mean + draw.uniform(0, 0.05)}
             | {"steps": 100, "trained_parameters": 5760, "extra_tokens": 10, "training_seconds": 8.0}
-            for task in TASKS
+            for task in tasks
             for seed in range(3)
         ]
-        (tmp_path / "fewshot" / method).mkdir(parents=True)
-        (tmp_path / "fewshot" / method / "table3.json").write_text(json.dumps({"cells": cells}))
-        (tmp_path / "tune" / f"{method.replace('-', '')}-0.1").mkdir(parents=True)
-        (tmp_path / "tune" / f"{method.replace('-', '')}-0.1" / "table3.json").write_text(json.dumps({"cells": cells}))
+        for place in (folder / "fewshot" / method, folder / "tune" / f"{name}-0.1"):
+            place.mkdir(parents=True, exist_ok=True)
+            (place / "table3.json").write_text(json.dumps({"cells": cells}))
+
+
+def test_a_larger_backbone_has_its_own_verdicts_on_the_tasks_that_are_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small, larger, out, readme = (tmp_path / name for name in ("small", "larger", "out", "README.md"))
+    out.mkdir()
+    readme.write_text("\n".join(proof.MARKS), "utf-8")
+    write_runs(small, attempt=0.61, prompt_tuning=0.6, none=0.5)
+    write_runs(larger, attempt=0.8, prompt_tuning=0.6)
+    write_runs(larger, [*TASKS, "c"], prompt_tuning=0.6)  # ATTEMPT has not come to this task yet
+    monkeypatch.setattr("sys.argv", ["proof", str(small), str(out), "--larger", str(larger), "--readme", str(readme)])
+    proof.main()
+    shown = readme.read_text("utf-8")
+    assert "| | claim | SmolLM2-135M | Qwen2.5-Coder-0.5B |".replace("| |", "|  |") in shown
+    assert "in 80 % of the cells | **refuted** | **confirmed** |" in shown
+    text = (out / "proof.md").read_text("utf-8")
+    assert "## Qwen2.5-Coder-0.5B, k = 16" in text
+    assert (out / "proof-larger.png").stat().st_size > 1000
+    assert "Qwen2.5-Coder-0.5B,prompt-tuning,c,16,0" in (out / "proof.csv").read_text("utf-8")
+
+
+def test_the_page_has_tables_pictures_and_the_readmes_claims(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_runs(tmp_path, attempt=0.7, prompt_tuning=0.6, spot=0.68, none=0.5)
     out, readme = tmp_path / "out", tmp_path / "README.md"
     out.mkdir()
     readme.write_text(f"before\n{proof.MARKS[0]}\nyesterday\n{proof.MARKS[1]}\nafter\n", "utf-8")
@@ -119,7 +144,9 @@ def test_the_page_has_tables_pictures_and_the_readmes_claims(tmp_path: Path, mon
 
 def test_the_readme_says_what_the_runs_decided() -> None:
     root = Path(proof.__file__).parents[1]
-    report = root / "docs" / "results" / "proof.json"
+    report = json.loads((root / "docs" / "results" / "proof.json").read_text())
     readme = (root / "README.md").read_text("utf-8")
-    for one in json.loads(report.read_text())["claims"]:
-        assert f"| {one['number']} | {one['says']} | **{one['verdict']}** |" in readme
+    larger = {one["number"]: one["verdict"] for one in report.get("larger", {}).get("claims", [])}
+    for one in report["claims"]:
+        more = f" **{larger[one['number']]}** |" if larger else ""
+        assert f"| {one['number']} | {one['says']} | **{one['verdict']}** |{more}\n" in readme
