@@ -20,7 +20,7 @@ from attempt_cli.data.scoring import score
 from attempt_cli.data.task import Task
 from attempt_cli.errors import AttemptError
 from attempt_cli.evaluation.inside import prompt_cosines
-from attempt_cli.evaluation.prediction import predict
+from attempt_cli.evaluation.prediction import PromptedTask, predict_many
 from attempt_cli.experiments.cells import CellSpec
 from attempt_cli.experiments.methods import METHODS, PREPARED
 from attempt_cli.experiments.plan import Plan
@@ -249,15 +249,20 @@ class Choices:
             if len(examples) > ROWS_FOR_CHOICE:
                 examples = random.Random(0).sample(examples, ROWS_FOR_CHOICE)
 
-            def fit(prompt: Prompt) -> float:
-                model = load_prompt(self.registry, backbone, prompt).model
-                predictions = predict(model, rows.task, examples, max_length=max_length)
-                likelihoods = [row.log_likelihood for row in predictions.rows if row.log_likelihood is not None]
-                if likelihoods:
-                    return sum(likelihoods) / len(likelihoods)
-                return score(rows.task, predictions.texts, examples)[rows.task.metrics[0]]
-
-            self._best[key] = max(sources, key=fit)
+            models = [load_prompt(self.registry, backbone, prompt).model for prompt in sources]
+            together: dict[Any, list[int]] = {}  # those that read the rows in the same way read them once
+            for place, model in enumerate(models):
+                together.setdefault(model.around, []).append(place)
+            fit = [0.0] * len(sources)
+            for places in together.values():
+                asked = [PromptedTask(models[place], rows.task) for place in places]
+                for place, found in zip(places, predict_many(asked, examples, max_length=max_length), strict=True):
+                    likelihoods = [row.log_likelihood for row in found.rows if row.log_likelihood is not None]
+                    if likelihoods:
+                        fit[place] = sum(likelihoods) / len(likelihoods)
+                    else:
+                        fit[place] = score(rows.task, found.texts, examples)[rows.task.metrics[0]]
+            self._best[key] = sources[max(range(len(sources)), key=fit.__getitem__)]
         return self._best[key]
 
     def _task_rows(self, task: Task, spec: CellSpec) -> TaskRows:

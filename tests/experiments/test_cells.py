@@ -17,6 +17,7 @@ from attempt_cli.data.task import Task
 from attempt_cli.errors import AttemptError
 from attempt_cli.evaluation.comparison import compare_runs
 from attempt_cli.evaluation.evaluate import evaluate
+from attempt_cli.evaluation.prediction import predict_many
 from attempt_cli.evaluation.record import evaluation_of_run
 from attempt_cli.experiments.cells import Cell, CellSpec
 from attempt_cli.experiments.methods import ALONE, check_methods
@@ -290,6 +291,20 @@ def test_the_best_source_is_the_one_that_fits_the_training_rows(few: Few, task: 
     choices = few.runner().choices
     for sources, best in ((few.sources, "good"), (few.sources[:1], "bad")):
         assert choices.best_source(few.backbone, TaskRows(task, rows), sources, None).name == best
+
+
+def test_sources_are_compared_in_one_reading_of_the_rows(few: Few, task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def counted(prompted: list[Any], *arguments: Any, **options: Any) -> Any:
+        asked.append(len(prompted))
+        return predict_many(prompted, *arguments, **options)
+
+    monkeypatch.setattr("attempt_cli.experiments.choices.predict_many", counted)
+    choices = few.runner().choices
+    for _ in range(2):  # and once for all cells of the same rows
+        choices.best_source(few.backbone, TaskRows(task, few.rows(0)), few.sources, None)
+    assert asked == [2]
 
 
 def test_a_start_that_is_named_is_taken(few: Few) -> None:
