@@ -247,7 +247,47 @@ def runs_of(backbone: str, folder: Path) -> Runs:
     return Runs(backbone, cells, scores, tasks, ks)
 
 
-def few_shot(runs: Runs, out: Path, end: str = "") -> tuple[list[str], list[Comparison], dict[str, dict[str, float]]]:
+def each_source(runs: Runs, folder: Path) -> list[str]:
+    """Returns the table of every source as it stands; below, what a user gets who guesses, who chooses, who knows."""
+    found: dict[str, dict[str, float]] = defaultdict(dict)
+    for file in sorted(folder.glob("*.json")):
+        for one in json.loads(file.read_text())["evaluations"]:
+            found[one["model"]][one["task"]] = 100 * one["score"]
+    tasks = [task for task in runs.tasks if found and all(task in one for one in found.values())]
+    if not tasks:
+        return []
+    known = {name: one for name, one in found.items() if name != "no prompt"}
+    chosen = {
+        task: mean(score for (own, _, _), score in runs.scores.get("source", {}).items() if own == task)
+        for task in tasks
+        if any(own == task for own, _, _ in runs.scores.get("source", {}))
+    }
+    rows = [("no prompt", found["no prompt"])] if "no prompt" in found else []
+    rows += sorted(known.items())
+    rows.append(("mean of the sources", {task: mean(one[task] for one in known.values()) for task in tasks}))
+    if len(chosen) == len(tasks):
+        rows.append(("chosen by the training rows", chosen))
+    rows.append(("the best on the test rows", {task: max(one[task] for one in known.values()) for task in tasks}))
+    return [
+        f"### Each source as it stands: {runs.backbone}",
+        "",
+        *table(
+            ["source", *tasks, "mean"],
+            [
+                [
+                    name.removeprefix("starter-").partition("@")[0],
+                    *(f"{one[task]:.1f}" for task in tasks),
+                    f"**{mean(one[task] for task in tasks):.1f}**",
+                ]
+                for name, one in rows
+            ],
+        ),
+    ]
+
+
+def few_shot(
+    runs: Runs, folder: Path, out: Path, end: str = ""
+) -> tuple[list[str], list[Comparison], dict[str, dict[str, float]]]:
     """Returns the tables of one backbone, its comparisons and costs; draws its pictures."""
     scores, k = runs.scores, runs.most
     cost, found = costs(runs.cells, scores), comparisons(scores, runs.tasks, runs.ks)
@@ -256,6 +296,7 @@ def few_shot(runs: Runs, out: Path, end: str = "") -> tuple[list[str], list[Comp
     for one in runs.ks:
         lines += [f"## {runs.backbone}, k = {one}", "", *scores_at(scores, one, runs.tasks)]
     lines += [f"![{runs.backbone}: each method against prompt tuning at k = {k}](proof{end}.png)", ""]
+    lines += each_source(runs, folder / "each")
     lines += [f"### Compared: {runs.backbone}", "", *compared(found)]
     lines += [f"### What they cost: {runs.backbone}", "", f"![score against cost at k = {k}](proof{end}-cost.png)", ""]
     lines += table(
@@ -284,7 +325,7 @@ def page(folder: Path, out: Path, larger: Path | None = None) -> tuple[list[str]
         found_on = by_method(read_one(variants))
         development = sorted({task for one in found_on.values() for task, _, _ in one})
         lines += ["## Variants of G, on development tasks", "", *scores_at(found_on, 16, development)]
-    more, found, cost = few_shot(runs, out)
+    more, found, cost = few_shot(runs, folder, out)
     lines += more
     decided = claims(
         runs.scores,
@@ -310,7 +351,7 @@ def page(folder: Path, out: Path, larger: Path | None = None) -> tuple[list[str]
     decided_larger: list[Claim] = []
     if larger is not None:
         second = runs_of(LARGE, larger)
-        more, found, _ = few_shot(second, out, "-larger")
+        more, found, _ = few_shot(second, larger, out, "-larger")
         lines += more
         decided_larger = claims(second.scores, second.tasks, {}, {}, None)
         parts.append((LARGE, second.scores))

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The proof: what docs/results/protocol.md says, in parts that continue where they were stopped.
-# Usage: ATTEMPT_DATA=<rows in the hub's layout> benchmarks/proof.sh FOLDER [tune|variants|fewshot|shared|rows|sources ...]
+# Usage: ATTEMPT_DATA=<rows in the hub's layout> benchmarks/proof.sh FOLDER [tune|variants|fewshot|each|shared|rows|sources ...]
 # SEEDS, TASKS and K narrow a part; what is done already is taken from the registry in FOLDER.
 # ATTEMPT_BACKBONE names another backbone, whose runs need a folder of their own: its sources are trained first.
 set -euo pipefail
@@ -66,6 +66,17 @@ for part in "$@"; do
         --methods attempt-m --learning-rate "${RATE:?the learning rate of ATTEMPT}" "${grid[@]}" --steps "${STEPS:-800}" \
         --output fewshot/attempt-m-16
       ;;
+    each) # source as it stands, without any training
+      mapfile -t names < <($ATTEMPT --format quiet registry list --kind source)
+      mkdir -p each
+      for task in $(tr , ' ' <<<"${TASKS:-$TEST}"); do
+        name=$(basename "$task" .yaml)
+        [ -e "each/$name.json" ] && continue
+        $ATTEMPT --format json eval --tasks "$task" --prompt none "${names[@]/#/--prompt=}" --limit 200 --max-length 256 \
+          >"each/$name.part"
+        mv "each/$name.part" "each/$name.json"
+      done
+      ;;
     variants) # of G, each alone, on development tasks
       $ATTEMPT reproduce table3 -k 16 --tasks "${TASKS:-$DEVELOPMENT}" --seeds "${SEEDS:-3}" \
         --methods "${METHODS:-attempt,attempt-states,attempt-states-mean,attempt-evidence,attempt-top2,attempt-cosine,attempt-one-norm}" \
@@ -76,6 +87,6 @@ for part in "$@"; do
       (cd "$here" && $PYTHON -m benchmarks.proof_sources "$folder" --tasks "${TASKS:-$TEST}" --seeds "${SEEDS:-5}" \
         --learning-rate "${RATE:?the learning rate of ATTEMPT}")
       ;;
-    *) echo "no part named '$part': tune, variants, fewshot, shared, rows, sources" >&2 && exit 2 ;;
+    *) echo "no part named '$part': tune, variants, fewshot, each, shared, rows, sources" >&2 && exit 2 ;;
   esac
 done

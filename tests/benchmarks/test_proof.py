@@ -109,6 +109,11 @@ def test_a_larger_backbone_has_its_own_verdicts_on_the_tasks_that_are_done(
     small, larger, out, readme = (tmp_path / name for name in ("small", "larger", "out", "README.md"))
     out.mkdir()
     readme.write_text("\n".join(proof.MARKS), "utf-8")
+    (small / "each").mkdir(parents=True)
+    for number, task in enumerate(TASKS):
+        scored = {"no prompt": 0.5, "starter-x@1": 0.6 + 0.1 * number, "starter-y@1": 0.7 - 0.1 * number}
+        evaluations = [{"task": task, "model": model, "score": score} for model, score in scored.items()]
+        (small / "each" / f"{task}.json").write_text(json.dumps({"evaluations": evaluations}))
     write_runs(small, attempt=0.61, prompt_tuning=0.6, none=0.5)
     write_runs(larger, attempt=0.8, prompt_tuning=0.6)
     write_runs(larger, [*TASKS, "c"], prompt_tuning=0.6)  # ATTEMPT has not come to this task yet
@@ -119,6 +124,9 @@ def test_a_larger_backbone_has_its_own_verdicts_on_the_tasks_that_are_done(
     assert "in 80 % of the cells | **refuted** | **confirmed** |" in shown
     text = (out / "proof.md").read_text("utf-8")
     assert "## Qwen2.5-Coder-0.5B, k = 16" in text
+    assert "| x | 60.0 | 70.0 | **65.0** |" in text
+    assert "| mean of the sources | 65.0 | 65.0 | **65.0** |" in text
+    assert "| the best on the test rows | 70.0 | 70.0 | **70.0** |" in text
     assert (out / "proof-larger.png").stat().st_size > 1000
     assert "Qwen2.5-Coder-0.5B,prompt-tuning,c,16,0" in (out / "proof.csv").read_text("utf-8")
 
