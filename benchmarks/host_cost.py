@@ -57,7 +57,9 @@ def narrow(kind: str) -> FrozenBackbone:
         config = T5Config(vocab_size=200, d_model=24, d_ff=24, num_layers=12, num_heads=12, d_kv=2, pad_token_id=0)
         config.eos_token_id, config.decoder_start_token_id = 1, 0
         model = T5ForConditionalGeneration(config)
-        return EncoderDecoderBackbone(model.to("cuda", torch.bfloat16), tokenizer, name=kind, source="random")
+        t5 = EncoderDecoderBackbone(model.to("cuda", torch.bfloat16), tokenizer, name=kind, source="random")
+        t5.use_own_layers(True)
+        return t5
     heads = {"num_attention_heads": 9, "num_key_value_heads": 3, "num_hidden_layers": 30}
     model = LlamaForCausalLM(LlamaConfig(vocab_size=200, hidden_size=36, intermediate_size=36, pad_token_id=0, **heads))
     backbone = DecoderOnlyBackbone(model.to("cuda", torch.bfloat16), tokenizer, name=kind, source="random")

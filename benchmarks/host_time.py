@@ -88,7 +88,7 @@ def as_on_gpu(now: bool) -> Iterator[None]:
             (torch.nn.functional, "scaled_dot_product_attention", _attention),
             (decoder, "choose_kernel", lambda shape: "sdpa"),
             (importlib.import_module("attempt_cli.backbones.encoder_decoder"), "choose_kernel", lambda shape: "sdpa"),
-            (decoder.DecoderOnlyBackbone, "_gradients_agree", lambda backbone: True),  # numbers mean nothing here
+            (FrozenBackbone, "_gradients_agree", lambda backbone: True),  # numbers mean nothing here
             (norms, "_same", lambda *_: True),
         ]
     else:  # a GPU's default there, where a CPU updates tensor by tensor

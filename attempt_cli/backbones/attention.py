@@ -131,7 +131,8 @@ def _plain(
     grouped = (query * scale).reshape(n, g, h // g * s, e)
     scores = grouped @ key.transpose(2, 3)  # [n, g, h/g · s, s]
     if mask is not None:
-        scores = scores.add_(mask.repeat(1, 1, h // g, 1))  # in place: the backward pass does not read the product
+        whole = mask if g == h else mask.repeat(1, 1, h // g, 1)
+        scores = scores.add_(whole)  # in place: the backward pass does not read the product
     if past is None:
         return (scores.softmax(dim=-1) @ value).reshape(n, h, s, e)  # sums in fp32, in bf16 too
     keys, values = past.keys[0], past.values[0]  # [b, g, l, e]

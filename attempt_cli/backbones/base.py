@@ -68,6 +68,8 @@ class FrozenBackbone(SwitchedLayers, ABC):
     input_cache: InputCache | None = None
     # the `TunedWeights` that are in the model now; once they are released it is the frozen model again
     tuned: nn.Module | None = None
+    # layers with a backward pass of their own, if the architecture has them
+    _own_layers: Any = None
     # positions of inputs that are read at once, pads included; a training sets its own
     read_at_once = 8192
     # what is worth knowing about how it was loaded
@@ -89,6 +91,27 @@ class FrozenBackbone(SwitchedLayers, ABC):
         self._use_greedy_generation()
         if self.on_gpu:
             fuse_norms(self.model)
+
+    @property
+    def _frozen_layers_run(self) -> bool:
+        """Whether layers of our own may run: they train no weights, and are neither compiled nor computed twice."""
+        return self.tuned is None and not (self.compiled or self.checkpointed)
+
+    def _gradients_agree(self) -> bool:
+        """Tells whether our layers give the library's gradient with this card's kernels."""
+        found, own = [], self._own_layers
+        start = torch.randn(2, 5, self.width, generator=torch.Generator().manual_seed(0)) * self.embedding_rms
+        entering = start.to(self.device, self.dtype)
+        batch = self.collate([EncodedRow([1, 2, 3], [3, self.end_id]), EncodedRow([2], [1, 2, self.end_id])])
+        for layers in (own, None):
+            self._own_layers = layers
+            with torch.enable_grad():
+                prompts = entering.clone().requires_grad_()
+                scores = self.target_log_likelihood(batch, self.embed(batch.input_ids), prompts)
+                found.append(torch.autograd.grad(scores.sum(), prompts)[0].float())
+        self._own_layers = own
+        near = 1e-3 if self.dtype == torch.float32 else 0.1
+        return bool((found[0] - found[1]).norm() <= near * found[1].norm())
 
     # identity
 

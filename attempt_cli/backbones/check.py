@@ -10,6 +10,7 @@ from torch import Tensor
 
 from attempt_cli.backbones.base import FrozenBackbone
 from attempt_cli.backbones.decoder_only import DecoderOnlyBackbone, windows_of
+from attempt_cli.backbones.encoder_decoder import EncoderDecoderBackbone
 from attempt_cli.backbones.rows import EncodedRow
 from attempt_cli.errors import AttemptError, first_line
 
@@ -47,6 +48,11 @@ def check_scores(backbone: FrozenBackbone) -> None:
             if _problem(backbone, truth) is None and _reads_once(backbone, truth, short):
                 return
         backbone.use_own_attention(False)
+    if isinstance(backbone, EncoderDecoderBackbone):
+        backbone.use_own_layers(True)
+        if _problem(backbone, truth) is None:
+            return
+        backbone.use_own_layers(False)
     problem = _problem(backbone, truth)
     if problem is not None:
         raise _foreign(backbone, problem)

@@ -66,22 +66,6 @@ class DecoderOnlyBackbone(FrozenBackbone):
         if self.on_gpu and self._own_layers is not None and not self._gradients_agree():
             self._own_layers = None
 
-    def _gradients_agree(self) -> bool:
-        """Tells whether our layers give the library's gradient with this card's kernels."""
-        found, own = [], self._own_layers
-        start = torch.randn(2, 5, self.width, generator=torch.Generator().manual_seed(0)) * self.embedding_rms
-        entering = start.to(self.device, self.dtype)
-        every = torch.arange(2, device=self.device), torch.full((2,), 4, device=self.device)
-        for layers in (own, None):
-            self._own_layers = layers
-            with torch.enable_grad():
-                sequence = entering.clone().requires_grad_()
-                output = self._hidden(sequence, at=every).float()
-                found.append(torch.autograd.grad((output * entering[:, 0].float()).sum(), sequence)[0].float())
-        self._own_layers = own
-        near = 1e-3 if self.dtype == torch.float32 else 0.1
-        return bool((found[0] - found[1]).norm() <= near * found[1].norm())
-
     @property
     def max_positions(self) -> int | None:
         positions: int | None = getattr(self.model.config, "max_position_embeddings", None)
@@ -488,7 +472,7 @@ class DecoderOnlyBackbone(FrozenBackbone):
             no_mask = arguments.get("attention_mask") is None and not self._beyond_reach(sequence.shape[1])
             if self.on_gpu and no_mask:
                 arguments["causal"] = True
-            if self._own_layers is not None and self.tuned is None and not (self.compiled or self.checkpointed):
+            if self._own_layers is not None and self._frozen_layers_run:
                 return self._own_layers(sequence, at=at, **arguments)
             if no_mask:
                 # without a mask the library looks at numbers on the device to find packed rows, and waits for them

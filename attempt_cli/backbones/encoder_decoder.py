@@ -12,6 +12,7 @@ from attempt_cli.backbones.base import FrozenBackbone, Watch, stopping, with_pro
 from attempt_cli.backbones.chat import ChatFrame, no_chat
 from attempt_cli.backbones.kernels import Shape, choose_kernel
 from attempt_cli.backbones.rows import Batch, EncodedRow
+from attempt_cli.backbones.t5 import T5Layers
 from attempt_cli.placement import Placement
 
 
@@ -19,6 +20,14 @@ class EncoderDecoderBackbone(FrozenBackbone):
     """A model whose encoder reads [P ; X] and whose decoder writes the target (the paper's T5)."""
 
     architecture = "encoder-decoder"
+    # layers with a backward pass of their own, if the architecture has them
+    _own_layers: T5Layers | None = None
+
+    def use_own_layers(self, on: bool) -> None:
+        """Lets our own layers run, if the architecture has them, or the library's."""
+        self._own_layers = T5Layers(self.model) if on and T5Layers.fits(self.model) else None
+        if self.on_gpu and self._own_layers is not None and not self._gradients_agree():
+            self._own_layers = None
 
     @property
     def max_positions(self) -> int | None:
@@ -93,9 +102,14 @@ class EncoderDecoderBackbone(FrozenBackbone):
         mask = batch.input_mask
         if prompts is not None:
             mask = torch.cat([mask.new_ones(mask.shape[0], prompts.shape[1]), mask], dim=1)
-        self._attend_by(mask.shape[1])
         sequence = with_prompts(embeddings, prompts)
-        states: Tensor = self.model.get_encoder()(
+        states: Tensor
+        if self._own_layers is not None and self._frozen_layers_run:
+            added = self._added_mask(mask, sequence.dtype)
+            states = self._own_layers.encode(sequence, added, self._kernel(mask.shape[1]))
+            return states, mask.long()
+        self._attend_by(mask.shape[1])
+        states = self.model.get_encoder()(
             inputs_embeds=sequence, attention_mask=self._entering_mask(mask, sequence.dtype)
         ).last_hidden_state.to(self.device)
         return states, mask.long()
@@ -107,14 +121,21 @@ class EncoderDecoderBackbone(FrozenBackbone):
         """
         return additive_mask(mask.bool()[:, None], dtype) if self.model._supports_sdpa else mask.long()
 
+    def _added_mask(self, mask: Tensor, dtype: torch.dtype) -> Tensor | None:
+        """Returns a mask of real positions, [b, l], as it is added to scores; None where a look at it costs no wait."""
+        return None if mask.device.type == "cpu" and bool(mask.all()) else additive_mask(mask.bool()[:, None], dtype)
+
+    def _kernel(self, keys: int) -> str:
+        """Returns the faster kernel of attention for this length."""
+        config = self.model.config
+        heads, width = config.num_heads, config.d_kv
+        return choose_kernel(Shape(self.device, self.dtype, heads, heads, width, keys, torch.is_grad_enabled()))
+
     def _attend_by(self, keys: int) -> None:
         """Switches to the library's faster attention for this length; both take T5's position bias."""
         if not self.model._supports_sdpa:  # LongT5
             return
-        config = self.model.config
-        heads, width = config.num_heads, config.d_kv
-        shape = Shape(self.device, self.dtype, heads, heads, width, keys, torch.is_grad_enabled())
-        name = "eager" if choose_kernel(shape) == "plain" else "sdpa"
+        name = "eager" if self._kernel(keys) == "plain" else "sdpa"
         if self.model.config._attn_implementation != name:
             self.model.set_attn_implementation(name)
 
@@ -123,6 +144,9 @@ class EncoderDecoderBackbone(FrozenBackbone):
         start = target_ids.new_full((target_ids.shape[0], 1), self.model.config.decoder_start_token_id)
         # pads are only at the end, where causal attention hides them from real tokens
         read = torch.cat([start, target_ids[:, :-1]], dim=1)
+        if self._own_layers is not None and self._frozen_layers_run:
+            added = self._added_mask(mask, states.dtype)
+            return self._own_layers.decode(self.embed(read), states, added, self._kernel(states.shape[1]))
         hidden: Tensor = self.model.get_decoder()(
             input_ids=read,
             encoder_hidden_states=states,

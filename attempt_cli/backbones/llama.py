@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from attempt_cli.backbones import attention
 from attempt_cli.backbones.attention import Past, causal_mask
+from attempt_cli.backbones.joined import joined, unmapped
 from attempt_cli.backbones.norms import FrozenNorm, norm_backward, rms_norm
 
 
@@ -36,11 +37,7 @@ class LlamaLayers:
         config = model.config
         self.heads = (config.num_attention_heads, config.num_key_value_heads)
         self.layers = [_Weights(layer) for layer in self.model.layers]
-        joined = {weights.data_ptr() for layer in self.layers for weights in (layer.heads, layer.gate_up)}
-        for parameter in model.parameters():
-            if parameter.device.type == "cpu" and parameter.untyped_storage().data_ptr() not in joined:
-                # a checkpoint's file is mapped as a whole: one weight left in it would keep the whole file in memory
-                parameter.data = parameter.data.clone()
+        unmapped(model, [weights for layer in self.layers for weights in (layer.heads, layer.gate_up)])
 
     @staticmethod
     def fits(model: Any) -> bool:
@@ -120,23 +117,12 @@ class _Weights:
 
     def __init__(self, layer: Any) -> None:
         self.attention, mlp = layer.self_attn, layer.mlp
-        self.heads = _joined(self.attention.q_proj, self.attention.k_proj, self.attention.v_proj)
+        self.heads = joined(self.attention.q_proj, self.attention.k_proj, self.attention.v_proj)
         self.out = self.attention.o_proj.weight
-        self.gate_up = _joined(mlp.gate_proj, mlp.up_proj)
+        self.gate_up = joined(mlp.gate_proj, mlp.up_proj)
         self.down = mlp.down_proj.weight
         first, second = layer.input_layernorm, layer.post_attention_layernorm
         self.first, self.second, self.eps = first.weight, second.weight, first.variance_epsilon
-
-
-def _joined(*modules: nn.Linear) -> Tensor:
-    """Joins the modules' weights to [sum of outputs, inputs]; each module's own weight becomes a view of its part."""
-    together = torch.cat([module.weight.detach() for module in modules])
-    start = 0
-    for module in modules:
-        part = together[start : start + module.out_features]
-        module.weight = nn.Parameter(part, requires_grad=False)
-        start += module.out_features
-    return together
 
 
 def _product(hidden: Tensor, weights: _Weights, heads: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:

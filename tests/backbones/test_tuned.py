@@ -82,7 +82,10 @@ def test_after_the_release_nothing_is_left(backbone: FrozenBackbone, method: str
 
 @pytest.mark.parametrize("method", WEIGHT_METHODS)
 def test_the_first_pass_is_near_the_frozen_model(backbone: FrozenBackbone, method: str) -> None:
-    before = PromptedModel(backbone).log_likelihood(rows(backbone))
+    # in the library's layers, which trained weights run in: others round bf16 in other places
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backbone, "_own_layers", None)
+        before = PromptedModel(backbone).log_likelihood(rows(backbone))
     model = PromptedModel(backbone, tuned=tune(backbone, method, 0))
     try:
         found = model.log_likelihood(rows(backbone)).detach()
