@@ -64,7 +64,7 @@ class EncoderDecoderBackbone(FrozenBackbone):
         batch = self.collate([EncodedRow([self.pad_id], list(word)) for word in labels])
         ids, (words, steps) = batch.target_ids, batch.targets
         # the encoder runs once per row; the row's label words share its states in one pass of the decoder
-        hidden = self._decode(ids.repeat(b, 1), states.repeat_interleave(c, dim=0), mask.repeat_interleave(c, dim=0))
+        hidden = self._decode(ids.repeat(b, 1), states, mask)
         each = hidden.view(b, c, *hidden.shape[1:])[:, words, steps].flatten(0, 1)  # [b · k, d], k tokens of all words
         scores = self._token_log_likelihoods(each, ids[words, steps].repeat(b)[:, None]).view(b, -1)
         return torch.zeros(b, c, device=scores.device).index_add(1, words, scores)
@@ -140,13 +140,20 @@ class EncoderDecoderBackbone(FrozenBackbone):
             self.model.set_attn_implementation(name)
 
     def _decode(self, target_ids: Tensor, states: Tensor, mask: Tensor) -> Tensor:
-        """Returns the decoder's hidden states before each token of the target, [b, c, d]."""
+        """Returns the decoder's hidden states before each token of the target, [n, c, d].
+
+        Args:
+            target_ids: [n, c]; n / b targets that follow each other belong to one row.
+            states, mask: of the rows, as `_encode` returns them.
+        """
         start = target_ids.new_full((target_ids.shape[0], 1), self.model.config.decoder_start_token_id)
         # pads are only at the end, where causal attention hides them from real tokens
         read = torch.cat([start, target_ids[:, :-1]], dim=1)
         if self._own_layers is not None and self._frozen_layers_run:
             added = self._added_mask(mask, states.dtype)
             return self._own_layers.decode(self.embed(read), states, added, self._kernel(states.shape[1]))
+        targets = len(target_ids) // len(states)
+        states, mask = (one.repeat_interleave(targets, dim=0) if targets > 1 else one for one in (states, mask))
         hidden: Tensor = self.model.get_decoder()(
             input_ids=read,
             encoder_hidden_states=states,

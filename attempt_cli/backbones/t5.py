@@ -17,8 +17,6 @@ from attempt_cli.backbones.attention import causal_mask
 from attempt_cli.backbones.joined import joined, unmapped
 from attempt_cli.backbones.norms import FrozenNorm, norm_backward, rms_norm
 
-ACTIVATIONS = ("relu", "gelu_new")  # of T5 1.0; of T5 1.1, whose feed-forward is gated
-
 
 class T5Layers:
     """The layers of a frozen T5's encoder and decoder, and their last norms.
@@ -43,6 +41,7 @@ class T5Layers:
         blocks = [getattr(stack, "block", None) for stack in stacks]
         if not all(isinstance(one, nn.ModuleList) and len(one) > 0 for one in blocks):
             return False
+        # T5 1.0; T5 1.1 and Flan-T5, whose feed-forward is gated
         kinds = {"relu": library.T5DenseActDense, "gelu_new": library.T5DenseGatedActDense}
         kind = kinds.get(str(model.config.dense_act_fn))
         layers = [block for one in blocks if one is not None for block in one]
@@ -72,25 +71,28 @@ class T5Layers:
         return stack.normed(hidden)
 
     def decode(self, sequence: Tensor, states: Tensor, mask: Tensor | None, kernel: str) -> Tensor:
-        """Returns the decoder's hidden states, [b, c, d].
+        """Returns the decoder's hidden states, [n, c, d].
 
         Args:
-            sequence: embeddings of what is read, [b, c, d].
-            states: the encoder's, [b, l, d].
+            sequence: embeddings of what is read, [n, c, d].
+            states: the encoder's, [b, l, d]; n / b sequences that follow each other read the same.
             mask, kernel: of attention on the states; see `encode`.
         """
-        stack, (b, c, _) = self.decoder, sequence.shape
+        stack, (n, c, _), b = self.decoder, sequence.shape, len(states)
         bias, hidden = stack.bias(c) + causal_mask(c, sequence.dtype, sequence.device), sequence
         flat = states.reshape(-1, states.shape[-1])
         for weights in stack.layers:
             mixed = _attended(hidden, weights, bias, "sdpa" if sequence.is_cuda else "plain")
-            own = torch.addmm(hidden.reshape(b * c, -1), mixed.reshape(b * c, -1), weights.out.t()).view(hidden.shape)
+            own = torch.addmm(hidden.reshape(n * c, -1), mixed.reshape(n * c, -1), weights.out.t()).view(hidden.shape)
             (query,) = _apply(_Heads, own, weights.on_states, weights.query, weights.eps, (weights.heads, 1))
-            key, value = torch.mm(flat, weights.key_value.t()).view(b, -1, 2, *query.shape[1::2]).unbind(2)
+            _, h, _, e = query.shape
+            key, value = torch.mm(flat, weights.key_value.t()).view(b, -1, 2, h, e).unbind(2)
+            # sequences that read the same stand in one row of queries: no key is computed or copied for each
+            query = query.transpose(1, 2).reshape(b, n // b * c, h, e).transpose(1, 2)
             seen, _ = attention.attention(
                 weights.attention, query, key.transpose(1, 2), value.transpose(1, 2), mask, scaling=1.0, kernel=kernel
             )
-            hidden = _apply(_FeedForward, seen.flatten(2), own, weights)
+            hidden = _apply(_FeedForward, seen.reshape(n, c, -1), own, weights)
         return stack.normed(hidden)
 
 
@@ -167,7 +169,7 @@ class _Weights:
         self.heads, self.eps = self.attention.n_heads, first.layer_norm.variance_epsilon
         self.first, self.second = first.layer_norm.weight, last.layer_norm.weight
         self.product = joined(self.attention.q, self.attention.k, self.attention.v)
-        self.out = self.own_out = self.attention.o.weight
+        self.out = self.last_out = self.attention.o.weight
         dense = last.DenseReluDense
         self.gated = hasattr(dense, "wi_0")
         self.up = joined(dense.wi_0, dense.wi_1) if self.gated else dense.wi.weight
@@ -177,7 +179,7 @@ class _Weights:
             across = block.layer[1].EncDecAttention
             self.on_states, self.query = block.layer[1].layer_norm.weight, across.q.weight
             self.key_value = joined(across.k, across.v)
-            self.own_out = across.o.weight
+            self.last_out = across.o.weight
             self.joined.append(self.key_value)
 
 
@@ -212,7 +214,7 @@ class _FeedForward(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, mixed: Tensor, residual: Tensor, weights: _Weights) -> Tensor:
         d = residual.shape[-1]
-        x = torch.addmm(residual.reshape(-1, d), mixed.reshape(-1, mixed.shape[-1]), weights.own_out.t())
+        x = torch.addmm(residual.reshape(-1, d), mixed.reshape(-1, mixed.shape[-1]), weights.last_out.t())
         normed, root = rms_norm(x, weights.second, weights.eps)
         up = torch.mm(normed, weights.up.t())
         if weights.gated:
@@ -239,5 +241,5 @@ class _FeedForward(torch.autograd.Function):
         else:
             both = torch.ops.aten.threshold_backward(inner, up, 0)
         x_gradient = norm_backward(torch.mm(both, weights.up), x, weights.second, root).add_(above)
-        mixed = torch.mm(x_gradient, weights.own_out)
+        mixed = torch.mm(x_gradient, weights.last_out)
         return mixed.view(*gradient.shape[:-1], -1), x_gradient.view(gradient.shape), None
