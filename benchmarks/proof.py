@@ -180,11 +180,11 @@ def write_pictures(
     )
     left.axvline(0, color="grey", linewidth=1)
     left.set_yticks(range(len(names)), names)
-    left.set_xlabel("points above prompt tuning, 95 % over seeds")
+    left.set_xlabel("points above prompt tuning, 95 %")
     right.barh(range(len(names)), [one.won for one in against], height=0.5)
     right.axvline(50, color="grey", linewidth=1)
     right.set_xlim(0, 100)
-    right.set_xlabel("% of cells (task, seed) won against prompt tuning")
+    right.set_xlabel("% of cells won against prompt tuning")
     figure.suptitle(f"{runs.backbone}, {len(tasks)} test tasks, k = {k}")
     figure.savefig(out / f"proof{end}.png", dpi=150)
     pyplot.close(figure)
@@ -194,17 +194,23 @@ def write_pictures(
         (axes[0], "parameters", "trained parameters"),
         (axes[1], "tokens", "tokens added to a query"),
     ):
-        for method, one in scores.items():
-            seeds = complete(one, tasks, k)
-            if not seeds:
-                continue
-            average = mean(one[task, k, seed] for task in tasks for seed in seeds)
+        averages = {
+            method: mean(one[task, k, seed] for task in tasks for seed in seeds)
+            for method, one in scores.items()
+            if (seeds := complete(one, tasks, k))
+        }
+        apart = (max(averages.values()) - min(averages.values())) / 30
+        free: dict[float, float] = {}  # where the next label above a place has room
+        for method, average in sorted(averages.items(), key=lambda item: item[1]):
             place = cost[method][of]
             axis.plot([place], [average], "o")
-            axis.annotate(title(method), (place, average), textcoords="offset points", xytext=(4, 3), fontsize=7)
+            height = max(average, free.get(place, average))
+            free[place] = height + apart
+            text = {"textcoords": ("offset points", "data"), "xytext": (7, height), "va": "center", "fontsize": 7}
+            axis.annotate(title(method), (place, average), **text)
         axis.set_xscale("symlog", linthresh=1000 if of == "parameters" else 10)
         left, right = axis.get_xlim()
-        axis.set_xlim(min(left, -0.2 * (100 if of == "parameters" else 10)), right * (20 if of == "parameters" else 6))
+        axis.set_xlim(min(left, -0.2 * (100 if of == "parameters" else 10)), right * (60 if of == "parameters" else 6))
         axis.set_xlabel(label)
     axes[0].set_ylabel(f"mean over {len(tasks)} tasks, k = {k}")
     figure.savefig(out / f"proof{end}-cost.png", dpi=150)
