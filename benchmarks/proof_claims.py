@@ -168,7 +168,12 @@ def claims(
     def against(first: str, second: str, least: float, own: Iterable[str] = tasks) -> list[Part]:
         found = (compare(few, first, second, k, sorted(own)) for k in ks)
         return [
-            Part(f"{title(first)} − {title(second)}, k = {one.k}, {one.seeds} seeds", one.difference, one.width, least)
+            Part(
+                f"{title(first)} − {title(second)}, k = {one.k}, {len(one.tasks)} tasks, {one.seeds} seeds",
+                one.difference,
+                one.width,
+                least,
+            )
             for one in found
             if one is not None
         ]
