@@ -61,10 +61,9 @@ for part in "$@"; do
         fi
       done
       ;;
-    shared) # one G for eight targets (not MultiRC: too long to be trained with others), eight times the steps
+    shared) # one G for eight targets (not MultiRC: too long to be trained with others); each brings its own steps
       $ATTEMPT reproduce table3 -k 16 --tasks "${TASKS:-${TEST%,multirc*},two-domains.yaml}" --seeds "${SEEDS:-20}" \
-        --methods attempt-m --learning-rate "${RATE:?the learning rate of ATTEMPT}" "${grid[@]}" --steps "${STEPS:-800}" \
-        --output fewshot/attempt-m-16
+        --methods attempt-m --learning-rate "${RATE:?the learning rate of ATTEMPT}" "${grid[@]}" --output fewshot/attempt-m-16
       ;;
     each) # source as it stands, without any training
       mapfile -t names < <($ATTEMPT --format quiet registry list --kind source)
