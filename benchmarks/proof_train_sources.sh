@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Trains the proof's source prompts on a backbone for which none come with the package; proof.sh calls it.
-# Usage: ATTEMPT_DATA=… ATTEMPT_REGISTRY=… ATTEMPT_BACKBONE=… benchmarks/proof_train_sources.sh
+# Usage, in the folder of the runs: ATTEMPT_DATA=… ATTEMPT_REGISTRY=… ATTEMPT_BACKBONE=… benchmarks/proof_train_sources.sh
 # A training that was stopped continues, and one that is finished is not done again.
 set -euo pipefail
 ATTEMPT=${ATTEMPT:-attempt}

@@ -17,8 +17,8 @@ from torch.nn import functional
 
 from attempt_cli.backbones import attention
 from attempt_cli.backbones.attention import Past, causal_mask
-from attempt_cli.backbones.joined import joined, unmapped
 from attempt_cli.backbones.norms import FrozenNorm, norm_backward, rms_norm
+from attempt_cli.backbones.own_layers import apply, joined, unmapped
 
 
 class LlamaLayers:
@@ -84,7 +84,7 @@ class LlamaLayers:
         heads = _HeadsOnGpu if sequence.is_cuda else _Heads
         hidden = sequence
         for weights in self.layers:
-            query, key, value = _apply(heads, hidden, weights, cos, sin, self.heads)
+            query, key, value = apply(heads, hidden, weights, cos, sin, self.heads)
             mixed, _ = attention.attention(
                 weights.attention,
                 query,
@@ -101,15 +101,10 @@ class LlamaLayers:
             mixed = mixed.flatten(2)
             if at is not None and weights is self.layers[-1]:
                 mixed, hidden = mixed[at], hidden[at]
-            hidden = _apply(_Rest, mixed, hidden, weights)
+            hidden = apply(_Rest, mixed, hidden, weights)
         last = self.model.norm
-        normed: Tensor = _apply(FrozenNorm, hidden, last.weight, last.variance_epsilon)
+        normed: Tensor = apply(FrozenNorm, hidden, last.weight, last.variance_epsilon)
         return normed
-
-
-def _apply(function: Any, *arguments: Any) -> Any:
-    """Calls an autograd function, whose `apply` has no types."""
-    return function.apply(*arguments)
 
 
 class _Weights:

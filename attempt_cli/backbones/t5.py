@@ -14,8 +14,8 @@ from torch.nn import functional
 
 from attempt_cli.backbones import attention
 from attempt_cli.backbones.attention import causal_mask
-from attempt_cli.backbones.joined import joined, unmapped
 from attempt_cli.backbones.norms import FrozenNorm, norm_backward, rms_norm
+from attempt_cli.backbones.own_layers import apply, joined, unmapped
 
 
 class T5Layers:
@@ -67,7 +67,7 @@ class T5Layers:
         stack = self.encoder
         bias, hidden = _added(stack.bias(sequence.shape[1]), mask), sequence
         for weights in stack.layers:
-            hidden = _apply(_FeedForward, _attended(hidden, weights, bias, kernel), hidden, weights)
+            hidden = apply(_FeedForward, _attended(hidden, weights, bias, kernel), hidden, weights)
         return stack.normed(hidden)
 
     def decode(self, sequence: Tensor, states: Tensor, mask: Tensor | None, kernel: str) -> Tensor:
@@ -84,7 +84,7 @@ class T5Layers:
         for weights in stack.layers:
             mixed = _attended(hidden, weights, bias, "sdpa" if sequence.is_cuda else "plain")
             own = torch.addmm(hidden.reshape(n * c, -1), mixed.reshape(n * c, -1), weights.out.t()).view(hidden.shape)
-            (query,) = _apply(_Heads, own, weights.on_states, weights.query, weights.eps, (weights.heads, 1))
+            (query,) = apply(_Heads, own, weights.on_states, weights.query, weights.eps, (weights.heads, 1))
             _, h, _, e = query.shape
             key, value = torch.mm(flat, weights.key_value.t()).view(b, -1, 2, h, e).unbind(2)
             # sequences that read the same stand in one row of queries: no key is computed or copied for each
@@ -92,7 +92,7 @@ class T5Layers:
             seen, _ = attention.attention(
                 weights.attention, query, key.transpose(1, 2), value.transpose(1, 2), mask, scaling=1.0, kernel=kernel
             )
-            hidden = _apply(_FeedForward, seen.reshape(n, c, -1), own, weights)
+            hidden = apply(_FeedForward, seen.reshape(n, c, -1), own, weights)
         return stack.normed(hidden)
 
 
@@ -100,11 +100,6 @@ def _products(layer: Any) -> list[Any]:
     """Returns the modules that a layer multiplies with: quantised and adapted ones are of other types."""
     names = ("q", "k", "v", "o", "wi", "wi_0", "wi_1", "wo")
     return [part for name, part in layer.named_modules() if name.rpartition(".")[2] in names]
-
-
-def _apply(function: Any, *arguments: Any) -> Any:
-    """Calls an autograd function, whose `apply` has no types."""
-    return function.apply(*arguments)
 
 
 def _added(bias: Tensor, mask: Tensor | None) -> Tensor:
@@ -120,7 +115,7 @@ def _added(bias: Tensor, mask: Tensor | None) -> Tensor:
 
 def _attended(hidden: Tensor, weights: _Weights, bias: Tensor, kernel: str) -> Tensor:
     """Returns what a layer's positions see of each other, [n, s, h · e]."""
-    query, key, value = _apply(_Heads, hidden, weights.first, weights.product, weights.eps, (weights.heads, 3))
+    query, key, value = apply(_Heads, hidden, weights.first, weights.product, weights.eps, (weights.heads, 3))
     mixed, _ = attention.attention(weights.attention, query, key, value, bias, scaling=1.0, kernel=kernel)
     return mixed.flatten(2)
 
@@ -136,7 +131,7 @@ class _Stack:
 
     def normed(self, hidden: Tensor) -> Tensor:
         """Returns the last norm's output."""
-        normed: Tensor = _apply(FrozenNorm, hidden, self.last.weight, self.last.variance_epsilon)
+        normed: Tensor = apply(FrozenNorm, hidden, self.last.weight, self.last.variance_epsilon)
         return normed
 
     def bias(self, length: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -110,22 +111,28 @@ def test_the_joined_weights_are_those_of_the_checkpoint(llama: FrozenBackbone, f
         assert torch.equal(weight, stored[name]), name
 
 
+def check_trained_weights(
+    backbone: FrozenBackbone, method: str, results_of: Callable[[], tuple[Tensor, Tensor]]
+) -> None:
+    """Checks that trained weights change the scores while they are in the model, and nothing once they are released."""
+    before = results_of()
+    tuned = tune(backbone, method, 0)
+    for parameter in tuned.parameters():
+        parameter.data.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
+    model = PromptedModel(backbone, tuned=tuned)
+    rows = rows_of(backbone, end=True)
+    changed = model.log_likelihood(rows).detach()
+    model.release()
+    frozen = PromptedModel(backbone).log_likelihood(rows).detach()
+    assert not torch.allclose(changed, frozen, atol=1e-3)
+    for one, other in zip(before, results_of(), strict=True):
+        assert torch.equal(one, other)
+
+
 @pytest.mark.parametrize("method", ["lora", "bitfit", "fine-tuning"])
 def test_trained_weights_run_in_the_library_s_layers_and_leave_nothing(llama: FrozenBackbone, method: str) -> None:
     assert isinstance(llama, DecoderOnlyBackbone)
-    before = results(llama, "before")
-    tuned = tune(llama, method, 0)
-    for parameter in tuned.parameters():
-        parameter.data.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
-    model = PromptedModel(llama, tuned=tuned)
-    rows = rows_of(llama, end=True)
-    changed = model.log_likelihood(rows).detach()
-    model.release()
-    frozen = PromptedModel(llama).log_likelihood(rows).detach()
-    assert not torch.allclose(changed, frozen, atol=1e-3)
-    after = results(llama, "before")
-    assert torch.equal(before[0], after[0])
-    assert torch.equal(before[1], after[1])
+    check_trained_weights(llama, method, lambda: results(llama, "before"))
 
 
 def test_checkpointed_layers_are_the_library_s(llama: FrozenBackbone) -> None:

@@ -15,9 +15,9 @@ from attempt_cli.backbones.rows import EncodedRow
 from attempt_cli.method import PromptMixture
 from attempt_cli.prompted import PromptedModel
 from tests.backbones.plain import fresh_model
-from tests.backbones.test_llama import TOLERANCE, off
+from tests.backbones.test_llama import TOLERANCE, check_trained_weights, off
 from tests.backbones.test_scores import rows_of
-from tests.models import save_t5, tune
+from tests.models import save_t5
 
 KINDS: dict[str, dict[str, Any]] = {
     "T5 1.0": {},
@@ -143,18 +143,7 @@ def test_layers_whose_numbers_differ_give_way_to_the_library_s(tmp_path: Path, m
 @pytest.mark.parametrize("method", ["lora", "bitfit", "fine-tuning"])
 def test_trained_weights_run_in_the_library_s_layers_and_leave_nothing(tmp_path: Path, method: str) -> None:
     backbone = loaded(save_t5(tmp_path / "t5"))
-    before = results(backbone)
-    tuned = tune(backbone, method, 0)
-    for parameter in tuned.parameters():
-        parameter.data.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
-    model = PromptedModel(backbone, tuned=tuned)
-    rows = rows_of(backbone, end=True)
-    changed = model.log_likelihood(rows).detach()
-    model.release()
-    assert not torch.allclose(changed, PromptedModel(backbone).log_likelihood(rows).detach(), atol=1e-3)
-    after = results(backbone)
-    assert torch.equal(before[0], after[0])
-    assert torch.equal(before[1], after[1])
+    check_trained_weights(backbone, method, lambda: results(backbone))
 
 
 def test_checkpointed_layers_are_the_library_s(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Weights with the same input, joined in one tensor: one product takes the place of several."""
+"""What our own layers share: Llama's (`llama`) and T5's (`t5`)."""
 
 from __future__ import annotations
 
@@ -9,8 +9,16 @@ import torch
 from torch import Tensor, nn
 
 
+def apply(function: Any, *arguments: Any) -> Any:
+    """Calls an autograd function, whose `apply` has no types."""
+    return function.apply(*arguments)
+
+
 def joined(*modules: nn.Linear) -> Tensor:
-    """Joins the modules' weights to [sum of outputs, inputs]; each module's own weight becomes a view of its part."""
+    """Joins the weights of modules with the same input to [sum of outputs, inputs]: one product stands for several.
+
+    Each module's own weight becomes a view of its part.
+    """
     together = torch.cat([module.weight.detach() for module in modules])
     start = 0
     for module in modules:
