@@ -60,18 +60,11 @@ def kept(tmp_path_factory: pytest.TempPathFactory, backbone: FrozenBackbone) -> 
     return filled(Registry.open(tmp_path_factory.mktemp("kept") / "shop"), backbone)
 
 
-@pytest.fixture(scope="module")
-def running(llama: Path) -> Iterator[Server]:
+@pytest.fixture
+def upstream(llama: Path) -> Iterator[Server]:
+    """A stand-in for each test: what one left under way must not take the failures that the next one asks for."""
     with vllm_server(llama) as server:
         yield server
-
-
-@pytest.fixture
-def upstream(running: Server) -> Server:
-    """The stand-in, as it begins."""
-    running.asked, running.failing = [], []
-    running.key, running.old, running.delay, running.most_at_once, running.broken_off = None, False, 0.0, 0, 0
-    return running
 
 
 @pytest.fixture
