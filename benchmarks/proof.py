@@ -3,8 +3,8 @@
     python -m benchmarks.proof FOLDER docs/results [--larger FOLDER] [--readme README.md]
     python -m benchmarks.proof --scatter docs/results/table3.json      # before any run: what it could show
 
-Two methods are compared on the seeds that both have on every task, so that a run which was stopped compares like with
-like. The page says how many these are.
+Two methods are compared on the tasks that both have, and the seeds that both have on all of these, so that a run which
+was stopped compares like with like. The page says how many these are.
 """
 
 from __future__ import annotations
@@ -22,7 +22,19 @@ from statistics import mean, variance
 from typing import Any
 
 from attempt_cli.evaluation.statistics import holm, mean_interval
-from benchmarks.proof_claims import POWER, TITLES, Claim, Comparison, Scores, claims, compare, complete, interval, title
+from benchmarks.proof_claims import (
+    POWER,
+    TITLES,
+    Claim,
+    Comparison,
+    Scores,
+    claims,
+    compare,
+    complete,
+    interval,
+    tasks_at,
+    title,
+)
 
 BASE = "prompt-tuning"
 NOTES = Path(__file__).with_name("proof_notes.md")  # what a person says about the runs; the numbers are made here
@@ -90,20 +102,25 @@ def learning_rates(folder: Path) -> list[str]:
 
 
 def scores_at(scores: Mapping[str, Scores], k: int, tasks: Sequence[str]) -> list[str]:
-    """Returns the table of means at k, each method over the seeds that it has on every task."""
+    """Returns the table of means at k, each method over the seeds that it has on all of its tasks.
+
+    A method that has not all tasks has no mean: it would not be one of the same tasks.
+    """
     rows = []
     for method, one in scores.items():
-        seeds = complete(one, tasks, k)
-        if not seeds:
+        own = [task for task in tasks if task in tasks_at(one, k)]
+        seeds = complete(one, own, k)
+        if not own or not seeds:
             continue
-        by_task = [sum(one[task, k, seed] for seed in seeds) / len(seeds) for task in tasks]
-        average, width = mean_interval([sum(one[task, k, seed] for task in tasks) / len(tasks) for seed in seeds])
+        means = {task: f"{mean(one[task, k, seed] for seed in seeds):.1f}" for task in own}
+        average, width = mean_interval([mean(one[task, k, seed] for task in own) for seed in seeds])
+        shown = f"**{average:.1f}**" + ("" if width is None else f" ± {width:.1f}")
         rows.append(
             [
                 title(method),
                 str(len(seeds)),
-                *(f"{value:.1f}" for value in by_task),
-                f"**{average:.1f}**" + ("" if width is None else f" ± {width:.1f}"),
+                *(means.get(task, "–") for task in tasks),
+                shown if len(own) == len(tasks) else "–",
             ]
         )
     return table(["method", "seeds", *tasks, "mean"], rows)
@@ -124,11 +141,12 @@ def compared(found: Sequence[Comparison]) -> list[str]:
     tested = [one for one in found if one.p is not None]
     adjusted = dict(zip(map(id, tested), holm([one.p for one in tested if one.p is not None]), strict=True))
     return table(
-        ["comparison", "k", "seeds", "difference", "p (Holm)", "cells won", "could have shown"],
+        ["comparison", "k", "tasks", "seeds", "difference", "p (Holm)", "cells won", "could have shown"],
         [
             [
                 f"{title(one.first)} − {title(one.second)}",
                 str(one.k),
+                str(len(one.tasks)),
                 str(one.seeds),
                 interval(one.difference, one.width),
                 f"{adjusted[id(one)]:.3f}" if id(one) in adjusted else "–",
@@ -164,7 +182,8 @@ def write_pictures(
     from matplotlib import pyplot
 
     k, scores, tasks = runs.most, runs.scores, runs.tasks
-    against = sorted((one for one in found if one.second == BASE and one.k == k), key=lambda one: one.difference)
+    whole = [one for one in found if one.second == BASE and one.k == k and len(one.tasks) == len(tasks)]
+    against = sorted(whole, key=lambda one: one.difference)
     if not against:
         return
     names = [title(one.first) for one in against]
@@ -344,9 +363,9 @@ def page(folder: Path, out: Path, larger: Path | None = None) -> tuple[list[str]
         lines += ["## Hundreds of rows", ""]
         large = by_method(many)
         for size in sorted({cell["k"] for cell in many}):
-            # a task counts where every method has it
-            own = [{task for task, at, _ in one if at == size} for one in large.values()]
-            lines += [f"{size:,} training rows:", "", *scores_at(large, size, sorted(set.intersection(*own)))]
+            own = sorted(tasks_at(large.get("attempt", {}), size))
+            lines += [f"{size:,} training rows:", "", *scores_at(large, size, own)]
+            lines += compared(comparisons(large, own, [size]))
     if changed.exists():
         lines += ["## Sources changed after training", "", *json.loads(changed.read_text())["table"], ""]
     parts = [(SMALL, runs.scores), (SMALL, by_method(many))]

@@ -49,6 +49,19 @@ def test_only_seeds_that_both_have_on_every_task_are_compared() -> None:
     assert compare({"attempt": ours, "spot": theirs}, "attempt", "spot", 4, TASKS) is None
 
 
+def test_tasks_that_one_of_two_lacks_are_not_compared() -> None:
+    ours, theirs = scores(70.0), {place: score for place, score in scores(60.0).items() if place[0] == "b"}
+    found = compare({"attempt": ours, "icl": theirs}, "attempt", "icl", 16, TASKS)
+    assert found is not None
+    assert (found.seeds, found.cells, [*found.tasks]) == (6, 6, ["b"])
+    claim = claims({"attempt": ours, "icl": theirs}, TASKS, {}, {}, None)[-1]
+    assert claim.found.startswith("in-context learning, k = 16, 1 task, 6 seeds: -")
+    whole, part = proof.scores_at({"attempt": ours, "icl": theirs}, 16, TASKS)[2:4]
+    assert whole.split(" | ")[4].startswith("**69.9")
+    assert part.endswith("| – |")
+    assert part.split(" | ")[2] == "–"
+
+
 def decided(**means: float) -> dict[int, str]:
     few = {name.replace("_", "-"): scores(mean) for name, mean in means.items()}
     return {one.number: one.verdict for one in claims(few, TASKS, {}, {}, None)}
