@@ -310,6 +310,43 @@ def each_source(runs: Runs, folder: Path) -> list[str]:
     ]
 
 
+def knowledge(runs: Runs, folder: Path) -> list[str]:
+    """Returns the table of what prompts know apart from how often they give an answer (`proof_balance`)."""
+    found: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
+    for file in sorted(folder.glob("*.json")):
+        found[file.stem] = defaultdict(list)
+        for cell in json.loads(file.read_text()):
+            found[file.stem][cell["method"]].append(cell)
+    methods = [name for name in runs.scores if found and all(name in one for one in found.values())]
+    if not methods:
+        return []
+
+    def over_tasks(method: str, of: str) -> tuple[float, float | None]:
+        seeds = {cell["seed"] for one in found.values() for cell in one[method]}
+        return mean_interval(
+            [
+                100 * mean(cell[of] for one in found.values() for cell in one[method] if cell["seed"] == seed)
+                for seed in sorted(seeds)
+            ]
+        )
+
+    rows = []
+    for method in methods:
+        by_task = (f"{100 * mean(cell['auc'] for cell in one[method]):.1f}" for one in found.values())
+        columns = []
+        for of in ("auc", "score", "balanced"):
+            average, width = over_tasks(method, of)
+            columns.append(f"{average:.1f}" + (f" ± {width:.1f}" if width else ""))
+        rows.append([title(method), *by_task, *columns])
+    larger = mean(100 * cells[methods[0]][0]["larger"] for cells in found.values())
+    rows.append(["the larger class", *["50.0"] * (len(found) + 1), f"{larger:.1f}", ""])
+    return [
+        f"### Knowledge and balance: {runs.backbone}, k = {16}",
+        "",
+        *table(["AUC", *found, "mean AUC", "mean score", "mean score, right balance"], rows),
+    ]
+
+
 def few_shot(
     runs: Runs, folder: Path, out: Path, end: str = ""
 ) -> tuple[list[str], list[Comparison], dict[str, dict[str, float]]]:
@@ -322,6 +359,7 @@ def few_shot(
         lines += [f"## {runs.backbone}, k = {one}", "", *scores_at(scores, one, runs.tasks)]
     lines += [f"![{runs.backbone}: each method against prompt tuning at k = {k}](proof{end}.png)", ""]
     lines += each_source(runs, folder / "each")
+    lines += knowledge(runs, folder / "balance")
     lines += [f"### Compared: {runs.backbone}", "", *compared(found)]
     lines += [f"### What they cost: {runs.backbone}", "", f"![score against cost at k = {k}](proof{end}-cost.png)", ""]
     lines += table(
@@ -334,6 +372,16 @@ def few_shot(
     return lines, found, cost
 
 
+def hundreds(scores: Mapping[str, Scores]) -> list[str]:
+    """Returns the tables of trainings on hundreds of rows: scores and comparisons for each number of rows."""
+    lines = []
+    for size in sorted({k for one in scores.values() for _, k, _ in one}):
+        tasks = sorted(tasks_at(scores.get("attempt", {}), size))
+        lines += [f"{size:,} training rows:", "", *scores_at(scores, size, tasks)]
+        lines += compared(comparisons(scores, tasks, [size]))
+    return lines
+
+
 def page(folder: Path, out: Path, larger: Path | None = None) -> tuple[list[str], list[Claim], list[Claim]]:
     """Returns the page's lines and the claims of both backbones; writes pictures, JSON and CSV beside it.
 
@@ -343,7 +391,7 @@ def page(folder: Path, out: Path, larger: Path | None = None) -> tuple[list[str]
         larger: of those on the larger one, if there are some.
     """
     runs = runs_of(SMALL, folder)
-    many, changed = read(folder / "rows"), folder / "sources.json"
+    many, more_rows, changed = read(folder / "rows"), read(folder / "rows-development"), folder / "sources.json"
     lines = ["## Learning rates, on development tasks", "", *learning_rates(folder / "tune")]
     variants = folder / "variants" / "table3.json"
     if variants.exists():
@@ -359,13 +407,9 @@ def page(folder: Path, out: Path, larger: Path | None = None) -> tuple[list[str]
         {method: int(one["parameters"]) for method, one in cost.items()},
         json.loads(changed.read_text()) if changed.exists() else None,
     )
-    if many:
-        lines += ["## Hundreds of rows", ""]
-        large = by_method(many)
-        for size in sorted({cell["k"] for cell in many}):
-            own = sorted(tasks_at(large.get("attempt", {}), size))
-            lines += [f"{size:,} training rows:", "", *scores_at(large, size, own)]
-            lines += compared(comparisons(large, own, [size]))
+    for title_of, own_rows in (("Hundreds of rows", many), ("The same on development tasks", more_rows)):
+        if own_rows:
+            lines += [f"## {title_of}", "", *hundreds(by_method(own_rows))]
     if changed.exists():
         lines += ["## Sources changed after training", "", *json.loads(changed.read_text())["table"], ""]
     parts = [(SMALL, runs.scores), (SMALL, by_method(many))]

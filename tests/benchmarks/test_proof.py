@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import proof
+from benchmarks.proof_balance import balanced, log_odds
 from benchmarks.proof_claims import Part, claims, compare, complete, together
 
 TASKS = ["a", "b"]
@@ -171,3 +172,29 @@ def test_the_readme_says_what_the_runs_decided() -> None:
     for one in report["claims"]:
         more = f" **{larger[one['number']]}** |" if larger else ""
         assert f"| {one['number']} | {one['says']} | **{one['verdict']}** |{more}\n" in readme
+
+
+def test_a_shift_of_the_odds_changes_no_balanced_score() -> None:
+    labels = [1, 1, 0, 0, 1, 0]
+    odds = [5.0, 1.0, 2.0, -3.0, 4.0, -1.0]  # one pair the wrong way round
+    assert balanced(odds, labels) == balanced([one - 9 for one in odds], labels) == pytest.approx(4 / 6)
+    assert balanced([*map(float, labels)], labels) == 1.0
+    assert log_odds((0.2, 0.8)) == pytest.approx(1.386, abs=1e-3)
+    assert log_odds((1.0, 0.0)) < -600  # a probability too small for its type
+
+
+def test_what_prompts_know_is_told_apart_from_their_balance(tmp_path: Path) -> None:
+    write_runs(tmp_path, attempt=0.61, prompt_tuning=0.6)
+    place = tmp_path / "balance"
+    place.mkdir()
+    for task, auc in (("a", 0.6), ("b", 0.7)):
+        cells = [
+            {"method": method, "seed": seed, "score": 0.4, "auc": auc + gain, "balanced": 0.5, "larger": 0.8}
+            for method, gain in (("attempt", 0.05), ("prompt-tuning", 0.0))
+            for seed in range(3)
+        ]
+        (place / f"{task}.json").write_text(json.dumps(cells))
+    lines = proof.knowledge(proof.runs_of("x", tmp_path), place)
+    assert "| ATTEMPT | 65.0 | 75.0 | 70.0 | 40.0 | 50.0 |" in lines
+    assert "| the larger class | 50.0 | 50.0 | 50.0 | 80.0 |  |" in lines
+    assert proof.knowledge(proof.runs_of("x", tmp_path), tmp_path / "nowhere") == []
