@@ -21,7 +21,7 @@ from pathlib import Path
 from statistics import mean, variance
 from typing import Any
 
-from attempt_cli.evaluation.statistics import holm, mean_interval
+from attempt_cli.evaluation.statistics import holm, mean_interval, paired_difference
 from benchmarks.proof_claims import (
     POWER,
     TITLES,
@@ -321,29 +321,28 @@ def knowledge(runs: Runs, folder: Path) -> list[str]:
     if not methods:
         return []
 
-    def over_tasks(method: str, of: str) -> tuple[float, float | None]:
-        seeds = {cell["seed"] for one in found.values() for cell in one[method]}
-        return mean_interval(
-            [
-                100 * mean(cell[of] for one in found.values() for cell in one[method] if cell["seed"] == seed)
-                for seed in sorted(seeds)
-            ]
+    def by_seed(method: str, of: str) -> list[float]:
+        seeds = sorted({cell["seed"] for one in found.values() for cell in one[method]})
+        values = (
+            (cell[of] for one in found.values() for cell in one[method] if cell["seed"] == seed) for seed in seeds
         )
+        return [100 * mean(one) for one in values]
+
+    def shown(average: float, width: float | None, sign: str = "") -> str:
+        return f"{average:{sign}.1f}" + (f" ± {width:.1f}" if width else "")
 
     rows = []
     for method in methods:
         by_task = (f"{100 * mean(cell['auc'] for cell in one[method]):.1f}" for one in found.values())
-        columns = []
-        for of in ("auc", "score", "balanced"):
-            average, width = over_tasks(method, of)
-            columns.append(f"{average:.1f}" + (f" ± {width:.1f}" if width else ""))
-        rows.append([title(method), *by_task, *columns])
+        means = [shown(*mean_interval(by_seed(method, of))) for of in ("auc", "score", "balanced")]
+        against = shown(*paired_difference(by_seed(method, "auc"), by_seed(BASE, "auc")), "+")
+        rows.append([title(method), *by_task, means[0], "" if method == BASE else against, *means[1:]])
     larger = mean(100 * cells[methods[0]][0]["larger"] for cells in found.values())
-    rows.append(["the larger class", *["50.0"] * (len(found) + 1), f"{larger:.1f}", ""])
+    rows.append(["the larger class", *["50.0"] * (len(found) + 1), "", f"{larger:.1f}", ""])
     return [
         f"### Knowledge and balance: {runs.backbone}, k = {16}",
         "",
-        *table(["AUC", *found, "mean AUC", "mean score", "mean score, right balance"], rows),
+        *table(["AUC", *found, "mean", "− prompt tuning", "mean score", "with the right balance"], rows),
     ]
 
 

@@ -195,6 +195,6 @@ def test_what_prompts_know_is_told_apart_from_their_balance(tmp_path: Path) -> N
         ]
         (place / f"{task}.json").write_text(json.dumps(cells))
     lines = proof.knowledge(proof.runs_of("x", tmp_path), place)
-    assert "| ATTEMPT | 65.0 | 75.0 | 70.0 | 40.0 | 50.0 |" in lines
-    assert "| the larger class | 50.0 | 50.0 | 50.0 | 80.0 |  |" in lines
+    assert "| ATTEMPT | 65.0 | 75.0 | 70.0 | +5.0 | 40.0 | 50.0 |" in lines
+    assert "| the larger class | 50.0 | 50.0 | 50.0 |  | 80.0 |  |" in lines
     assert proof.knowledge(proof.runs_of("x", tmp_path), tmp_path / "nowhere") == []
