@@ -397,6 +397,7 @@ def page(folder: Path, out: Path, larger: Path | None = None) -> tuple[list[str]
         found_on = by_method(read_one(variants))
         development = sorted({task for one in found_on.values() for task, _, _ in one})
         lines += ["## Variants of G, on development tasks", "", *scores_at(found_on, 16, development)]
+        lines += compared(comparisons(found_on, development, [16]))
     more, found, cost = few_shot(runs, folder, out)
     lines += more
     decided = claims(

@@ -27,6 +27,12 @@ TITLES = {
     "attempt-words": "ATTEMPT from words",
     "attempt-random": "ATTEMPT from a random source",
     "attempt-m": "ATTEMPT, shared G",
+    "attempt-states": "G reads the last token's state",
+    "attempt-states-mean": "G reads the mean of the states",
+    "attempt-evidence": "G starts from the rows' likelihoods",
+    "attempt-top2": "G keeps the two largest weights",
+    "attempt-cosine": "G compares by cosine",
+    "attempt-one-norm": "sources scaled to one norm",
     "lora": "LoRA",
 }
 
