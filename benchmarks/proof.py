@@ -137,7 +137,9 @@ def comparisons(scores: Mapping[str, Scores], tasks: Sequence[str], ks: Sequence
 
 
 def compared(found: Sequence[Comparison]) -> list[str]:
-    """Returns the table of comparisons; p is adjusted over all of it."""
+    """Returns the table of comparisons, if there are some; p is adjusted over all of it."""
+    if not found:
+        return []
     tested = [one for one in found if one.p is not None]
     adjusted = dict(zip(map(id, tested), holm([one.p for one in tested if one.p is not None]), strict=True))
     return table(
@@ -404,7 +406,7 @@ def page(folder: Path, out: Path, larger: Path | None = None) -> tuple[list[str]
         runs.scores,
         runs.tasks,
         by_method(many),
-        {method: int(one["parameters"]) for method, one in cost.items()},
+        {method: int(one["parameters"]) for method, one in (cost | costs(many, by_method(many))).items()},
         json.loads(changed.read_text()) if changed.exists() else None,
     )
     for title_of, own_rows in (("Hundreds of rows", many), ("The same on development tasks", more_rows)):
