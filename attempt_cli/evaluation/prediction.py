@@ -164,6 +164,26 @@ def predict_many(
     ]
 
 
+def text_likelihoods(
+    models: Sequence[PromptedModel],
+    task: Task,
+    examples: Sequence[Example],
+    max_length: int | None = None,
+    max_tokens: int = MAX_TOKENS,
+) -> list[float]:
+    """Returns the log-likelihood of the rows' targets under each model, summed over rows; nothing is generated."""
+    import torch
+
+    sums = []
+    for model in models:
+        rows = encode_examples(model, task, examples, max_length)
+        sizes = [len(row.input_ids) + len(row.target_ids) for row in rows]
+        with torch.no_grad():
+            parts = by_length(sizes, model.prompt_length, max_tokens)
+            sums.append(sum(float(model.log_likelihood([rows[i] for i in part]).sum()) for part in parts))
+    return sums
+
+
 def _batches(
     prompted: Sequence[PromptedTask],
     encoded: Sequence[EncodedRow],

@@ -16,11 +16,10 @@ from attempt_cli.backbones.base import FrozenBackbone
 from attempt_cli.data.catalogue import load_task
 from attempt_cli.data.fewshot import few_shot
 from attempt_cli.data.rows import Rows, examples_sha256, load_examples
-from attempt_cli.data.scoring import score
 from attempt_cli.data.task import Task
 from attempt_cli.errors import AttemptError
 from attempt_cli.evaluation.inside import prompt_cosines
-from attempt_cli.evaluation.prediction import PromptedTask, predict_many
+from attempt_cli.evaluation.prediction import PromptedTask, predict_many, text_likelihoods
 from attempt_cli.experiments.cells import CellSpec
 from attempt_cli.experiments.methods import METHODS, PREPARED
 from attempt_cli.experiments.plan import Plan
@@ -233,7 +232,7 @@ class Choices:
     ) -> Prompt:
         """Returns the source that, untrained, gives the training rows' targets the highest likelihood.
 
-        Of free text it is the one with the best score. It is looked for once.
+        It is looked for once.
 
         Args:
             backbone: what the sources are for.
@@ -250,18 +249,18 @@ class Choices:
                 examples = random.Random(0).sample(examples, ROWS_FOR_CHOICE)
 
             models = [load_prompt(self.registry, backbone, prompt).model for prompt in sources]
-            together: dict[Any, list[int]] = {}  # those that read the rows in the same way read them once
-            for place, model in enumerate(models):
-                together.setdefault(model.around, []).append(place)
             fit = [0.0] * len(sources)
-            for places in together.values():
-                asked = [PromptedTask(models[place], rows.task) for place in places]
-                for place, found in zip(places, predict_many(asked, examples, max_length=max_length), strict=True):
-                    likelihoods = [row.log_likelihood for row in found.rows if row.log_likelihood is not None]
-                    if likelihoods:
+            if rows.task.is_classification:
+                together: dict[Any, list[int]] = {}  # those that read the rows in the same way read them once
+                for place, model in enumerate(models):
+                    together.setdefault(model.around, []).append(place)
+                for places in together.values():
+                    asked = [PromptedTask(models[place], rows.task) for place in places]
+                    for place, found in zip(places, predict_many(asked, examples, max_length=max_length), strict=True):
+                        likelihoods = [row.log_likelihood for row in found.rows if row.log_likelihood is not None]
                         fit[place] = sum(likelihoods) / len(likelihoods)
-                    else:
-                        fit[place] = score(rows.task, found.texts, examples)[rows.task.metrics[0]]
+            else:
+                fit = text_likelihoods(models, rows.task, examples, max_length)
             self._best[key] = sources[max(range(len(sources)), key=fit.__getitem__)]
         return self._best[key]
 

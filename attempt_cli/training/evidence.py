@@ -9,10 +9,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from attempt_cli.backbones.batches import by_length
 from attempt_cli.data.example import Example
 from attempt_cli.data.task import Task
-from attempt_cli.evaluation.prediction import PromptedTask, encode_examples, predict_many
+from attempt_cli.evaluation.prediction import PromptedTask, predict_many, text_likelihoods
 from attempt_cli.prompted import PromptedModel
 from attempt_cli.training.config import TrainingConfig
 from attempt_cli.training.request import Request
@@ -60,11 +59,4 @@ def _likelihoods(
             ]
             sums.append(sum(math.log(max(p, 1e-9)) for p in own))
         return torch.tensor(sums)
-    rows = encode_examples(models[0], task, examples, config.max_length)
-    sizes = [len(row.input_ids) + len(row.target_ids) for row in rows]
-    sums = []
-    with torch.no_grad():
-        for model in models:
-            parts = by_length(sizes, model.prompt_length, config.max_tokens)
-            sums.append(sum(float(model.log_likelihood([rows[i] for i in part]).sum()) for part in parts))
-    return torch.tensor(sums)
+    return torch.tensor(text_likelihoods(models, task, examples, config.max_length, config.max_tokens))

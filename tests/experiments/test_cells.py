@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from attempt_cli.artefacts import load_prompt
 from attempt_cli.backbones.base import FrozenBackbone
@@ -17,7 +18,7 @@ from attempt_cli.data.task import Task
 from attempt_cli.errors import AttemptError
 from attempt_cli.evaluation.comparison import compare_runs
 from attempt_cli.evaluation.evaluate import evaluate
-from attempt_cli.evaluation.prediction import predict_many
+from attempt_cli.evaluation.prediction import encode_examples, predict_many
 from attempt_cli.evaluation.record import evaluation_of_run
 from attempt_cli.experiments.cells import Cell, CellSpec
 from attempt_cli.experiments.methods import ALONE, check_methods
@@ -26,6 +27,7 @@ from attempt_cli.experiments.plan import Plan
 from attempt_cli.experiments.runner import Runner
 from attempt_cli.experiments.summary import summarise
 from attempt_cli.listener import Listener
+from attempt_cli.prompted import PromptedModel
 from attempt_cli.training.config import TrainingConfig
 from attempt_cli.training.loop import TrainingStoppedError
 from attempt_cli.training.request import TaskRows
@@ -291,6 +293,26 @@ def test_the_best_source_is_the_one_that_fits_the_training_rows(few: Few, task: 
     choices = few.runner().choices
     for sources, best in ((few.sources, "good"), (few.sources[:1], "bad")):
         assert choices.best_source(few.backbone, TaskRows(task, rows), sources, None).name == best
+
+
+def test_the_best_source_for_free_text_makes_its_answers_likeliest(
+    few: Few, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is generated: that takes longer than a short training."""
+    file = write_csv(tmp_path / "free.csv", toy_rows(12))
+    free = task_from_files(train=file, input="{text} label:", answers="mood", name="free")
+    rows = TaskRows(free, load_examples(free, "train"))
+    expected = {}
+    for prompt in few.sources:
+        model = load_prompt(few.registry, few.backbone, prompt).model
+        with torch.no_grad():
+            found = [model.log_likelihood([row]) for row in encode_examples(model, free, rows.train.examples)]
+        expected[prompt.name] = float(sum(found))
+    monkeypatch.setattr(PromptedModel, "generate", lambda *_arguments: pytest.fail("it generates"))
+    choices = few.runner().choices
+    best = max(expected, key=expected.__getitem__)
+    for sources in (few.sources, few.sources[::-1]):
+        assert choices.best_source(few.backbone, rows, sources, None).name == best
 
 
 def test_sources_are_compared_in_one_reading_of_the_rows(few: Few, task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
