@@ -273,6 +273,25 @@ class PromptedModel:
 
 
 @torch.no_grad()
+def likelihoods_of_many(models: Sequence[PromptedModel], rows: Sequence[EncodedRow]) -> list[Tensor]:
+    """Returns each model's log p of each row's own target, [b]; prompts placed after inputs share one pass over these.
+
+    Args:
+        models: models of one backbone that read the same rows (`PromptedModel.around`).
+        rows: the rows.
+    """
+    after = [model.placement == "after" and model.mixture is not None for model in models]
+    states = any(model.reads_states for model in models)
+    past = models[0].backbone.read(rows, states) if any(after) else None
+    return [
+        model.likelihood_of(
+            model._collated(rows), past if behind else None, model.one_for_all(row.task for row in rows)
+        )
+        for model, behind in zip(models, after, strict=True)
+    ]
+
+
+@torch.no_grad()
 def score_many(
     models: Sequence[PromptedModel],
     rows: Sequence[EncodedRow],

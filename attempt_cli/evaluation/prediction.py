@@ -11,7 +11,7 @@ from attempt_cli.backbones.batches import by_length
 from attempt_cli.backbones.rows import EncodedRow
 from attempt_cli.data.example import Example
 from attempt_cli.data.task import Task
-from attempt_cli.prompted import PromptedModel, score_many
+from attempt_cli.prompted import PromptedModel, likelihoods_of_many, score_many
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -171,17 +171,29 @@ def text_likelihoods(
     max_length: int | None = None,
     max_tokens: int = MAX_TOKENS,
 ) -> list[float]:
-    """Returns the log-likelihood of the rows' targets under each model, summed over rows; nothing is generated."""
-    import torch
+    """Returns the log-likelihood of the rows' targets under each model, summed over rows; nothing is generated.
 
-    sums = []
-    for model in models:
-        rows = encode_examples(model, task, examples, max_length)
+    With prompts after the input, an input is read once for all models that read it in the same way.
+    """
+    sums: list[Tensor | float] = [0.0] * len(models)
+    for places in same_reading(models):
+        some = [models[place] for place in places]
+        longest = max(some, key=lambda model: model.prompt_length)
+        rows = encode_examples(longest, task, examples, max_length)
         sizes = [len(row.input_ids) + len(row.target_ids) for row in rows]
-        with torch.no_grad():
-            parts = by_length(sizes, model.prompt_length, max_tokens)
-            sums.append(sum(float(model.log_likelihood([rows[i] for i in part]).sum()) for part in parts))
-    return sums
+        for part in by_length(sizes, longest.prompt_length, max_tokens):
+            found = likelihoods_of_many(some, [rows[i] for i in part])
+            for place, likelihoods in zip(places, found, strict=True):
+                sums[place] = sums[place] + likelihoods.sum()  # on the device: it is waited for at the end
+    return [float(one) for one in sums]
+
+
+def same_reading(models: Sequence[PromptedModel]) -> list[list[int]]:
+    """Returns the places of models in groups that read rows in the same way, inside or outside of a chat template."""
+    together: dict[object, list[int]] = {}
+    for place, model in enumerate(models):
+        together.setdefault(model.around, []).append(place)
+    return list(together.values())
 
 
 def _batches(

@@ -19,7 +19,7 @@ from attempt_cli.data.rows import Rows, examples_sha256, load_examples
 from attempt_cli.data.task import Task
 from attempt_cli.errors import AttemptError
 from attempt_cli.evaluation.inside import prompt_cosines
-from attempt_cli.evaluation.prediction import PromptedTask, predict_many, text_likelihoods
+from attempt_cli.evaluation.prediction import PromptedTask, predict_many, same_reading, text_likelihoods
 from attempt_cli.experiments.cells import CellSpec
 from attempt_cli.experiments.methods import METHODS, PREPARED
 from attempt_cli.experiments.plan import Plan
@@ -251,10 +251,7 @@ class Choices:
             models = [load_prompt(self.registry, backbone, prompt).model for prompt in sources]
             fit = [0.0] * len(sources)
             if rows.task.is_classification:
-                together: dict[Any, list[int]] = {}  # those that read the rows in the same way read them once
-                for place, model in enumerate(models):
-                    together.setdefault(model.around, []).append(place)
-                for places in together.values():
+                for places in same_reading(models):
                     asked = [PromptedTask(models[place], rows.task) for place in places]
                     for place, found in zip(places, predict_many(asked, examples, max_length=max_length), strict=True):
                         likelihoods = [row.log_likelihood for row in found.rows if row.log_likelihood is not None]

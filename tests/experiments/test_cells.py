@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from attempt_cli.artefacts import load_prompt
+from attempt_cli.artefacts import bare, load_prompt
 from attempt_cli.backbones.base import FrozenBackbone
 from attempt_cli.data.own_files import task_from_files
 from attempt_cli.data.rows import Rows, load_examples
@@ -18,7 +18,7 @@ from attempt_cli.data.task import Task
 from attempt_cli.errors import AttemptError
 from attempt_cli.evaluation.comparison import compare_runs
 from attempt_cli.evaluation.evaluate import evaluate
-from attempt_cli.evaluation.prediction import encode_examples, predict_many
+from attempt_cli.evaluation.prediction import encode_examples, predict_many, text_likelihoods
 from attempt_cli.evaluation.record import evaluation_of_run
 from attempt_cli.experiments.cells import Cell, CellSpec
 from attempt_cli.experiments.methods import ALONE, check_methods
@@ -303,11 +303,15 @@ def test_the_best_source_for_free_text_makes_its_answers_likeliest(
     free = task_from_files(train=file, input="{text} label:", answers="mood", name="free")
     rows = TaskRows(free, load_examples(free, "train"))
     expected = {}
-    for prompt in few.sources:
-        model = load_prompt(few.registry, few.backbone, prompt).model
+    models = [load_prompt(few.registry, few.backbone, prompt).model for prompt in few.sources]
+    models.append(bare(few.backbone).model)
+    for prompt, model in zip([*few.sources, None], models, strict=True):
         with torch.no_grad():
             found = [model.log_likelihood([row]) for row in encode_examples(model, free, rows.train.examples)]
-        expected[prompt.name] = float(sum(found))
+        expected[prompt.name if prompt else "none"] = float(sum(found))
+    together = text_likelihoods(models, free, rows.train.examples)
+    assert together == pytest.approx([*expected.values()], rel=1e-4)
+    del expected["none"]
     monkeypatch.setattr(PromptedModel, "generate", lambda *_arguments: pytest.fail("it generates"))
     choices = few.runner().choices
     best = max(expected, key=expected.__getitem__)
