@@ -47,6 +47,8 @@ for part in "$@"; do
         method=${pair%%=*} rate=(--learning-rate "${pair##*=}")
         methods=${method//+/,}
         case $pair in lora=*) rate=(--weight-learning-rate "${pair##*=}") ;; *=*) ;; *) rate=() ;; esac
+        # beside no method with sources it would take the default length, not theirs
+        case $method in *prompt-tuning*) rate+=(--prompt-length 10) ;; esac
         if [ "$part" = fewshot ]; then
           for k in ${K:-16 4 32}; do
             $ATTEMPT reproduce table3 -k "$k" --tasks "${TASKS:-$TEST}" --seeds "${SEEDS:-20}" \
