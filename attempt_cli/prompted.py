@@ -209,7 +209,7 @@ class PromptedModel:
 
     @torch.no_grad()
     def generate(
-        self, rows: Sequence[EncodedRow], max_new_tokens: int, watch: Watch | None = None
+        self, rows: Sequence[EncodedRow], max_new_tokens: int, watch: Watch | None = None, past: Past | None = None
     ) -> tuple[list[str], Tensor | None]:
         """Returns the model's continuation of every row, and the mixture's weights.
 
@@ -217,10 +217,14 @@ class PromptedModel:
             rows: the rows.
             max_new_tokens: the most tokens of a continuation.
             watch: sees every token and says which rows are done.
+            past: keys and values of the rows' inputs, where they are known (`read_for`).
         """
         batch, embeddings = self._enter(rows)
-        prompts, weights = self._entering_prompts(rows, batch, embeddings)
-        texts = self.backbone.generate(batch, embeddings, prompts, max_new_tokens, self.placement, self.ends, watch)
+        past = past if past is not None else self._read(rows)
+        prompts, weights = self._entering_prompts(rows, batch, embeddings, past)
+        texts = self.backbone.generate(
+            batch, embeddings, prompts, max_new_tokens, self.placement, self.ends, watch, past
+        )
         return texts, weights
 
     def _entering_prompts(
@@ -233,8 +237,12 @@ class PromptedModel:
         return prompts, None if weights is None else weights.expand(len(rows), -1)
 
     def _read(self, rows: Sequence[EncodedRow]) -> Past | None:
-        after = self.placement == "after" and self.mixture is not None
-        return self.backbone.read(rows, self.reads_states) if after else None
+        return read_for([self], rows)
+
+    @property
+    def behind_input(self) -> bool:
+        """Whether its prompt is placed after the input, which is then read by itself."""
+        return self.placement == "after" and self.mixture is not None
 
     def _enter(self, rows: Sequence[EncodedRow]) -> tuple[Batch, Tensor]:
         """Returns the rows as a batch, and the embeddings of their inputs."""
@@ -280,15 +288,24 @@ def likelihoods_of_many(models: Sequence[PromptedModel], rows: Sequence[EncodedR
         models: models of one backbone that read the same rows (`PromptedModel.around`).
         rows: the rows.
     """
-    after = [model.placement == "after" and model.mixture is not None for model in models]
-    states = any(model.reads_states for model in models)
-    past = models[0].backbone.read(rows, states) if any(after) else None
+    past = read_for(models, rows)
     return [
         model.likelihood_of(
-            model._collated(rows), past if behind else None, model.one_for_all(row.task for row in rows)
+            model._collated(rows), past if model.behind_input else None, model.one_for_all(row.task for row in rows)
         )
-        for model, behind in zip(models, after, strict=True)
+        for model in models
     ]
+
+
+def read_for(models: Sequence[PromptedModel], rows: Sequence[EncodedRow]) -> Past | None:
+    """Reads the rows' inputs once for all models whose prompts are placed after them; None where no prompt is.
+
+    Args:
+        models: models of one backbone that read the same rows (`PromptedModel.around`).
+        rows: the rows.
+    """
+    behind = [model for model in models if model.behind_input]
+    return behind[0].backbone.read(rows, any(model.reads_states for model in behind)) if behind else None
 
 
 @torch.no_grad()
@@ -466,8 +483,9 @@ def generate_each(
         tasks = first.backbone.on_device(task_ids)
         changed = [model.with_offsets(tasks[i, None], embeddings[i, None]) for i, model in enumerate(models)]
         embeddings = torch.cat(changed)
+    past = reading.past if first.placement == "after" else None
     texts = first.backbone.generate(
-        reading.batch, embeddings, prompts, max_new_tokens, first.placement, first.ends, watch
+        reading.batch, embeddings, prompts, max_new_tokens, first.placement, first.ends, watch, past
     )
     return texts, weights
 

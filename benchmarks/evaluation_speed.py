@@ -48,11 +48,15 @@ def main() -> None:
                 model = ours.prompted(backbone, m, placement=placement)
                 contenders.append(ours.label_scoring(f"label words, {placement}", model, rows, labels))
             contenders.append(ours.label_scoring("label words, after, kept", model, rows, labels, kept=True))
+            contenders.append(ours.writing("4 tokens, after", model, rows))
+            contenders.append(ours.writing("4 tokens, after, kept", model, rows, kept=True))
             times = race(contenders, rounds, wait=device_wait(backbone.device))
             report.add_race(f"{task}, m = {m}", times, times.faster(HARNESS))
             for peer in (times.faster(HARNESS), times.faster(GENERATE)):
                 for way in ("label words, before", "label words, after, kept"):
                     report.goal(f"{task}, m = {m}: {way}, against {peer}", times.ratio(way, peer), at_least=3)
+            text, peer = "4 tokens, after, kept", times.faster(GENERATE)
+            report.goal(f"{task}, m = {m}: {text}, against {peer}", times.ratio(text, peer), at_least=2)
     report.finish(options.out)
 
 

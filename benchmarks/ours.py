@@ -117,6 +117,32 @@ def label_scoring(
     return Contender(name, [partial(step, batch) for batch in batches], len(rows), warm=None)
 
 
+def writing(
+    name: str, model: PromptedModel, rows: Sequence[EncodedRow], tokens: int = 4, *, kept: bool = False
+) -> Contender:
+    """A text of a few tokens for every row, in the batches of `predict`.
+
+    Args:
+        tokens: how many are generated at the most.
+        kept: the inputs' keys and values are there already, as for validation rows from the second look on.
+    """
+    store: InputCache | None = None
+    if kept:
+        store = InputCache(CACHE_BYTES)
+        store.plan([rows], model.backbone.cache_bytes_per_token)
+    lengths = [len(row.input_ids) for row in rows]
+    room = model.prompt_length + tokens
+    batches = [
+        [rows[i] for i in group] for group in by_length(lengths, room, 8192, least=model.backbone.least_positions)
+    ]
+
+    def step(batch: Sequence[EncodedRow]) -> None:
+        model.backbone.input_cache = store
+        model.generate(batch, tokens)
+
+    return Contender(name, [partial(step, batch) for batch in batches], len(rows), warm=None)
+
+
 def many_tasks(
     name: str, models: Sequence[PromptedModel], batches: Sequence[Sequence[EncodedRow]], labels: Sequence[Sequence[int]]
 ) -> Contender:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from attempt_cli.backbones.decoder_only import cache_argument
 from attempt_cli.backbones.gguf_files import unpacked_gguf
 from attempt_cli.backbones.names import find_backbone
 from attempt_cli.backbones.rows import EncodedRow
@@ -119,7 +119,7 @@ def bare_training(
         mask = padded([[1] * len(row.input_ids) for row in batch], 0).to(device)
         hidden = model.base_model(
             inputs_embeds=leaf,
-            **{_cache_argument(model): past},
+            **{cache_argument(model): past},
             attention_mask=torch.cat([mask, mask.new_ones(len(batch), width)], dim=1),
             position_ids=lengths[:, None] + torch.arange(width, device=device),
         ).last_hidden_state
@@ -133,11 +133,6 @@ def bare_training(
     else:
         steps = [partial(after, number, batch) for number, batch in enumerate(batches)]
     return Contender(name, steps, len(rows))
-
-
-def _cache_argument(model: Any) -> str:
-    """What the installed transformers calls the cache: `past_key_values` of old, `cache` of late."""
-    return "cache" if "cache" in inspect.signature(model.base_model.forward).parameters else "past_key_values"
 
 
 def _read(model: Any, batch: Sequence[EncodedRow], device: torch.device) -> list[tuple[Tensor, Tensor]]:

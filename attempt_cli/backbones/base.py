@@ -561,6 +561,7 @@ class FrozenBackbone(SwitchedLayers, ABC):
         placement: Placement = "before",
         ends: Sequence[int] = (),
         watch: Watch | None = None,
+        past: Past | None = None,
     ) -> list[str]:
         """Returns the model's own greedy continuation of [P ; X] or [X ; P], one text per row.
 
@@ -568,6 +569,7 @@ class FrozenBackbone(SwitchedLayers, ABC):
 
         Args:
             watch: sees every row's token after each step; the rows that it says are done get no more.
+            past: what `read` returned for these rows, whose prompts are then placed after the input.
         """
 
     def _use_greedy_generation(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -425,18 +426,27 @@ class DecoderOnlyBackbone(FrozenBackbone):
         placement: Placement = "before",
         ends: Sequence[int] = (),
         watch: Watch | None = None,
+        past: Past | None = None,
     ) -> list[str]:
         # the library's generation needs pads on the left: [pads ; P ; X] or [pads ; X ; P], nothing between the two
-        shift = embeddings.shape[1] - batch.input_lengths  # pads of each row
-        index = (torch.arange(embeddings.shape[1], device=embeddings.device) - shift[:, None]) % embeddings.shape[1]
-        sequence = embeddings.gather(1, index[..., None].expand_as(embeddings))
+        given: dict[str, Any] = {}
         if prompts is not None and placement == "after":
-            sequence = torch.cat([sequence, prompts.to(sequence.dtype).expand(len(sequence), -1, -1)], dim=1)
-        elif prompts is not None:  # the pads before X move before P
+            if past is not None and prompts.shape[1]:
+                self._check_reach(past.width + prompts.shape[1])
+                embeddings = embeddings[:, : past.width]
+                given[cache_argument(self.model)] = self._as_cache(past)
+            sequence = torch.cat(
+                [
+                    pads_first(embeddings, batch.input_lengths, 1),
+                    prompts.to(embeddings.dtype).expand(len(embeddings), -1, -1),
+                ],
+                dim=1,
+            )
+        else:
             sequence = with_prompts(embeddings, prompts)
-            index = (torch.arange(sequence.shape[1], device=sequence.device) - shift[:, None]) % sequence.shape[1]
-            sequence = sequence.gather(1, index[..., None].expand_as(sequence))
-        mask = (torch.arange(sequence.shape[1], device=sequence.device) >= shift[:, None]).long()
+            sequence = pads_first(sequence, batch.input_lengths + sequence.shape[1] - embeddings.shape[1], 1)
+        pads = embeddings.shape[1] - batch.input_lengths
+        mask = (torch.arange(sequence.shape[1], device=sequence.device) >= pads[:, None]).long()
         # the library hands the head a slice of the hidden states, for which torch would copy the head once for each row
         head = self.model.get_output_embeddings()
         with head.register_forward_pre_hook(lambda _, given: (given[0].contiguous(), *given[1:])):
@@ -448,9 +458,21 @@ class DecoderOnlyBackbone(FrozenBackbone):
                 stopping_criteria=stopping(watch),
                 pad_token_id=self.pad_id,
                 eos_token_id=[self.end_id, *ends],
+                **given,
             )
         texts: list[str] = self.tokenizer.batch_decode(written, skip_special_tokens=True)
         return [text.strip() for text in texts]
+
+    def _as_cache(self, past: Past) -> Any:
+        """Returns keys and values of inputs as the library's generation goes on from them: pads on the left."""
+        from transformers import DynamicCache
+
+        cache = DynamicCache(config=self.model.config)
+        for layer, both in enumerate(zip(past.keys, past.values, strict=True)):
+            at = next(self._stacks[0][layer].parameters()).device if self.spread else self.device
+            keys, values = (pads_first(one, past.lengths, 2) if past.padded else one for one in both)
+            cache.update(keys.to(at), values.to(at), layer)
+        return cache
 
     def _hidden(
         self,
@@ -481,6 +503,25 @@ class DecoderOnlyBackbone(FrozenBackbone):
         output = self.model.base_model(inputs_embeds=sequence, use_cache=False, **arguments)
         hidden: Tensor = output.last_hidden_state.to(self.device)
         return hidden if at is None else hidden[at]
+
+
+def cache_argument(model: Any) -> str:
+    """Returns what the installed transformers calls known keys and values: `past_key_values` or, later, `cache`."""
+    return "cache" if "cache" in inspect.signature(model.base_model.forward).parameters else "past_key_values"
+
+
+def pads_first(rows: Tensor, lengths: Tensor, dim: int) -> Tensor:
+    """Moves the pads of rows, [b, …], along a dimension from their end to their start.
+
+    Args:
+        lengths: real positions of each row, [b].
+        dim: of the positions.
+    """
+    width = rows.shape[dim]
+    index = (torch.arange(width, device=rows.device) - (width - lengths)[:, None]) % width
+    shape = [1] * rows.dim()
+    shape[0], shape[dim] = len(rows), width
+    return rows.gather(dim, index.view(shape).expand_as(rows))
 
 
 class _Written(deque[tuple[Tensor, Tensor]]):

@@ -78,6 +78,7 @@ class EncoderDecoderBackbone(FrozenBackbone):
         placement: Placement = "before",
         ends: Sequence[int] = (),
         watch: Watch | None = None,
+        past: Past | None = None,
     ) -> list[str]:
         from transformers.modeling_outputs import BaseModelOutput
 

@@ -11,7 +11,7 @@ from attempt_cli.backbones.batches import by_length
 from attempt_cli.backbones.rows import EncodedRow
 from attempt_cli.data.example import Example
 from attempt_cli.data.task import Task
-from attempt_cli.prompted import PromptedModel, likelihoods_of_many, score_many
+from attempt_cli.prompted import PromptedModel, likelihoods_of_many, read_for, score_many
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -230,11 +230,13 @@ def _batches(
             places = [words.index(gold) if gold in words else None for gold in golds]
             likelihoods = [None if g is None else scores[i][g] for i, g in enumerate(places)]
             results[number] = _predictions(texts, attention, probabilities, likelihoods)
-        for number, one in enumerate(prompted):
-            if labels[number]:
-                continue
+        writing = [number for number, words in enumerate(labels) if not words]
+        past = read_for([prompted[number].model for number in writing], rows)
+        for number in writing:
+            one = prompted[number]
             own = [replace(row, task=one.task_index) for row in rows]
-            written, weights = one.model.generate(own, MAX_NEW_TOKENS, _FirstLines(backbone.tokenizer, len(own)))
+            watch = _FirstLines(backbone.tokenizer, len(own))
+            written, weights = one.model.generate(own, MAX_NEW_TOKENS, watch, past if one.model.behind_input else None)
             results[number] = _predictions(
                 [text.split("\n", 1)[0].strip() for text in written], None if weights is None else weights.tolist()
             )

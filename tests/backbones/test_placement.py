@@ -173,6 +173,27 @@ def test_generation_goes_on_from_input_and_prompt(backbone: FrozenBackbone, fold
         assert text == backbone.tokenizer.decode(written, skip_special_tokens=True).strip()
 
 
+def test_texts_go_on_from_inputs_that_are_kept(backbone: FrozenBackbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, rows = prompted(backbone, sources=2), rows_of(backbone)
+    once = [model.generate([row], 5)[0][0] for row in rows]
+    monkeypatch.setattr(backbone, "input_cache", InputCache(1 << 20))
+    assert backbone.input_cache is not None
+    backbone.input_cache.plan([rows], backbone.cache_bytes_per_token)
+    assert model.generate(rows, 5)[0] == once
+    monkeypatch.setattr(backbone, "_read_group", lambda group: pytest.fail(f"{group} is read again"))
+    widths = list[int]()
+    hook = backbone.model.base_model.register_forward_pre_hook(
+        lambda _, arguments, given: widths.append(given["position_ids"].shape[1]),
+        with_kwargs=True,
+    )
+    try:
+        assert model.generate(rows, 5)[0] == once
+    finally:
+        hook.remove()
+    assert widths[0] == model.prompt_length
+    assert set(widths[1:]) == {1}
+
+
 def test_both_kernels_agree(backbone: FrozenBackbone, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = rows_of(backbone, end=True)
     found = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,16 @@ from attempt_cli.data.example import Example
 from attempt_cli.data.fields import task_from_fields
 from attempt_cli.data.task import Task
 from attempt_cli.evaluation.evaluate import evaluate, score_interval
-from attempt_cli.evaluation.prediction import MAX_NEW_TOKENS, _FirstLines, encode_examples, predict
+from attempt_cli.evaluation.prediction import (
+    MAX_NEW_TOKENS,
+    PromptedTask,
+    _FirstLines,
+    encode_examples,
+    predict,
+    predict_many,
+)
 from attempt_cli.evaluation.statistics import proportion_interval
+from attempt_cli.placement import Placement
 from attempt_cli.prompted import PromptedModel
 from tests.models import save_gpt2, save_t5
 from tests.training import tiny
@@ -116,6 +125,27 @@ def test_free_text_is_generated(kind: str, tmp_path: Path, llama: Path) -> None:
     result = evaluate(model, free, known)
     assert list(result.metrics) == ["squad_f1", "squad_em"]
     assert result.interval[0] <= result.score <= result.interval[1]
+
+
+@pytest.mark.parametrize("placement", ["before", "after"])
+def test_prompts_that_write_texts_share_one_reading(
+    placement: Placement, backbone: FrozenBackbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = answers()
+    known = [free.render({**row, "answer": "two"}) for row in toy_rows(5)]
+    models = [
+        replace(tiny.model(backbone, sources=sources, seed=seed), placement=placement)
+        for seed, sources in enumerate((0, 2, 2))
+    ]
+    alone = [predict(model, free, known) for model in models]
+    assert len({tuple(one.texts) for one in alone}) == 3
+    read, readings = backbone.read, list[int]()
+    monkeypatch.setattr(backbone, "read", lambda rows, states: readings.append(len(rows)) or read(rows, states))
+    found = predict_many([PromptedTask(model, free) for model in models], known)
+    assert sum(readings) == (5 if placement == "after" else 0)
+    for one, other in zip(found, alone, strict=True):
+        assert one.texts == other.texts
+        assert [row.attention is None for row in one.rows] == [row.attention is None for row in other.rows]
 
 
 def test_a_row_is_done_with_its_first_line() -> None:
