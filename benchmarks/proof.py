@@ -16,7 +16,7 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import mean, variance
 from typing import Any
@@ -183,7 +183,8 @@ def write_pictures(
     mpl.use("Agg")
     from matplotlib import pyplot
 
-    k, scores, tasks = runs.most, runs.scores, runs.tasks
+    k, scores = runs.most, runs.scores
+    tasks = runs.at(k)
     whole = [one for one in found if one.second == BASE and one.k == k and len(one.tasks) == len(tasks)]
     against = sorted(whole, key=lambda one: one.difference)
     if not against:
@@ -237,6 +238,35 @@ def write_pictures(
     figure.savefig(out / f"proof{end}-cost.png", dpi=150)
     pyplot.close(figure)
 
+    if len(runs.ks) > 1:
+        figure, axis = pyplot.subplots(figsize=(6, 4), layout="constrained")
+        tasks = sorted(set.intersection(*(set(runs.at(k)) for k in runs.ks)))
+        shown = 0
+        for method, one in scores.items():
+            seeds_of = {k: seeds for k in runs.ks if (seeds := complete(one, tasks, k))}
+            if len(seeds_of) < 2:
+                continue
+            means = [
+                mean_interval([mean(one[task, k, seed] for task in tasks) for seed in seeds_of[k]]) for k in seeds_of
+            ]
+            axis.errorbar(
+                [k * 1.015**shown for k in seeds_of],  # beside each other
+                [average for average, _ in means],
+                yerr=[width or 0 for _, width in means],
+                marker="o",
+                capsize=3,
+                label=title(method),
+            )
+            shown += 1
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(runs.ks, [str(k) for k in runs.ks])
+        axis.set_xlabel("training rows (k)")
+        axis.set_ylabel(f"mean over {', '.join(tasks)}", fontsize=8)
+        axis.legend(fontsize=7)
+        figure.suptitle(f"{runs.backbone}, 95 % over seeds")
+        figure.savefig(out / f"proof{end}-k.png", dpi=150)
+        pyplot.close(figure)
+
 
 @dataclass(frozen=True)
 class Runs:
@@ -248,10 +278,16 @@ class Runs:
     tasks: Sequence[str]
     ks: Sequence[int]
 
+    def at(self, k: int) -> list[str]:
+        """Returns the tasks that count at k."""
+        return sorted(set.intersection(*(tasks_at(self.scores.get(name, {}), k) for name in ("attempt", BASE))))
+
     @property
     def most(self) -> int:
         """The k at which most was run."""
-        return max(self.ks, key=lambda k: (sum(len(complete(one, self.tasks, k)) for one in self.scores.values()), k))
+        return max(
+            self.ks, key=lambda k: (len(self.at(k)), sum(at == k for one in self.scores.values() for _, at, _ in one))
+        )
 
 
 def runs_of(backbone: str, folder: Path) -> Runs:
@@ -262,16 +298,12 @@ def runs_of(backbone: str, folder: Path) -> Runs:
     """
     cells = read(folder / "fewshot")
     scores = by_method(cells)
-    both = [{task for task, _, _ in scores.get(name, {})} for name in ("attempt", BASE)]
-    tasks = sorted(set.intersection(*both))
-    ks = (
-        sorted(k for k in {cell["k"] for cell in cells} if complete(scores.get("attempt", {}), tasks, k))
-        if tasks
-        else []
-    )
+    whole = Runs(backbone, cells, scores, [], [])
+    tasks_of = {k: own for k in sorted({cell["k"] for cell in cells}) if (own := whole.at(k))}
+    ks = [k for k, own in tasks_of.items() if complete(scores["attempt"], own, k)]
     if not ks:
         raise SystemExit(f"{folder}: no seed of ATTEMPT is complete yet: every test task needs one")
-    return Runs(backbone, cells, scores, tasks, ks)
+    return replace(whole, tasks=sorted({task for k in ks for task in tasks_of[k]}), ks=ks)
 
 
 def each_source(runs: Runs, folder: Path) -> list[str]:
@@ -357,8 +389,10 @@ def few_shot(
     write_pictures(out, runs, found, cost, end)
     lines = []
     for one in runs.ks:
-        lines += [f"## {runs.backbone}, k = {one}", "", *scores_at(scores, one, runs.tasks)]
+        lines += [f"## {runs.backbone}, k = {one}", "", *scores_at(scores, one, runs.at(one))]
     lines += [f"![{runs.backbone}: each method against prompt tuning at k = {k}](proof{end}.png)", ""]
+    if len(runs.ks) > 1:
+        lines += [f"![{runs.backbone}: scores by k](proof{end}-k.png)", ""]
     lines += each_source(runs, folder / "each")
     lines += knowledge(runs, folder / "balance")
     lines += [f"### Compared: {runs.backbone}", "", *compared(found)]

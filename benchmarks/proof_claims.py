@@ -47,7 +47,7 @@ class Comparison:
         won: percent of the cells (task, seed) that the first won, ties as half.
         won_width: half of its 95 % interval over seeds.
         smallest: the difference that these runs would have found four times in five.
-        tasks: the mean difference and its half width on each task.
+        tasks: the mean difference, its half width and its p on each task, over all seeds that both have there.
     """
 
     first: str
@@ -92,7 +92,8 @@ def compare(scores: Mapping[str, Scores], first: str, second: str, k: int, tasks
     deviation = math.sqrt(sum((x - y - difference) ** 2 for x, y in zip(*means, strict=True)) / max(len(seeds) - 1, 1))
     by_task = {}
     for task in tasks:
-        pair = [[one[task, k, seed] for seed in seeds] for one in (a, b)]
+        own = sorted(complete(a, [task], k) & complete(b, [task], k))
+        pair = [[one[task, k, seed] for seed in own] for one in (a, b)]
         by_task[task] = (*paired_difference(*pair), paired_p(*pair))
     return Comparison(
         first,
@@ -273,17 +274,19 @@ def _never_below(few: Mapping[str, Scores], tasks: Sequence[str], ks: Sequence[i
 
 def _where_others_win(few: Mapping[str, Scores], tasks: Sequence[str], ks: Sequence[int]) -> Claim:
     says = "Where do a probe, in-context learning and LoRA win against ATTEMPT?"
-    texts: dict[str, list[str]] = defaultdict(list)
     others = ("probe", "icl", "lora")
-    for other in others:
-        for k in ks:
-            one = compare(few, other, "attempt", k, tasks)
-            if one is None:
-                continue
-            sure = [task for task, (mean, width, _) in one.tasks.items() if width is not None and mean - width > 0]
-            where = f"surely on {', '.join(sure)}" if sure else "surely nowhere"
-            what = f"k = {k}, {counted(one.tasks)}, {one.seeds} seeds"
-            texts[other].append(f"{what}: {interval(one.difference, one.width)} in the mean, {where}")
-    text = "; ".join(f"{title(other)}, {', '.join(parts)}" for other, parts in texts.items())
-    verdict = "not run" if not texts else "answered" if len(texts) == len(others) else "answered in part"
-    return Claim(7, says, verdict, text or "–")
+    found = [one for other in others for k in ks if (one := compare(few, other, "attempt", k, tasks)) is not None]
+    places = [(one, task, *values) for one in found for task, values in one.tasks.items()]
+    adjusted = holm([1.0 if p is None else p for *_, p in places])
+    won: dict[int, list[str]] = defaultdict(list)
+    for (one, task, mean, width, _), p in zip(places, adjusted, strict=True):
+        if width is not None and mean - width > 0:
+            won[id(one)].append(f"{task} {interval(mean, width)}{'' if p < 0.05 else ' (not after Holm)'}")
+    texts = []
+    for one in found:
+        what = f"{title(one.first)}, k = {one.k}, {counted(one.tasks)}, {one.seeds} seeds"
+        where = f"above on {', '.join(won[id(one)])}" if won[id(one)] else "above on no task"
+        texts.append(f"{what}: {interval(one.difference, one.width)} in the mean, {where}")
+    ran = {one.first for one in found}
+    verdict = "not run" if not ran else "answered" if len(ran) == len(others) else "answered in part"
+    return Claim(7, says, verdict, "; ".join(texts) or "–")

@@ -102,17 +102,17 @@ def test_many_rows_need_few_parameters_too() -> None:
         assert found[3].verdict == verdict, found[3]
 
 
-def write_runs(folder: Path, tasks: Sequence[str] = TASKS, **means: float) -> None:
+def write_runs(folder: Path, tasks: Sequence[str] = TASKS, k: int = 16, **means: float) -> None:
     draw = random.Random(0)
     for name, mean in means.items():
         method = name.replace("_", "-")
         cells = [
-            {"task": task, "method": method, "k": 16, "seed": seed, "score": mean + draw.uniform(0, 0.05)}
+            {"task": task, "method": method, "k": k, "seed": seed, "score": mean + draw.uniform(0, 0.05)}
             | {"steps": 100, "trained_parameters": 5760, "extra_tokens": 10, "training_seconds": 8.0}
             for task in tasks
             for seed in range(3)
         ]
-        for place in (folder / "fewshot" / method, folder / "tune" / f"{name}-0.1"):
+        for place in (folder / "fewshot" / f"{method}-{k}", folder / "tune" / f"{name}-0.1"):
             place.mkdir(parents=True, exist_ok=True)
             (place / "table3.json").write_text(json.dumps({"cells": cells}))
 
@@ -143,6 +143,44 @@ def test_a_larger_backbone_has_its_own_verdicts_on_the_tasks_that_are_done(
     assert "| the best on the test rows | 70.0 | 70.0 | **70.0** |" in text
     assert (out / "proof-larger.png").stat().st_size > 1000
     assert "Qwen2.5-Coder-0.5B,prompt-tuning,c,16,0" in (out / "proof.csv").read_text("utf-8")
+
+
+def test_a_k_of_fewer_tasks_has_its_own_table_and_the_picture_by_k_what_all_have(tmp_path: Path) -> None:
+    write_runs(tmp_path, attempt=0.7, prompt_tuning=0.6)
+    write_runs(tmp_path, ["b"], 4, attempt=0.65, prompt_tuning=0.6)
+    runs = proof.runs_of("x", tmp_path)
+    assert (runs.ks, runs.tasks, runs.at(4), runs.at(16), runs.most) == ([4, 16], TASKS, ["b"], TASKS, 16)
+    lines, found, _ = proof.few_shot(runs, tmp_path, tmp_path)
+    assert {one.k: [*one.tasks] for one in found} == {4: ["b"], 16: TASKS}
+    assert "| method | seeds | b | mean |" in lines
+    assert "![x: scores by k](proof-k.png)" in lines
+    assert (tmp_path / "proof-k.png").stat().st_size > 1000
+
+
+def test_a_task_is_compared_over_its_own_seeds() -> None:
+    ours, theirs = scores(70.0), scores(60.0)
+    del ours["a", 16, 0], ours["a", 16, 1], ours["a", 16, 2]
+    few = compare({"attempt": ours, "spot": theirs}, "attempt", "spot", 16, TASKS)
+    assert few is not None
+    assert few.seeds == 3
+    own = [ours["b", 16, seed] - theirs["b", 16, seed] for seed in range(6)]
+    assert few.tasks["b"][0] == pytest.approx(sum(own) / 6)
+
+
+def test_where_others_win_is_told_after_holm() -> None:
+    few = {"attempt": scores(70.0), "probe": scores(75.0), "icl": scores(60.0)}
+    claim = claims(few, TASKS, {}, {}, None)[-1]
+    assert "probe, k = 16, 2 tasks, 6 seeds: +5.1" in claim.found
+    assert "above on a +5.0" in claim.found
+    assert "(not after Holm)" not in claim.found
+    assert "in-context learning, k = 16, 2 tasks, 6 seeds: -9.9" in claim.found
+    assert claim.found.endswith("above on no task")
+    flat = {(task, 16, seed): 70.0 for task in TASKS for seed in range(3)}
+    few = {"attempt": flat, "probe": {place: score + 2 + place[2] for place, score in flat.items()}}
+    # p is 0.035 on each of the two tasks
+    assert claims(few, TASKS, {}, {}, None)[-1].found.endswith(
+        "above on a +3.0 ± 2.5 (not after Holm), b +3.0 ± 2.5 (not after Holm)"
+    )
 
 
 def test_the_page_has_tables_pictures_and_the_readmes_claims(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
