@@ -23,7 +23,6 @@ from typing import Any
 
 from attempt_cli.evaluation.statistics import holm, mean_interval, paired_difference
 from benchmarks.proof_claims import (
-    POWER,
     TITLES,
     Claim,
     Comparison,
@@ -37,6 +36,7 @@ from benchmarks.proof_claims import (
 )
 
 BASE = "prompt-tuning"
+POWER = 2.8  # z of a two-sided test at 5 % plus that of 80 % power, where many differences give the deviation
 NOTES = Path(__file__).with_name("proof_notes.md")  # what a person says about the runs; the numbers are made here
 SMALL, LARGE = "SmolLM2-135M", "Qwen2.5-Coder-0.5B"
 MARKS = ("<!-- claims: made by benchmarks/proof.py -->", "<!-- end of claims -->")
@@ -177,7 +177,7 @@ def costs(cells: Sequence[Mapping[str, Any]], scores: Mapping[str, Scores]) -> d
 def write_pictures(
     out: Path, runs: Runs, found: Sequence[Comparison], cost: Mapping[str, Mapping[str, float]], end: str
 ) -> None:
-    """Draws each method against prompt tuning, and the mean score against what a method costs."""
+    """Draws each method against prompt tuning, the mean score against what a method costs, and scores by k."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -187,8 +187,6 @@ def write_pictures(
     tasks = runs.at(k)
     whole = [one for one in found if one.second == BASE and one.k == k and len(one.tasks) == len(tasks)]
     against = sorted(whole, key=lambda one: one.difference)
-    if not against:
-        return
     names = [title(one.first) for one in against]
     figure, (left, right) = pyplot.subplots(
         1, 2, figsize=(9, 0.4 * len(names) + 1.6), sharey=True, layout="constrained"
@@ -238,16 +236,15 @@ def write_pictures(
     figure.savefig(out / f"proof{end}-cost.png", dpi=150)
     pyplot.close(figure)
 
-    if len(runs.ks) > 1:
+    if common := runs.common:
         figure, axis = pyplot.subplots(figsize=(6, 4), layout="constrained")
-        tasks = sorted(set.intersection(*(set(runs.at(k)) for k in runs.ks)))
         shown = 0
         for method, one in scores.items():
-            seeds_of = {k: seeds for k in runs.ks if (seeds := complete(one, tasks, k))}
+            seeds_of = {k: seeds for k in runs.ks if (seeds := complete(one, common, k))}
             if len(seeds_of) < 2:
                 continue
             means = [
-                mean_interval([mean(one[task, k, seed] for task in tasks) for seed in seeds_of[k]]) for k in seeds_of
+                mean_interval([mean(one[task, k, seed] for task in common) for seed in seeds_of[k]]) for k in seeds_of
             ]
             axis.errorbar(
                 [k * 1.015**shown for k in seeds_of],  # beside each other
@@ -261,7 +258,7 @@ def write_pictures(
         axis.set_xscale("log", base=2)
         axis.set_xticks(runs.ks, [str(k) for k in runs.ks])
         axis.set_xlabel("training rows (k)")
-        axis.set_ylabel(f"mean over {', '.join(tasks)}", fontsize=8)
+        axis.set_ylabel(f"mean over {', '.join(common)}", fontsize=8)
         axis.legend(fontsize=7)
         figure.suptitle(f"{runs.backbone}, 95 % over seeds")
         figure.savefig(out / f"proof{end}-k.png", dpi=150)
@@ -283,6 +280,11 @@ class Runs:
         return sorted(set.intersection(*(tasks_at(self.scores.get(name, {}), k) for name in ("attempt", BASE))))
 
     @property
+    def common(self) -> list[str]:
+        """The tasks that count at every k; none where there is one k alone."""
+        return sorted(set.intersection(*(set(self.at(k)) for k in self.ks))) if len(self.ks) > 1 else []
+
+    @property
     def most(self) -> int:
         """The k at which most was run."""
         return max(
@@ -300,9 +302,9 @@ def runs_of(backbone: str, folder: Path) -> Runs:
     scores = by_method(cells)
     whole = Runs(backbone, cells, scores, [], [])
     tasks_of = {k: own for k in sorted({cell["k"] for cell in cells}) if (own := whole.at(k))}
-    ks = [k for k, own in tasks_of.items() if complete(scores["attempt"], own, k)]
+    ks = [k for k, own in tasks_of.items() if complete(scores["attempt"], own, k) & complete(scores[BASE], own, k)]
     if not ks:
-        raise SystemExit(f"{folder}: no seed of ATTEMPT is complete yet: every test task needs one")
+        raise SystemExit(f"{folder}: ATTEMPT and prompt tuning have no seed on all of their tasks yet")
     return replace(whole, tasks=sorted({task for k in ks for task in tasks_of[k]}), ks=ks)
 
 
@@ -355,12 +357,18 @@ def knowledge(runs: Runs, folder: Path) -> list[str]:
     if not methods:
         return []
 
-    def by_seed(method: str, of: str) -> list[float]:
-        seeds = sorted({cell["seed"] for one in found.values() for cell in one[method]})
-        values = (
-            (cell[of] for one in found.values() for cell in one[method] if cell["seed"] == seed) for seed in seeds
-        )
-        return [100 * mean(one) for one in values]
+    def by_seed(method: str, of: str) -> dict[int, float]:
+        """Returns the means over tasks, of the seeds that all tasks have."""
+        values = [{cell["seed"]: cell[of] for cell in one[method]} for one in found.values()]
+        seeds = set.intersection(*map(set, values))
+        return {seed: 100 * mean(one[seed] for one in values) for seed in sorted(seeds)}
+
+    def against_base(method: str) -> str:
+        own, base = by_seed(method, "auc"), by_seed(BASE, "auc") if BASE in methods else {}
+        both = [seed for seed in own if seed in base]
+        if method == BASE or not both:
+            return ""
+        return shown(*paired_difference([own[seed] for seed in both], [base[seed] for seed in both]), "+")
 
     def shown(average: float, width: float | None, sign: str = "") -> str:
         return f"{average:{sign}.1f}" + (f" ± {width:.1f}" if width else "")
@@ -368,13 +376,12 @@ def knowledge(runs: Runs, folder: Path) -> list[str]:
     rows = []
     for method in methods:
         by_task = (f"{100 * mean(cell['auc'] for cell in one[method]):.1f}" for one in found.values())
-        means = [shown(*mean_interval(by_seed(method, of))) for of in ("auc", "score", "balanced")]
-        against = shown(*paired_difference(by_seed(method, "auc"), by_seed(BASE, "auc")), "+")
-        rows.append([title(method), *by_task, means[0], "" if method == BASE else against, *means[1:]])
+        means = [shown(*mean_interval([*by_seed(method, of).values()])) for of in ("auc", "score", "balanced")]
+        rows.append([title(method), *by_task, means[0], against_base(method), *means[1:]])
     larger = mean(100 * cells[methods[0]][0]["larger"] for cells in found.values())
     rows.append(["the larger class", *["50.0"] * (len(found) + 1), "", f"{larger:.1f}", ""])
     return [
-        f"### Knowledge and balance: {runs.backbone}, k = {16}",
+        f"### Knowledge and balance: {runs.backbone}, k = 16",
         "",
         *table(["AUC", *found, "mean", "− prompt tuning", "mean score", "with the right balance"], rows),
     ]
@@ -391,7 +398,7 @@ def few_shot(
     for one in runs.ks:
         lines += [f"## {runs.backbone}, k = {one}", "", *scores_at(scores, one, runs.at(one))]
     lines += [f"![{runs.backbone}: each method against prompt tuning at k = {k}](proof{end}.png)", ""]
-    if len(runs.ks) > 1:
+    if runs.common:
         lines += [f"![{runs.backbone}: scores by k](proof{end}-k.png)", ""]
     lines += each_source(runs, folder / "each")
     lines += knowledge(runs, folder / "balance")

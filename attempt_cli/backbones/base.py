@@ -569,7 +569,8 @@ class FrozenBackbone(SwitchedLayers, ABC):
 
         Args:
             watch: sees every row's token after each step; the rows that it says are done get no more.
-            past: what `read` returned for these rows, whose prompts are then placed after the input.
+            past: what `read` returned for these rows, whose prompts are then placed after the input;
+                generation copies it, and encoder-decoders have none.
         """
 
     def _use_greedy_generation(self) -> None:

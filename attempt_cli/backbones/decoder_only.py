@@ -429,12 +429,12 @@ class DecoderOnlyBackbone(FrozenBackbone):
         past: Past | None = None,
     ) -> list[str]:
         # the library's generation needs pads on the left: [pads ; P ; X] or [pads ; X ; P], nothing between the two
-        given: dict[str, Any] = {}
+        known: dict[str, Any] = {}
         if prompts is not None and placement == "after":
-            if past is not None and prompts.shape[1]:
-                self._check_reach(past.width + prompts.shape[1])
+            # rows beyond the model's reach cannot be read in two parts
+            if past is not None and prompts.shape[1] and not self._beyond_reach(past.width + prompts.shape[1]):
                 embeddings = embeddings[:, : past.width]
-                given[cache_argument(self.model)] = self._as_cache(past)
+                known[cache_argument(self.model)] = self._as_cache(past)
             sequence = torch.cat(
                 [
                     pads_first(embeddings, batch.input_lengths, 1),
@@ -458,7 +458,7 @@ class DecoderOnlyBackbone(FrozenBackbone):
                 stopping_criteria=stopping(watch),
                 pad_token_id=self.pad_id,
                 eos_token_id=[self.end_id, *ends],
-                **given,
+                **known,
             )
         texts: list[str] = self.tokenizer.batch_decode(written, skip_special_tokens=True)
         return [text.strip() for text in texts]

@@ -103,13 +103,15 @@ class SwitchedLayers:
     def as_loaded(self) -> Iterator[None]:
         """Runs layers neither compiled nor checkpointed inside the block, so that results do not depend on either."""
         compiled, checkpointed = self.compiled, self.checkpointed
-        self.checkpointed = False
+        if checkpointed:  # with it, layers of transformers 5.0 read no cache, and texts would go wrong
+            self.checkpoint_gradients(False)
         if compiled:
             self.compile_layers(False)
         try:
             yield
         finally:
-            self.checkpointed = checkpointed
+            if checkpointed:
+                self.checkpoint_gradients(True)
             if compiled:
                 self.compile_layers(True)
 

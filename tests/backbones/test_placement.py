@@ -265,6 +265,36 @@ def test_layers_with_a_window_are_not_asked_to_look_beyond_it(tmp_path: Path) ->
         model.log_likelihood([long])
 
 
+def test_texts_are_written_below_beyond_and_across_a_window(tmp_path: Path) -> None:
+    folder = save_mistral(tmp_path / "mistral", sliding_window=24)
+    backbone = load_backbone(str(folder), device="cpu", dtype="float32")
+    model = prompted(backbone)
+    assert model.mixture is not None
+    ids = backbone.encode(["it is"], None, 64)[0].input_ids[:3]
+    table, prompt = plain_model(folder).get_input_embeddings().weight, model.mixture.target_prompts[0].detach() * 0.7
+    for lengths in ((3, 9), (3, 18), (3, 39)):  # inside, across the window while it is written, beyond it
+        rows = [EncodedRow((ids * 13)[:length], []) for length in lengths]
+        for row, text in zip(rows, model.generate(rows, 8)[0], strict=True):
+            whole = torch.cat([table[row.input_ids], prompt])
+            written = greedy(plain_model(folder), [], whole, backbone.end_id, 8)
+            assert text == backbone.tokenizer.decode(written, skip_special_tokens=True).strip()
+
+
+def test_texts_are_the_same_while_layers_are_checkpointed(backbone: FrozenBackbone) -> None:
+    model, rows = prompted(backbone, sources=2), rows_of(backbone)
+    texts = model.generate(rows, 5)[0]
+    layers = [layer for layer in backbone.model.modules() if getattr(layer, "gradient_checkpointing", None) is not None]
+    backbone.checkpoint_gradients(True)
+    try:
+        with backbone.as_loaded():
+            assert not any(layer.gradient_checkpointing for layer in layers)
+            assert model.generate(rows, 5)[0] == texts
+        assert backbone.checkpointed
+        assert any(layer.gradient_checkpointing for layer in layers)
+    finally:
+        backbone.checkpoint_gradients(False)
+
+
 def test_an_architecture_that_our_attention_does_not_fit_keeps_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
+from scipy.stats import ttest_1samp
 
 from benchmarks import proof
 from benchmarks.proof_balance import balanced, log_odds
-from benchmarks.proof_claims import Part, claims, compare, complete, together
+from benchmarks.proof_claims import FEW, Part, claims, compare, complete, power_factor, together
 
 TASKS = ["a", "b"]
 
@@ -26,16 +29,27 @@ def test_a_part_is_decided_where_its_whole_interval_is_on_one_side() -> None:
     assert Part("x", 4.0, 0.9, 5).verdict == "refuted"
     assert Part("x", 5.5, 1.0, 5).verdict == Part("x", 4.5, 1.0, 5).verdict == "open"
     assert Part("x", 50.0, None, 5).verdict == "open"  # one seed shows nothing
-    assert str(Part("x", 6.0, 1.0, 5)) == "x: +6.0 ± 1.0"
-    assert str(Part("won", 80.0, None, 80, " %")) == "won: 80.0 %"
+    assert str(Part("x", 6.0, 1.0, 5)) == "x: +6.0 ± 1.0 (confirmed)"
+    assert str(Part("won", 80.0, None, 80, " %")) == "won: 80.0 % (open)"
 
 
 def test_one_refuted_part_refutes_a_claim() -> None:
     sure, open_, wrong = Part("x", 9, 1, 0), Part("x", 0, 1, 0), Part("x", -9, 1, 0)
-    assert together([sure, sure]) == "confirmed"
-    assert together([sure, open_]) == "open"
-    assert together([sure, open_, wrong]) == "refuted"
-    assert together([]) == "not run"
+    assert together([sure, sure], 2) == "confirmed"
+    assert together([sure, sure], 3) == "open"  # a part was not run
+    assert together([sure, open_], 2) == "open"
+    assert together([sure, open_, wrong], 4) == "refuted"
+    assert together([], 2) == "not run"
+
+
+def test_few_seeds_could_have_shown_large_differences_only() -> None:
+    # the power of a t-test, by drawing: known seeds, deviation 1, the mean at so many standard errors
+    draw = np.random.default_rng(0)
+    for seeds in (3, 5, 20):
+        drawn = draw.normal(power_factor(seeds) / math.sqrt(seeds), 1, (20_000, seeds))
+        assert (ttest_1samp(drawn, 0, axis=1).pvalue < 0.05).mean() == pytest.approx(0.8, abs=0.015)
+    assert power_factor(3) > 2 * 2.8
+    assert power_factor(1000) == pytest.approx(2.8, abs=0.02)
 
 
 def test_only_seeds_that_both_have_on_every_task_are_compared() -> None:
@@ -63,8 +77,12 @@ def test_tasks_that_one_of_two_lacks_are_not_compared() -> None:
     assert part.split(" | ")[2] == "–"
 
 
+def at_every_k(mean: float) -> dict[tuple[str, int, int], float]:
+    return {place: score for k in FEW for place, score in scores(mean, k=k).items()}
+
+
 def decided(**means: float) -> dict[int, str]:
-    few = {name.replace("_", "-"): scores(mean) for name, mean in means.items()}
+    few = {name.replace("_", "-"): at_every_k(mean) for name, mean in means.items()}
     return {one.number: one.verdict for one in claims(few, TASKS, {}, {}, None)}
 
 
@@ -80,6 +98,9 @@ def test_claims_follow_the_scores() -> None:
         6: "not run",
         7: "not run",
     }
+    some = {name.replace("_", "-"): scores(mean) for name, mean in good.items()}
+    assert {one.number: one.verdict for one in claims(some, TASKS, {}, {}, None)}[2] == "open"  # k = 4, 32 are due
+    assert decided(**{name: mean for name, mean in good.items() if name != "spot_t"})[2] == "open"
     assert decided(**good | {"prompt_tuning": 68.0})[1] == "refuted"
     assert decided(**good | {"attempt_words": 66.0})[2] == "refuted"
     assert decided(**good | {"source": 75.0})[3] == "refuted"
@@ -129,7 +150,8 @@ def test_a_larger_backbone_has_its_own_verdicts_on_the_tasks_that_are_done(
         evaluations = [{"task": task, "model": model, "score": score} for model, score in scored.items()]
         (small / "each" / f"{task}.json").write_text(json.dumps({"evaluations": evaluations}))
     write_runs(small, attempt=0.61, prompt_tuning=0.6, none=0.5)
-    write_runs(larger, attempt=0.8, prompt_tuning=0.6)
+    for k in FEW:
+        write_runs(larger, k=k, attempt=0.8, prompt_tuning=0.6)
     write_runs(larger, [*TASKS, "c"], prompt_tuning=0.6)  # ATTEMPT has not come to this task yet
     monkeypatch.setattr("sys.argv", ["proof", str(small), str(out), "--larger", str(larger), "--readme", str(readme)])
     proof.main()
@@ -236,3 +258,11 @@ def test_what_prompts_know_is_told_apart_from_their_balance(tmp_path: Path) -> N
     assert "| ATTEMPT | 65.0 | 75.0 | 70.0 | +5.0 | 40.0 | 50.0 |" in lines
     assert "| the larger class | 50.0 | 50.0 | 50.0 |  | 80.0 |  |" in lines
     assert proof.knowledge(proof.runs_of("x", tmp_path), tmp_path / "nowhere") == []
+    # a seed that one task lacks counts for no method
+    cells = [
+        cell for cell in json.loads((place / "b.json").read_text()) if (cell["method"], cell["seed"]) != ("attempt", 1)
+    ]
+    cells += [{**cells[0], "seed": 7, "auc": 0.1}]
+    (place / "b.json").write_text(json.dumps(cells))
+    lines = proof.knowledge(proof.runs_of("x", tmp_path), place)
+    assert any(line.startswith("| ATTEMPT | 65.0 |") and "| 70.0 | +5.0 |" in line for line in lines)
