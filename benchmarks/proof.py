@@ -319,9 +319,9 @@ def each_source(runs: Runs, folder: Path) -> list[str]:
         return []
     known = {name: one for name, one in found.items() if name != "no prompt"}
     chosen = {
-        task: mean(score for (own, _, _), score in runs.scores.get("source", {}).items() if own == task)
+        task: mean(own)
         for task in tasks
-        if any(own == task for own, _, _ in runs.scores.get("source", {}))
+        if (own := [one for place, one in runs.scores.get("source", {}).items() if place[:2] == (task, runs.most)])
     }
     rows = [("no prompt", found["no prompt"])] if "no prompt" in found else []
     rows += sorted(known.items())
