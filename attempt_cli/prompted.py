@@ -217,7 +217,7 @@ class PromptedModel:
             rows: the rows.
             max_new_tokens: the most tokens of a continuation.
             watch: sees every token and says which rows are done.
-            past: keys and values of the rows' inputs, where they are known (`read_for`).
+            past: keys and values of the rows' inputs, where they are known (`read_for`); not of a prompt before them.
         """
         batch, embeddings = self._enter(rows)
         past = past if past is not None else self._read(rows)

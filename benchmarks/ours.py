@@ -86,6 +86,13 @@ def training(name: str, model: PromptedModel, rows: Sequence[EncodedRow], *, cac
     return Contender(name, steps, len(rows), warm=None)
 
 
+def _store(model: PromptedModel, rows: Sequence[EncodedRow]) -> InputCache:
+    """Returns a cache that keeps these rows' inputs."""
+    store = InputCache(CACHE_BYTES)
+    store.plan([rows], model.backbone.cache_bytes_per_token)
+    return store
+
+
 def label_scoring(
     name: str,
     model: PromptedModel,
@@ -100,10 +107,7 @@ def label_scoring(
     Args:
         kept: the inputs' keys and values are there already, as for validation rows from the second look on.
     """
-    store: InputCache | None = None
-    if kept:
-        store = InputCache(CACHE_BYTES)
-        store.plan([rows], model.backbone.cache_bytes_per_token)
+    store = _store(model, rows) if kept else None
     lengths = [len(row.input_ids) for row in rows]
     behind = sum(map(len, labels))
     overhead = model.overhead(max(lengths) + behind) + behind
@@ -126,10 +130,7 @@ def writing(
         tokens: how many are generated at the most.
         kept: the inputs' keys and values are there already, as for validation rows from the second look on.
     """
-    store: InputCache | None = None
-    if kept:
-        store = InputCache(CACHE_BYTES)
-        store.plan([rows], model.backbone.cache_bytes_per_token)
+    store = _store(model, rows) if kept else None
     lengths = [len(row.input_ids) for row in rows]
     room = model.prompt_length + tokens
     batches = [

@@ -177,7 +177,7 @@ def costs(cells: Sequence[Mapping[str, Any]], scores: Mapping[str, Scores]) -> d
 def write_pictures(
     out: Path, runs: Runs, found: Sequence[Comparison], cost: Mapping[str, Mapping[str, float]], end: str
 ) -> None:
-    """Draws each method against prompt tuning, the mean score against what a method costs, and scores by k."""
+    """Draws each method against prompt tuning, and the mean score against what a method costs."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -236,33 +236,39 @@ def write_pictures(
     figure.savefig(out / f"proof{end}-cost.png", dpi=150)
     pyplot.close(figure)
 
-    if common := runs.common:
-        figure, axis = pyplot.subplots(figsize=(6, 4), layout="constrained")
-        shown = 0
-        for method, one in scores.items():
-            seeds_of = {k: seeds for k in runs.ks if (seeds := complete(one, common, k))}
-            if len(seeds_of) < 2:
-                continue
-            means = [
-                mean_interval([mean(one[task, k, seed] for task in common) for seed in seeds_of[k]]) for k in seeds_of
-            ]
-            axis.errorbar(
-                [k * 1.015**shown for k in seeds_of],  # beside each other
-                [average for average, _ in means],
-                yerr=[width or 0 for _, width in means],
-                marker="o",
-                capsize=3,
-                label=title(method),
-            )
-            shown += 1
-        axis.set_xscale("log", base=2)
-        axis.set_xticks(runs.ks, [str(k) for k in runs.ks])
-        axis.set_xlabel("training rows (k)")
-        axis.set_ylabel(f"mean over {', '.join(common)}", fontsize=8)
-        axis.legend(fontsize=7)
-        figure.suptitle(f"{runs.backbone}, 95 % over seeds")
-        figure.savefig(out / f"proof{end}-k.png", dpi=150)
-        pyplot.close(figure)
+
+def draw_by_k(out: Path, runs: Runs, end: str) -> None:
+    """Draws each method's mean score by k, over the tasks that all k have."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot
+
+    scores, common = runs.scores, runs.common
+    figure, axis = pyplot.subplots(figsize=(6, 4), layout="constrained")
+    shown = 0
+    for method, one in scores.items():
+        seeds_of = {k: seeds for k in runs.ks if (seeds := complete(one, common, k))}
+        if len(seeds_of) < 2:
+            continue
+        means = [mean_interval([mean(one[task, k, seed] for task in common) for seed in seeds_of[k]]) for k in seeds_of]
+        axis.errorbar(
+            [k * 1.015**shown for k in seeds_of],  # beside each other
+            [average for average, _ in means],
+            yerr=[width or 0 for _, width in means],
+            marker="o",
+            capsize=3,
+            label=title(method),
+        )
+        shown += 1
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(runs.ks, [str(k) for k in runs.ks])
+    axis.set_xlabel("training rows (k)")
+    axis.set_ylabel(f"mean over {', '.join(common)}", fontsize=8)
+    axis.legend(fontsize=7)
+    figure.suptitle(f"{runs.backbone}, 95 % over seeds")
+    figure.savefig(out / f"proof{end}-k.png", dpi=150)
+    pyplot.close(figure)
 
 
 @dataclass(frozen=True)
@@ -399,6 +405,7 @@ def few_shot(
         lines += [f"## {runs.backbone}, k = {one}", "", *scores_at(scores, one, runs.at(one))]
     lines += [f"![{runs.backbone}: each method against prompt tuning at k = {k}](proof{end}.png)", ""]
     if runs.common:
+        draw_by_k(out, runs, end)
         lines += [f"![{runs.backbone}: scores by k](proof{end}-k.png)", ""]
     lines += each_source(runs, folder / "each")
     lines += knowledge(runs, folder / "balance")

@@ -103,7 +103,7 @@ class SwitchedLayers:
     def as_loaded(self) -> Iterator[None]:
         """Runs layers neither compiled nor checkpointed inside the block, so that results do not depend on either."""
         compiled, checkpointed = self.compiled, self.checkpointed
-        if checkpointed:  # with it, layers of transformers 5.0 read no cache, and texts would go wrong
+        if checkpointed:  # with it, layers of transformers 5.0 read no cache while a text is written
             self.checkpoint_gradients(False)
         if compiled:
             self.compile_layers(False)

@@ -236,7 +236,7 @@ def _batches(
             one = prompted[number]
             own = [replace(row, task=one.task_index) for row in rows]
             watch = _FirstLines(backbone.tokenizer, len(own))
-            written, weights = one.model.generate(own, MAX_NEW_TOKENS, watch, past if one.model.behind_input else None)
+            written, weights = one.model.generate(own, MAX_NEW_TOKENS, watch, past)
             results[number] = _predictions(
                 [text.split("\n", 1)[0].strip() for text in written], None if weights is None else weights.tolist()
             )
