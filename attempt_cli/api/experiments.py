@@ -159,6 +159,7 @@ def reproduce(
     methods: Names | None = None,
     columns: Names | None = None,
     seeds: int | None = None,
+    first_seed: int = 0,
     k: int | Sequence[int] | None = None,
     per_class: bool = False,
     limit: int | None = None,
@@ -191,8 +192,8 @@ def reproduce(
         progress: makes what follows the grid, from its cells and the number of workers; without it the session's
             listener is told a line a cell.
         session: where the call works.
-        tasks, methods, columns, seeds, k, per_class, limit, train_limit, sources, train_sources, source_steps,
-            init_from, preset, tuned, resume, workers, on_ray, bank: as in `experiments.run.GridOptions` and
+        tasks, methods, columns, seeds, first_seed, k, per_class, limit, train_limit, sources, train_sources,
+            source_steps, init_from, preset, tuned, resume, workers, on_ray, bank: as in `experiments.run.GridOptions` and
             `plan.Terms`.
         settings: fields of `training.config.TrainingConfig`, for all methods.
 
@@ -211,6 +212,7 @@ def reproduce(
     for option, number in numbers.items():
         _check_count(option, number)
     _check_count("bank", bank, optional=False)
+    _check_count("first_seed", first_seed, optional=False, least=0)
     session = Session.of(session)
     named = session.backbone or os.environ.get("ATTEMPT_BACKBONE")
     options = GridOptions(
@@ -218,6 +220,7 @@ def reproduce(
         methods=listed(methods or ()),
         columns=listed(columns or ()),
         seeds=seeds,
+        first_seed=first_seed,
         k=None if k is None else listed(k),
         per_class=per_class,
         limit=limit,
@@ -237,8 +240,8 @@ def reproduce(
     return run_experiment(session, experiments()[name], options, listed(backbones or named or ()), progress)
 
 
-def _check_count(name: str, number: object, *, optional: bool = True) -> None:
+def _check_count(name: str, number: object, *, optional: bool = True, least: int = 1) -> None:
     """Refuses what is not a number of something, before anything else is done."""
-    if (number is None and optional) or (type(number) is int and number >= 1):
+    if (number is None and optional) or (type(number) is int and number >= least):
         return
-    raise ArgumentsError(f"{name} is {number!r}"[:200], f"Give {name} as one whole number, at least 1.")
+    raise ArgumentsError(f"{name} is {number!r}"[:200], f"Give {name} as one whole number, at least {least}.")

@@ -43,6 +43,13 @@ if TYPE_CHECKING:
 @click.option("--steps", type=click.IntRange(min=1), help="Optimiser steps, for all. [default: 500, or the preset's]")
 @click.option("--epochs", type=float, help="Passes over the training rows, instead of --steps.")
 @click.option("--seeds", type=click.IntRange(min=1), help="How many. [default: 3; one where no score is compared]")
+@click.option(
+    "--first-seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="The lowest one: to add seeds to a run of another machine.",
+)
 @click.option("-k", "k", help="Numbers of training rows, drawn by seed: 4,16,32. [default: table3's; else all rows]")
 @click.option("--per-class", is_flag=True, help="k rows of every class, not k in total.")
 @click.option(

@@ -82,7 +82,7 @@ class Experiment:
         *,
         tasks: Sequence[str],
         methods: Sequence[str],
-        seeds: int,
+        seeds: Sequence[int],
         backbones: Sequence[str],
         ks: Sequence[int],
         sources: Mapping[tuple[str, str], Sequence[str]],
@@ -90,6 +90,7 @@ class Experiment:
         """Lists the cells of the grid; those of one backbone and task are next to each other.
 
         Args:
+            seeds: each draws its rows.
             ks: numbers of training rows; empty for the whole training split.
             sources: the source prompts, by backbone and task.
         """
@@ -101,7 +102,7 @@ class Experiment:
             for task in tasks:
                 count = len(sources.get((backbone, task), ()))
                 for k in draws:
-                    for seed in range(seeds):
+                    for seed in seeds:
                         for method in alone:
                             varies = self.vary_sources and METHODS[method].mixes == "all"
                             numbers: list[int | None] = [*range(1, count + 1)] if varies else [None]
@@ -111,7 +112,7 @@ class Experiment:
                 for least in sorted({METHODS[method].least_tasks for method in together})
                 for group in self.trained_together(tasks, least)
                 for k in draws
-                for seed in range(seeds)
+                for seed in seeds
                 for method in together
                 if METHODS[method].least_tasks == least
             ]

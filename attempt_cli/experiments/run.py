@@ -157,6 +157,7 @@ class GridOptions(Terms):
     Args:
         tasks, methods, columns: names; none takes the paper's.
         seeds: how many; None is the experiment's own number.
+        first_seed: the lowest one.
         k: numbers of training rows that are drawn; None is the experiment's own, else all rows.
         sources: names of source prompts, or "all".
         train_sources: names of tasks whose source prompts are trained first, or "paper" for the paper's six.
@@ -170,6 +171,7 @@ class GridOptions(Terms):
     methods: Sequence[str] = ()
     columns: Sequence[str] = ()
     seeds: int | None = None
+    first_seed: int = 0
     k: Sequence[int] | None = None
     sources: Names = "all"
     train_sources: Names | None = None
@@ -240,7 +242,7 @@ def run_experiment(
     specs = experiment.specs(
         tasks=list(tasks),
         methods=methods,
-        seeds=options.seeds or experiment.seeds,
+        seeds=range(options.first_seed, options.first_seed + (options.seeds or experiment.seeds)),
         backbones=backbones,
         ks=list(options.k if options.k is not None else experiment.k),
         sources=sources,

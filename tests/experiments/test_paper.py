@@ -64,7 +64,7 @@ def test_the_grid_goes_task_by_task() -> None:
     specs = experiment.specs(
         tasks=["boolq", "rte"],
         methods=["prompt-tuning", "attempt"],
-        seeds=2,
+        seeds=range(2),
         backbones=["tiny"],
         ks=[],
         sources=sources,
@@ -76,7 +76,7 @@ def test_the_grid_goes_task_by_task() -> None:
     assert [spec.task for spec in specs] == ["boolq"] * 8 + ["rte"] * 6
     assert len(set(specs)) == len(specs)
     few: Experiment = experiments()["table3"]
-    shots = few.specs(tasks=["cb"], methods=["none"], seeds=1, backbones=["x", "y"], ks=few.k, sources={})
+    shots = few.specs(tasks=["cb"], methods=["none"], seeds=[0], backbones=["x", "y"], ks=few.k, sources={})
     assert [(spec.backbone, spec.k) for spec in shots] == [(b, k) for b in "xy" for k in (4, 16, 32)]
 
 
@@ -121,7 +121,7 @@ def test_a_method_of_several_tasks_has_no_group_of_one() -> None:
     assert experiment.trained_together(("rte", "multirc"), 2) == [("rte", "multirc")]
     assert experiment.trained_together(("rte",), 2) == [("rte",)]  # it fails, and says why
     specs = experiment.specs(
-        tasks=tasks, methods=["adapterfusion", "hyperformer"], seeds=1, backbones=["x"], ks=(), sources={}
+        tasks=tasks, methods=["adapterfusion", "hyperformer"], seeds=[0], backbones=["x"], ks=(), sources={}
     )
     assert [spec.tasks for spec in specs if spec.method == "hyperformer"] == experiment.trained_together(tasks)
     assert [spec.tasks for spec in specs if spec.method == "adapterfusion"] == experiment.trained_together(tasks, 2)
