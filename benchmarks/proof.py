@@ -5,6 +5,8 @@
 
 Two methods are compared on the tasks that both have, and the seeds that both have on all of these, so that a run which
 was stopped compares like with like. The page says how many these are.
+
+The runs in FOLDER are added to the page that is there (`proof_earlier`); delete its proof.csv to begin anew.
 """
 
 from __future__ import annotations
@@ -23,10 +25,10 @@ from typing import Any
 
 from attempt_cli.evaluation.statistics import holm, mean_interval, paired_difference
 from benchmarks.proof_claims import (
-    TITLES,
     Claim,
     Comparison,
     Scores,
+    by_title,
     claims,
     compare,
     complete,
@@ -34,8 +36,10 @@ from benchmarks.proof_claims import (
     tasks_at,
     title,
 )
+from benchmarks.proof_earlier import Costs, Earlier, earlier, merged
 
 BASE = "prompt-tuning"
+NOTHING = Earlier()
 POWER = 2.8  # z of a two-sided test at 5 % plus that of 80 % power, where many differences give the deviation
 NOTES = Path(__file__).with_name("proof_notes.md")  # what a person says about the runs; the numbers are made here
 SMALL, LARGE = "SmolLM2-135M", "Qwen2.5-Coder-0.5B"
@@ -57,7 +61,7 @@ def by_method(cells: Iterable[Mapping[str, Any]]) -> dict[str, Scores]:
     found: dict[str, dict[tuple[str, int, int], float]] = defaultdict(dict)
     for cell in cells:
         found[cell["method"]][cell["task"], cell["k"], cell["seed"]] = 100 * cell["score"]
-    return dict(sorted(found.items(), key=lambda item: [*TITLES, item[0]].index(item[0])))
+    return dict(sorted(found.items(), key=lambda item: by_title(item[0])))
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> list[str]:
@@ -84,11 +88,13 @@ def scatter(cells: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def learning_rates(folder: Path) -> list[str]:
-    """Returns the table of the rates that were tried on development tasks."""
+    """Returns the table of the rates that were tried on development tasks, if there are some."""
     best: dict[str, dict[str, float]] = defaultdict(dict)
     for file in sorted(folder.glob("*/table3.json")):
         for method, one in by_method(read_one(file)).items():
             best[method][file.parent.name.partition("-")[2]] = sum(one.values()) / len(one)
+    if not best:
+        return []
     rates = sorted({rate for one in best.values() for rate in one}, key=float)
 
     def cell(one: Mapping[str, float], rate: str) -> str:
@@ -99,6 +105,15 @@ def learning_rates(folder: Path) -> list[str]:
     return table(
         ["method", *rates], [[title(method), *(cell(one, rate) for rate in rates)] for method, one in best.items()]
     )
+
+
+def variants(file: Path) -> list[str]:
+    """Returns the tables of the variants of G, if they were run."""
+    if not file.exists():
+        return []
+    scores = by_method(read_one(file))
+    tasks = sorted({task for one in scores.values() for task, _, _ in one})
+    return [*scores_at(scores, 16, tasks), *compared(comparisons(scores, tasks, [16]))]
 
 
 def scores_at(scores: Mapping[str, Scores], k: int, tasks: Sequence[str]) -> list[str]:
@@ -160,10 +175,10 @@ def compared(found: Sequence[Comparison]) -> list[str]:
     )
 
 
-def costs(cells: Sequence[Mapping[str, Any]], scores: Mapping[str, Scores]) -> dict[str, dict[str, float]]:
-    """Returns what a method takes: steps, trained parameters, tokens added to a query, seconds of training."""
+def costs(cells: Sequence[Mapping[str, Any]]) -> Costs:
+    """Returns what each method takes: steps, trained parameters, tokens added to a query, seconds of training."""
     found: dict[str, dict[str, float]] = {}
-    for method in scores:
+    for method in sorted({cell["method"] for cell in cells}, key=by_title):
         own = [cell for cell in cells if cell["method"] == method]
         found[method] = {
             "steps": max(cell["steps"] or 0 for cell in own),
@@ -174,9 +189,7 @@ def costs(cells: Sequence[Mapping[str, Any]], scores: Mapping[str, Scores]) -> d
     return found
 
 
-def write_pictures(
-    out: Path, runs: Runs, found: Sequence[Comparison], cost: Mapping[str, Mapping[str, float]], end: str
-) -> None:
+def write_pictures(out: Path, runs: Runs, found: Sequence[Comparison], end: str) -> None:
     """Draws each method against prompt tuning, and the mean score against what a method costs."""
     import matplotlib as mpl
 
@@ -222,7 +235,7 @@ def write_pictures(
         apart = (max(averages.values()) - min(averages.values())) / 30
         free: dict[float, float] = {}  # where the next label above a place has room
         for method, average in sorted(averages.items(), key=lambda item: item[1]):
-            place = cost[method][of]
+            place = runs.costs[method][of]
             axis.plot([place], [average], "o")
             height = max(average, free.get(place, average))
             free[place] = height + apart
@@ -276,7 +289,7 @@ class Runs:
     """Holds the few-shot runs of one backbone: a task counts where ATTEMPT and prompt tuning have a seed of it."""
 
     backbone: str
-    cells: Sequence[Mapping[str, Any]]
+    costs: Costs
     scores: Mapping[str, Scores]
     tasks: Sequence[str]
     ks: Sequence[int]
@@ -298,19 +311,21 @@ class Runs:
         )
 
 
-def runs_of(backbone: str, folder: Path) -> Runs:
-    """Reads the few-shot runs in a folder.
+def runs_of(backbone: str, folder: Path | None, before: Earlier = NOTHING) -> Runs:
+    """Reads the few-shot runs in a folder, and those that were there before.
+
+    Seconds of two processors do not compare: what a method took is told by the runs that came first.
 
     Raises:
         SystemExit: no seed is complete yet.
     """
-    cells = read(folder / "fewshot")
-    scores = by_method(cells)
-    whole = Runs(backbone, cells, scores, [], [])
-    tasks_of = {k: own for k in sorted({cell["k"] for cell in cells}) if (own := whole.at(k))}
+    cells = read(folder / "fewshot") if folder else []
+    scores = merged(before.few(backbone), by_method(cells))
+    whole = Runs(backbone, {**costs(cells), **before.costs.get(backbone, {})}, scores, [], [])
+    tasks_of = {k: own for k in sorted({k for one in scores.values() for _, k, _ in one}) if (own := whole.at(k))}
     ks = [k for k, own in tasks_of.items() if complete(scores["attempt"], own, k) & complete(scores[BASE], own, k)]
     if not ks:
-        raise SystemExit(f"{folder}: ATTEMPT and prompt tuning have no seed on all of their tasks yet")
+        raise SystemExit(f"{folder or backbone}: ATTEMPT and prompt tuning have no seed on all of their tasks yet")
     return replace(whole, tasks=sorted({task for k in ks for task in tasks_of[k]}), ks=ks)
 
 
@@ -335,21 +350,17 @@ def each_source(runs: Runs, folder: Path) -> list[str]:
     if len(chosen) == len(tasks):
         rows.append(("chosen by the training rows", chosen))
     rows.append(("the best on the test rows", {task: max(one[task] for one in known.values()) for task in tasks}))
-    return [
-        f"### Each source as it stands: {runs.backbone}",
-        "",
-        *table(
-            ["source", *tasks, "mean"],
+    return table(
+        ["source", *tasks, "mean"],
+        [
             [
-                [
-                    name.removeprefix("starter-").partition("@")[0],
-                    *(f"{one[task]:.1f}" for task in tasks),
-                    f"**{mean(one[task] for task in tasks):.1f}**",
-                ]
-                for name, one in rows
-            ],
-        ),
-    ]
+                name.removeprefix("starter-").partition("@")[0],
+                *(f"{one[task]:.1f}" for task in tasks),
+                f"**{mean(one[task] for task in tasks):.1f}**",
+            ]
+            for name, one in rows
+        ],
+    )
 
 
 def knowledge(runs: Runs, folder: Path) -> list[str]:
@@ -386,20 +397,16 @@ def knowledge(runs: Runs, folder: Path) -> list[str]:
         rows.append([title(method), *by_task, means[0], against_base(method), *means[1:]])
     larger = mean(100 * cells[methods[0]][0]["larger"] for cells in found.values())
     rows.append(["the larger class", *["50.0"] * (len(found) + 1), "", f"{larger:.1f}", ""])
-    return [
-        f"### Knowledge and balance: {runs.backbone}, k = 16",
-        "",
-        *table(["AUC", *found, "mean", "− prompt tuning", "mean score", "with the right balance"], rows),
-    ]
+    return table(["AUC", *found, "mean", "− prompt tuning", "mean score", "with the right balance"], rows)
 
 
 def few_shot(
-    runs: Runs, folder: Path, out: Path, end: str = ""
-) -> tuple[list[str], list[Comparison], dict[str, dict[str, float]]]:
-    """Returns the tables of one backbone, its comparisons and costs; draws its pictures."""
-    scores, k = runs.scores, runs.most
-    cost, found = costs(runs.cells, scores), comparisons(scores, runs.tasks, runs.ks)
-    write_pictures(out, runs, found, cost, end)
+    runs: Runs, folder: Path | None, out: Path, end: str = "", before: Earlier = NOTHING
+) -> tuple[list[str], list[Comparison]]:
+    """Returns the tables of one backbone and its comparisons; draws its pictures."""
+    scores, k, name = runs.scores, runs.most, runs.backbone
+    found = comparisons(scores, runs.tasks, runs.ks)
+    write_pictures(out, runs, found, end)
     lines = []
     for one in runs.ks:
         lines += [f"## {runs.backbone}, k = {one}", "", *scores_at(scores, one, runs.at(one))]
@@ -407,18 +414,21 @@ def few_shot(
     if runs.common:
         draw_by_k(out, runs, end)
         lines += [f"![{runs.backbone}: scores by k](proof{end}-k.png)", ""]
-    lines += each_source(runs, folder / "each")
-    lines += knowledge(runs, folder / "balance")
+    lines += before.section(
+        f"### Each source as it stands: {name}", each_source(runs, folder / "each") if folder else []
+    )
+    balance = knowledge(runs, folder / "balance") if folder else []
+    lines += before.section(f"### Knowledge and balance: {name}, k = 16", balance)
     lines += [f"### Compared: {runs.backbone}", "", *compared(found)]
     lines += [f"### What they cost: {runs.backbone}", "", f"![score against cost at k = {k}](proof{end}-cost.png)", ""]
     lines += table(
         ["method", "steps", "trained parameters", "tokens added to a query", "seconds of training"],
         [
             [title(method), *(f"{one[of]:,.0f}" for of in ("steps", "parameters", "tokens", "seconds"))]
-            for method, one in cost.items()
+            for method, one in sorted(runs.costs.items(), key=lambda item: by_title(item[0]))
         ],
     )
-    return lines, found, cost
+    return lines, found
 
 
 def hundreds(scores: Mapping[str, Scores]) -> list[str]:
@@ -439,39 +449,38 @@ def page(folder: Path, out: Path, larger: Path | None = None) -> tuple[list[str]
         out: of the page.
         larger: of those on the larger one, if there are some.
     """
-    runs = runs_of(SMALL, folder)
-    many, more_rows, changed = read(folder / "rows"), read(folder / "rows-development"), folder / "sources.json"
-    lines = ["## Learning rates, on development tasks", "", *learning_rates(folder / "tune")]
-    variants = folder / "variants" / "table3.json"
-    if variants.exists():
-        found_on = by_method(read_one(variants))
-        development = sorted({task for one in found_on.values() for task, _, _ in one})
-        lines += ["## Variants of G, on development tasks", "", *scores_at(found_on, 16, development)]
-        lines += compared(comparisons(found_on, development, [16]))
-    more, found, cost = few_shot(runs, folder, out)
+    before = earlier(out)
+    runs = runs_of(SMALL, folder, before)
+    many, more_rows = read(folder / "rows"), by_method(read(folder / "rows-development"))
+    rows, file = merged(before.many(SMALL), by_method(many)), folder / "sources.json"
+    new = json.loads(file.read_text()) if file.exists() else {"claims": before.changed, "table": []}
+    lines = before.section("## Learning rates, on development tasks", learning_rates(folder / "tune"))
+    lines += before.section("## Variants of G, on development tasks", variants(folder / "variants" / "table3.json"))
+    more, found = few_shot(runs, folder, out, before=before)
     lines += more
     decided = claims(
         runs.scores,
         runs.tasks,
-        by_method(many),
-        {method: int(one["parameters"]) for method, one in (cost | costs(many, by_method(many))).items()},
-        json.loads(changed.read_text()) if changed.exists() else None,
+        rows,
+        {method: int(one["parameters"]) for method, one in {**costs(many), **runs.costs}.items()},
+        new if new["claims"] else None,
     )
-    for title_of, own_rows in (("Hundreds of rows", many), ("The same on development tasks", more_rows)):
-        if own_rows:
-            lines += [f"## {title_of}", "", *hundreds(by_method(own_rows))]
-    if changed.exists():
-        lines += ["## Sources changed after training", "", *json.loads(changed.read_text())["table"], ""]
-    parts = [(SMALL, runs.scores), (SMALL, by_method(many))]
+    lines += before.section("## Hundreds of rows", hundreds(rows))
+    lines += before.section("## The same on development tasks", hundreds(more_rows))
+    lines += before.section("## Sources changed after training", new["table"])
+    parts = [(SMALL, runs.scores), (SMALL, rows)]
     report: dict[str, Any] = {
         "claims": [asdict(one) for one in decided],
         "comparisons": [asdict(one) for one in found],
+        "costs": {SMALL: runs.costs},
+        "changed": new["claims"],
     }
     decided_larger: list[Claim] = []
-    if larger is not None:
-        second = runs_of(LARGE, larger)
-        more, found, _ = few_shot(second, larger, out, "-larger")
+    if larger is not None or before.few(LARGE):
+        second = runs_of(LARGE, larger, before)
+        more, found = few_shot(second, larger, out, "-larger", before)
         lines += more
+        report["costs"][LARGE] = second.costs
         decided_larger = claims(second.scores, second.tasks, {}, {}, None)
         parts.append((LARGE, second.scores))
         report["larger"] = {
@@ -484,7 +493,7 @@ def page(folder: Path, out: Path, larger: Path | None = None) -> tuple[list[str]
         for backbone, part in parts:
             for method, own_scores in part.items():
                 writer.writerows(
-                    [backbone, method, *place, round(score, 2)] for place, score in sorted(own_scores.items())
+                    [backbone, method, *place, round(score, 4)] for place, score in sorted(own_scores.items())
                 )
     (out / "proof.json").write_text(json.dumps(report, indent=1) + "\n", "utf-8")
     return lines, decided, decided_larger

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The proof: what docs/results/protocol.md says, in parts that continue where they were stopped.
 # Usage: ATTEMPT_DATA=<rows in the hub's layout> benchmarks/proof.sh FOLDER [tune|variants|fewshot|each|shared|rows|sources ...]
-# SEEDS, TASKS and K narrow a part; what is done already is taken from the registry in FOLDER.
+# SEEDS, FIRST (the lowest seed), TASKS and K narrow a part; what is done already is taken from the registry in FOLDER.
 # ATTEMPT_BACKBONE names another backbone, whose runs need a folder of their own: its sources are trained first.
 set -euo pipefail
 : "${ATTEMPT_DATA:?name the folder with rows in the layout of the hub}"
@@ -52,7 +52,7 @@ for part in "$@"; do
         if [ "$part" = fewshot ]; then
           for k in ${K:-16 4 32}; do
             $ATTEMPT reproduce table3 -k "$k" --tasks "${TASKS:-$TEST}" --seeds "${SEEDS:-20}" \
-              --methods "$methods" "${rate[@]}" "${grid[@]}" --output "fewshot/$method-$k"
+              --first-seed "${FIRST:-0}" --methods "$methods" "${rate[@]}" "${grid[@]}" --output "fewshot/$method-$k"
           done
         else # three passes over 500 and 2,000 training rows
           for k in ${K:-500 2000}; do

@@ -258,6 +258,11 @@ def claims(
     return [*found, _where_others_win(few, tasks, ks)]
 
 
+def by_title(method: str) -> int:
+    """Returns a method's place in tables."""
+    return [*TITLES, method].index(method)
+
+
 def title(method: str) -> str:
     """Returns a method's name for people."""
     return TITLES.get(method, method)

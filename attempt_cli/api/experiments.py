@@ -193,8 +193,8 @@ def reproduce(
             listener is told a line a cell.
         session: where the call works.
         tasks, methods, columns, seeds, first_seed, k, per_class, limit, train_limit, sources, train_sources,
-            source_steps, init_from, preset, tuned, resume, workers, on_ray, bank: as in `experiments.run.GridOptions` and
-            `plan.Terms`.
+            source_steps, init_from, preset, tuned, resume, workers, on_ray, bank: as in
+            `experiments.run.GridOptions` and `plan.Terms`.
         settings: fields of `training.config.TrainingConfig`, for all methods.
 
     Returns:

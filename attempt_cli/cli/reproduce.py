@@ -10,6 +10,7 @@ import click
 
 from attempt_cli.cli.options import (
     BackboneOptions,
+    attention_rank_option,
     bank_option,
     chat_template_option,
     eval_every_option,
@@ -76,6 +77,7 @@ if TYPE_CHECKING:
 @chat_template_option
 @click.option("--batch-size", type=int, help="[default: 16]")
 @rate_options
+@attention_rank_option
 @max_length_option
 @bank_option
 @click.option("--max-tokens", type=int, help="Positions computed at once, pads included. [default: 8192]")

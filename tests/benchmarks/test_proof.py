@@ -172,7 +172,7 @@ def test_a_k_of_fewer_tasks_has_its_own_table_and_the_picture_by_k_what_all_have
     write_runs(tmp_path, ["b"], 4, attempt=0.65, prompt_tuning=0.6)
     runs = proof.runs_of("x", tmp_path)
     assert (runs.ks, runs.tasks, runs.at(4), runs.at(16), runs.most) == ([4, 16], TASKS, ["b"], TASKS, 16)
-    lines, found, _ = proof.few_shot(runs, tmp_path, tmp_path)
+    lines, found = proof.few_shot(runs, tmp_path, tmp_path)
     assert {one.k: [*one.tasks] for one in found} == {4: ["b"], 16: TASKS}
     assert "| method | seeds | b | mean |" in lines
     assert "![x: scores by k](proof-k.png)" in lines
@@ -266,3 +266,45 @@ def test_what_prompts_know_is_told_apart_from_their_balance(tmp_path: Path) -> N
     (place / "b.json").write_text(json.dumps(cells))
     lines = proof.knowledge(proof.runs_of("x", tmp_path), place)
     assert any(line.startswith("| ATTEMPT | 65.0 |") and "| 70.0 | +5.0 |" in line for line in lines)
+
+
+def test_runs_of_another_machine_add_to_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second, out = (tmp_path / name for name in ("first", "second", "out"))
+    out.mkdir()
+    write_runs(first, attempt=0.7, prompt_tuning=0.6, lora=0.75)
+    write_runs(first, k=4, attempt=0.65, prompt_tuning=0.6)
+    claim = {"mean": 1.5, "width": 1.0, "n": 20}
+    changed = {"claims": {"the best source added": claim}, "table": ["| changed |"]}
+    (first / "sources.json").write_text(json.dumps(changed))
+    for folder in (first, second):
+        (folder / "each").mkdir(parents=True, exist_ok=True)
+    for task in TASKS:
+        evaluations = [{"task": task, "model": "starter-x@1", "score": 0.6}]
+        (first / "each" / f"{task}.json").write_text(json.dumps({"evaluations": evaluations}))
+
+    def run(folder: Path) -> str:
+        monkeypatch.setattr("sys.argv", ["proof", str(folder), str(out)])
+        proof.main()
+        return (out / "proof.md").read_text("utf-8")
+
+    before = run(first)
+    assert run(tmp_path / "nothing") == before
+    for method, mean in (("attempt", 0.8), ("prompt-tuning", 0.6)):  # seeds 2 to 5: one of them a second time
+        cells = [
+            {"task": task, "method": method, "k": 16, "seed": seed, "score": mean}
+            | {"steps": 100, "trained_parameters": 5760, "extra_tokens": 10, "training_seconds": 99.0}
+            for task in TASKS
+            for seed in range(2, 6)
+        ]
+        place = second / "fewshot" / method
+        place.mkdir(parents=True)
+        (place / "table3.json").write_text(json.dumps({"cells": cells}))
+    after = run(second)
+    assert "| ATTEMPT | 6 | 78.0 | 77.3 | **77.7** ± 3.8 |" in after
+    assert "| ATTEMPT − prompt tuning | 4 | 2 | 3 | +4.7 ± 1.0" in after
+    assert "| LoRA − prompt tuning | 16 | 2 | 3 | +16.0 ± 7.6" in after  # the second machine did not run it
+    assert "| ATTEMPT | 100 | 5,760 | 10 | 8 |" in after  # seconds of another processor would not compare
+    for kept in ("## Learning rates, on development tasks", "### Each source as it stands", "| changed |"):
+        assert kept in after
+    assert "the best source added, 20 compositions: +1.5 ± 1.0 (confirmed)" in after
+    assert after.count("\n## ") == before.count("\n## ")
