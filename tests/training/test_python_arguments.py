@@ -95,6 +95,7 @@ def test_one_name_or_several(session: attempt.Session, folder: Path) -> None:
         (lambda s, t: attempt.fewshot(t, limit=0, session=s), "limit is 0"),
         (lambda s, t: attempt.fewshot(t, seeds=None, session=s), "seeds is None"),
         (lambda s, t: attempt.reproduce("table3", seeds=[1], session=s), r"seeds is \[1\]"),
+        (lambda s, t: attempt.reproduce("table3", first_seed=-1, session=s), "first_seed is -1"),
         (lambda s, t: attempt.reproduce("table3", source_steps="4", session=s), "source_steps is '4'"),
         (lambda s, t: attempt.reproduce("table3", k=[[4]], session=s), r"-k: '\[4\]' is not a number of rows"),
         (lambda s, t: attempt.train_source(t, step=1, session=s), "no setting named 'step'. Did you mean steps"),
