@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # The proof: what docs/results/protocol.md says, in parts that continue where they were stopped.
 # Usage: ATTEMPT_DATA=<rows in the hub's layout> benchmarks/proof.sh FOLDER [tune|variants|fewshot|each|shared|rows|sources ...]
-# SEEDS, FIRST (the lowest seed), TASKS and K narrow a part; what is done already is taken from the registry in FOLDER.
+# SEEDS, FIRST (the lowest seed), TASKS and K narrow a part, BANK says how many prompts are trained in one pass. What is done
+# already is taken from the registry in FOLDER.
 # ATTEMPT_BACKBONE names another backbone, whose runs need a folder of their own: its sources are trained first.
 set -euo pipefail
 : "${ATTEMPT_DATA:?name the folder with rows in the layout of the hub}"
@@ -42,25 +43,23 @@ for part in "$@"; do
           --weight-learning-rate $rate --methods lora "${grid[@]}" --output "tune/weights-$rate"
       done
       ;;
-    fewshot | rows) # looked at once. RATES: methods with their learning rates as `tune` chose them, a+b where they agree
-      for pair in ${RATES:?names methods with their learning rates: "attempt=0.03 prompt-tuning=0.1 lora=0.0003 none"}; do
-        method=${pair%%=*} rate=(--learning-rate "${pair##*=}")
-        methods=${method//+/,}
-        case $pair in lora=*) rate=(--weight-learning-rate "${pair##*=}") ;; *=*) ;; *) rate=() ;; esac
-        # beside no method with sources it would take the default length, not theirs
-        case $method in *prompt-tuning*) rate+=(--prompt-length 10) ;; esac
+    fewshot | rows) # looked at once. RATES: methods, with their learning rates as `tune` chose them
+      methods='' rates='' # as comma lists
+      for one in ${RATES:?names methods with their learning rates: "none attempt=0.03 prompt-tuning=0.1 lora=0.0003"}; do
+        methods+=,${one%%=*}
+        case $one in *=*) rates+=,$one ;; esac
+      done
+      # beside no method with sources prompt tuning would take the default length, not theirs
+      of=(--methods "${methods#,}" --prompt-length 10 --bank "${BANK:-16}" ${rates:+--rates "${rates#,}"})
+      name=$(cksum <<<"${TASKS-} $methods ${FIRST-}") # a report for each choice of tasks, methods and first seed
+      for k in ${K:-$([ "$part" = fewshot ] && echo 16 4 32 || echo 500 2000)}; do
         if [ "$part" = fewshot ]; then
-          for k in ${K:-16 4 32}; do
-            $ATTEMPT reproduce table3 -k "$k" --tasks "${TASKS:-$TEST}" --seeds "${SEEDS:-20}" \
-              --first-seed "${FIRST:-0}" --methods "$methods" "${rate[@]}" "${grid[@]}" --output "fewshot/$method-$k"
-          done
-        else # three passes over 500 and 2,000 training rows
-          for k in ${K:-500 2000}; do
-            $ATTEMPT reproduce table3 -k "$k" --tasks "${TASKS:-yelp.yaml,mrpc,rte,stsb,multirc,two-domains.yaml}" \
-              --seeds "${SEEDS:-5}" --methods "$methods" "${rate[@]}" "${grid[@]}" --steps $((k * 3 / 4)) \
-              --output "rows/$method-$k"
-          done
+          some=(--tasks "${TASKS:-$TEST}" --seeds "${SEEDS:-20}")
+        else # three passes
+          some=(--tasks "${TASKS:-yelp.yaml,mrpc,rte,stsb,multirc,two-domains.yaml}" --seeds "${SEEDS:-5}" --steps $((k * 3 / 4)))
         fi
+        $ATTEMPT reproduce table3 -k "$k" "${of[@]}" "${grid[@]}" "${some[@]}" --first-seed "${FIRST:-0}" \
+          --output "$part/$k-${name%% *}"
       done
       ;;
     shared) # one G for eight targets (not MultiRC: too long to be trained with others); each brings its own steps

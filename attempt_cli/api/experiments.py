@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from attempt_cli.api.training import AnyTask, Names, as_task, as_tasks
@@ -169,6 +169,7 @@ def reproduce(
     source_steps: int | None = None,
     init_from: str | None = None,
     preset: str | None = None,
+    rates: Mapping[str, float] | None = None,
     tuned: bool = False,
     resume: bool = False,
     workers: int = 1,
@@ -193,7 +194,7 @@ def reproduce(
             listener is told a line a cell.
         session: where the call works.
         tasks, methods, columns, seeds, first_seed, k, per_class, limit, train_limit, sources, train_sources,
-            source_steps, init_from, preset, tuned, resume, workers, on_ray, bank: as in
+            source_steps, init_from, preset, rates, tuned, resume, workers, on_ray, bank: as in
             `experiments.run.GridOptions` and `plan.Terms`.
         settings: fields of `training.config.TrainingConfig`, for all methods.
 
@@ -230,6 +231,7 @@ def reproduce(
         source_steps=source_steps,
         init_from=init_from,
         preset=preset,
+        rates=dict(rates or {}),
         tuned=tuned,
         settings={name: value for name, value in settings.items() if value is not None},
         resume=resume,

@@ -300,6 +300,8 @@ class Choices:
         plan = self.plan
         kind = "target" if spec.kind == "target" else "source"
         given = {**plan.settings, **(plan.source_settings if kind == "source" else {}), **dict(spec.swept)}
+        if kind == "target" and spec.method in plan.rates:
+            given[METHODS[spec.method].rate] = plan.rates[spec.method]
         if prompts:
             given["prompt_length"] = prompts[0].length
         preset = settings_for(

@@ -12,6 +12,7 @@ from typing import Any
 
 from attempt_cli.errors import ArgumentsError, AttemptError
 from attempt_cli.training.methods import METHODS as TRAINED
+from attempt_cli.training.methods import RATES
 from attempt_registry.errors import nearest_names
 
 # what can be trained on the source tasks for targets to start from: G (the attention prior), one prompt (SPoT-g), one
@@ -69,6 +70,15 @@ class Comparison:
     def keeps(self) -> bool:
         """Whether it trains prompts that the registry keeps."""
         return self.trains and TRAINED[self.settings["method"]].kept
+
+    @property
+    def rate(self) -> str:
+        """The setting with the learning rate of what it trains first: prompts, else factors or weights.
+
+        Raises:
+            KeyError: it trains nothing.
+        """
+        return RATES[TRAINED[self.settings["method"]].rates[0]]
 
     @property
     def least_tasks(self) -> int:

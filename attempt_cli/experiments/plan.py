@@ -20,6 +20,7 @@ class Terms:
 
     Args:
         settings: the fields of `TrainingConfig` that were given, for all methods.
+        rates: learning rates of single methods (`Comparison.rate` says of what); they come before those of `settings`.
         preset: the name of settings by task and method; those that were given come first.
         init_from: the prompt that trainings start from instead of the best source.
         limit: the most test rows of a task, a random sample.
@@ -30,6 +31,7 @@ class Terms:
     """
 
     settings: Mapping[str, Any] = field(default_factory=dict)
+    rates: Mapping[str, float] = field(default_factory=dict)
     preset: str | None = None
     init_from: str | None = None
     limit: int | None = None

@@ -269,8 +269,9 @@ def _tuned(session: Session, options: GridOptions, tasks: Iterable[Task], method
     """
     if not any(METHODS[method].trains for method in methods):
         raise ArgumentsError("--tuned says nothing here: no method of the grid is trained", "Leave it out.")
-    if rates := sorted(set(TRIED[0]) & set(options.settings)):
-        named = " and ".join(f"--{name.replace('_', '-')}" for name in rates)
+    given = sorted(set(TRIED[0]) & set(options.settings)) + (["rates"] if options.rates else [])
+    if given:
+        named = " and ".join(f"--{name.replace('_', '-')}" for name in given)
         raise ArgumentsError(f"{named} does not go with --tuned, which tries rates", "Leave one of them out.")
     if options.k or options.settings.get("eval_every") == 0:
         said = "-k, which leaves no validation rows" if options.k else "--eval-every 0"
@@ -358,6 +359,7 @@ def _checked(experiment: Experiment, options: GridOptions) -> tuple[dict[str, Ta
     methods = list(dict.fromkeys(options.methods or [m for m in experiment.methods if m in METHODS]))
     problems += unknown_names("method", methods, METHODS)
     problems += check_columns(options.columns)
+    problems += _wrong_rates(options.rates, methods)
     wrong = [number for number in options.k or () if not isinstance(number, int) or number < 1]
     problems += [f"-k: '{number}' is not a number of rows" for number in wrong]
     try:
@@ -371,6 +373,22 @@ def _checked(experiment: Experiment, options: GridOptions) -> tuple[dict[str, Ta
             f"Methods: {', '.join(METHODS)}. `attempt tasks list` shows the tasks.",
         )
     return tasks, methods
+
+
+def _wrong_rates(rates: Mapping[str, float], methods: Sequence[str]) -> list[str]:
+    """Says what is wrong with the rates of single methods: of one that the grid does not train, or not above 0."""
+    problems = []
+    for method, rate in rates.items():
+        if method not in methods:
+            problems.append(f"--rates: the grid has no method '{method}'")
+        elif not METHODS[method].trains:
+            problems.append(f"--rates: {method} trains nothing")
+        else:
+            try:
+                make_config(None, **{METHODS[method].rate: rate})
+            except AttemptError as error:
+                problems.append(f"--rates, {method}: {error.message}")
+    return problems
 
 
 def _backbones_and_sources(

@@ -216,6 +216,7 @@ def test_numbers_of_another_paper_stand_beside_ours_and_prompts_are_like_the_sou
         ("--learning-rate 0.1", "--learning-rate does not go with --tuned, which tries rates"),
         ("--eval-every 0", "--tuned chooses by validation rows, and does not go with --eval-every 0"),
         ("-k 4", "--tuned chooses by validation rows, and does not go with -k"),
+        ("--rates prompt-tuning=0.1", "--rates does not go with --tuned, which tries rates"),
         ("--methods none", "--tuned says nothing here: no method of the grid is trained"),
     ],
 )
@@ -314,13 +315,19 @@ def test_rates_and_temperature_are_those_of_the_trainings(attempt: Attempt) -> N
     rates = "--attention-learning-rate 0.02 --weight-learning-rate 0.001 --temperature 3 --attention-rank 2"
     attempt.json(
         f"reproduce table4 --tasks support-chats {QUICK} {rates} --seeds 1 --train-limit 12 --eval-every 0 "
-        "--train-sources shop-reviews --methods attempt,lora"
+        "--train-sources shop-reviews --methods attempt,prompt-tuning,lora --rates attempt=0.05,lora=0.002"
     )
     for run in cell_runs(attempt):
         if run.numbers["method"] in ("attempt", "lora"):
             used = run.settings["training"]
-            names = ("attention_learning_rate", "weight_learning_rate", "temperature", "attention_rank")
-            assert [used[name] for name in names] == [0.02, 0.001, 3.0, 2]
+            assert [used[name] for name in ("attention_learning_rate", "temperature", "attention_rank")] == [
+                0.02,
+                3.0,
+                2,
+            ]
+        method = run.numbers["method"]
+        found = [run.settings["training"][name] for name in ("learning_rate", "weight_learning_rate")]
+        assert found == [0.05 if method == "attempt" else 0.1, 0.002 if method == "lora" else 0.001]
 
 
 def test_parameters_need_no_registry(attempt: Attempt) -> None:
@@ -346,6 +353,10 @@ def test_parameters_need_no_registry(attempt: Attempt) -> None:
         ("reproduce table3 -k 4,x", "-k: 'x' is not a number of rows", "Methods"),
         ("reproduce table1 --preset papr", "no preset named 'papr'", "Methods"),
         ("reproduce table1 --temperature 0", "--temperature: ", "Methods"),
+        ("reproduce table1 --rates atempt=0.1", "--rates: the grid has no method 'atempt'", "Methods"),
+        ("reproduce table1 --methods none --rates none=0.1", "--rates: none trains nothing", "Methods"),
+        ("reproduce table1 --rates lora=-1", "--rates, lora: ", "Methods"),
+        ("reproduce table1 --rates lora", "--rates: 'lora' is not METHOD=NUMBER", "--help"),
         ("reproduce table1 --steps 3 --epochs 2", "give --steps or --epochs, not both", "Methods"),
         ("reproduce table3 --tasks cb", "there is no source prompt", "attempt train-source"),
         ("reproduce fig7 --steps 3 --limit 4", "--steps and --limit say nothing to fig7", "--help"),
