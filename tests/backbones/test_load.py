@@ -280,9 +280,15 @@ def test_dtypes_and_devices_by_name_and_by_choice(monkeypatch: pytest.MonkeyPatc
     assert choose_dtype("bf16", cpu) == choose_dtype("bfloat16", cpu) == torch.bfloat16
     assert choose_dtype("fp32", cpu) == choose_dtype("float32", cpu) == torch.float32
     assert choose_dtype(None, torch.device("mps")) == torch.float32
-    for fast, expected in [(True, torch.bfloat16), (False, torch.float32)]:
-        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda fast=fast: fast)
-        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    for amx, avx512, maker, expected in [
+        (True, True, "GenuineIntel", torch.bfloat16),
+        (False, True, "GenuineIntel", torch.float32),  # there it is slower than fp32
+        (False, True, "AuthenticAMD", torch.bfloat16),
+        (False, False, "AuthenticAMD", torch.float32),
+    ]:
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda avx512=avx512: avx512)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda amx=amx: amx)
+        monkeypatch.setattr("attempt_cli.backbones.device._processor", lambda maker=maker: f"vendor_id\t: {maker}")
         assert choose_dtype(None, cpu) == expected
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
