@@ -232,7 +232,12 @@ def machine() -> dict[str, Any]:
 def _bf16_instructions() -> str:
     import torch
 
-    return "AVX512-BF16" if torch.cpu._is_avx512_bf16_supported() else "emulated"
+    from attempt_cli.backbones.device import choose_dtype
+
+    if not torch.cpu._is_avx512_bf16_supported():
+        return "emulated"
+    fast = choose_dtype(None, torch.device("cpu")) == torch.bfloat16
+    return "AVX512-BF16" if fast else "AVX512-BF16, slower than fp32"
 
 
 def device_wait(device: Any) -> Callable[[], object]:

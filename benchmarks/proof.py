@@ -47,8 +47,9 @@ MARKS = ("<!-- claims: made by benchmarks/proof.py -->", "<!-- end of claims -->
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
-    """Returns the cells of all reports under a folder; a failed cell has no score and is left out."""
-    return [cell for file in sorted(folder.glob("*/table3.json")) for cell in read_one(file)]
+    """Returns the cells of all reports under a folder, the newest last; a failed cell has no score and is left out."""
+    files = sorted(folder.glob("*/table3.json"), key=lambda file: file.stat().st_mtime)
+    return [cell for file in files for cell in read_one(file)]
 
 
 def read_one(file: Path) -> list[dict[str, Any]]:
@@ -314,14 +315,12 @@ class Runs:
 def runs_of(backbone: str, folder: Path | None, before: Earlier = NOTHING) -> Runs:
     """Reads the few-shot runs in a folder, and those that were there before.
 
-    Seconds of two processors do not compare: what a method took is told by the runs that came first.
-
     Raises:
         SystemExit: no seed is complete yet.
     """
     cells = read(folder / "fewshot") if folder else []
     scores = merged(before.few(backbone), by_method(cells))
-    whole = Runs(backbone, {**costs(cells), **before.costs.get(backbone, {})}, scores, [], [])
+    whole = Runs(backbone, before.cost_of(backbone, costs(cells)), scores, [], [])
     tasks_of = {k: own for k in sorted({k for one in scores.values() for _, k, _ in one}) if (own := whole.at(k))}
     ks = [k for k, own in tasks_of.items() if complete(scores["attempt"], own, k) & complete(scores[BASE], own, k)]
     if not ks:
@@ -425,10 +424,11 @@ def few_shot(
         ["method", "steps", "trained parameters", "tokens added to a query", "seconds of training"],
         [
             [title(method), *(f"{one[of]:,.0f}" for of in ("steps", "parameters", "tokens", "seconds"))]
-            for method, one in sorted(runs.costs.items(), key=lambda item: by_title(item[0]))
+            for method, one in runs.costs.items()
+            if method in scores
         ],
     )
-    return lines, found
+    return [*lines, "Prompts that are trained in one bank share its seconds equally.", ""], found
 
 
 def hundreds(scores: Mapping[str, Scores]) -> list[str]:
@@ -453,7 +453,8 @@ def page(folder: Path, out: Path, larger: Path | None = None) -> tuple[list[str]
     runs = runs_of(SMALL, folder, before)
     many, more_rows = read(folder / "rows"), by_method(read(folder / "rows-development"))
     rows, file = merged(before.many(SMALL), by_method(many)), folder / "sources.json"
-    new = json.loads(file.read_text()) if file.exists() else {"claims": before.changed, "table": []}
+    new = json.loads(file.read_text()) if file.exists() else {"claims": None, "table": []}
+    changed, cost = before.changed_by(new["claims"]), {**costs(many), **runs.costs}
     lines = before.section("## Learning rates, on development tasks", learning_rates(folder / "tune"))
     lines += before.section("## Variants of G, on development tasks", variants(folder / "variants" / "table3.json"))
     more, found = few_shot(runs, folder, out, before=before)
@@ -462,8 +463,8 @@ def page(folder: Path, out: Path, larger: Path | None = None) -> tuple[list[str]
         runs.scores,
         runs.tasks,
         rows,
-        {method: int(one["parameters"]) for method, one in {**costs(many), **runs.costs}.items()},
-        new if new["claims"] else None,
+        {method: int(one["parameters"]) for method, one in cost.items()},
+        {"claims": changed} if changed else None,
     )
     lines += before.section("## Hundreds of rows", hundreds(rows))
     lines += before.section("## The same on development tasks", hundreds(more_rows))
@@ -472,8 +473,8 @@ def page(folder: Path, out: Path, larger: Path | None = None) -> tuple[list[str]
     report: dict[str, Any] = {
         "claims": [asdict(one) for one in decided],
         "comparisons": [asdict(one) for one in found],
-        "costs": {SMALL: runs.costs},
-        "changed": new["claims"],
+        "costs": {SMALL: cost},
+        "changed": changed,
     }
     decided_larger: list[Claim] = []
     if larger is not None or before.few(LARGE):
@@ -536,6 +537,9 @@ def main() -> None:
         return
     if options.out is None:
         parser.error("name the folder of the runs, and that of the page")
+    for folder in (options.folder, options.out, *([options.larger] if options.larger else [])):
+        if not folder.is_dir():
+            parser.error(f"there is no folder {folder}")
     lines, decided, larger = page(options.folder, options.out, options.larger)
     short, long = short_table(decided, larger), long_table(decided, larger)
     head, _, notes = NOTES.read_text("utf-8").partition("<!-- tables -->\n")

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # The proof: what docs/results/protocol.md says, in parts that continue where they were stopped.
 # Usage: ATTEMPT_DATA=<rows in the hub's layout> benchmarks/proof.sh FOLDER [tune|variants|fewshot|each|shared|rows|sources ...]
-# SEEDS, FIRST (the lowest seed), TASKS and K narrow a part, BANK says how many prompts are trained in one pass. What is done
-# already is taken from the registry in FOLDER.
+# SEEDS and TASKS narrow a part; of fewshot and rows, K and FIRST (the lowest seed) do, too, and BANK says how many prompts are
+# trained in one pass. What is done already is taken from the registry in FOLDER.
 # ATTEMPT_BACKBONE names another backbone, whose runs need a folder of their own: its sources are trained first.
 set -euo pipefail
 : "${ATTEMPT_DATA:?name the folder with rows in the layout of the hub}"
@@ -49,17 +49,21 @@ for part in "$@"; do
         methods+=,${one%%=*}
         case $one in *=*) rates+=,$one ;; esac
       done
-      # beside no method with sources prompt tuning would take the default length, not theirs
-      of=(--methods "${methods#,}" --prompt-length 10 --bank "${BANK:-16}" ${rates:+--rates "${rates#,}"})
-      name=$(cksum <<<"${TASKS-} $methods ${FIRST-}") # a report for each choice of tasks, methods and first seed
-      for k in ${K:-$([ "$part" = fewshot ] && echo 16 4 32 || echo 500 2000)}; do
-        if [ "$part" = fewshot ]; then
-          some=(--tasks "${TASKS:-$TEST}" --seeds "${SEEDS:-20}")
-        else # three passes
-          some=(--tasks "${TASKS:-yelp.yaml,mrpc,rte,stsb,multirc,two-domains.yaml}" --seeds "${SEEDS:-5}" --steps $((k * 3 / 4)))
-        fi
-        $ATTEMPT reproduce table3 -k "$k" "${of[@]}" "${grid[@]}" "${some[@]}" --first-seed "${FIRST:-0}" \
-          --output "$part/$k-${name%% *}"
+      of=(--methods "${methods#,}" --bank "${BANK:-16}" --first-seed "${FIRST:-0}" ${rates:+--rates "${rates#,}"})
+      # beside no method with sources it would take the default length, not theirs
+      case $methods, in *,prompt-tuning,*) of+=(--prompt-length 10) ;; esac
+      name=$(cksum <<<"$methods $rates ${FIRST-} ${SEEDS-}") # no report takes the place of another
+      if [ "$part" = fewshot ]; then
+        ks=${K:-16 4 32} tasks=${TASKS:-$TEST} seeds=${SEEDS:-20}
+      else
+        ks=${K:-500 2000} tasks=${TASKS:-yelp.yaml,mrpc,rte,stsb,multirc,two-domains.yaml} seeds=${SEEDS:-5}
+      fi
+      for k in $ks; do
+        [ "$part" = fewshot ] || of+=(--steps $((k * 3 / 4))) # three passes
+        for task in $(tr , ' ' <<<"$tasks"); do # a report is written when its grid is full: one for each task
+          $ATTEMPT reproduce table3 -k "$k" --tasks "$task" --seeds "$seeds" "${grid[@]}" "${of[@]}" \
+            --output "$part/$k-$(basename "$task" .yaml)-${name%% *}"
+        done
       done
       ;;
     shared) # one G for eight targets (not MultiRC: too long to be trained with others); each brings its own steps

@@ -129,7 +129,8 @@ def power_factor(seeds: int) -> float:
 
 
 def _won(a: float, b: float) -> float:
-    return 0.5 * ((a > b) + (a >= b))
+    """Returns 1 where the first is above, and one half for a tie: an earlier page has scores to two decimals."""
+    return 0.5 if abs(a - b) < 0.01 else float(a > b)
 
 
 @dataclass(frozen=True)
@@ -258,9 +259,9 @@ def claims(
     return [*found, _where_others_win(few, tasks, ks)]
 
 
-def by_title(method: str) -> int:
+def by_title(method: str) -> tuple[int, str]:
     """Returns a method's place in tables."""
-    return [*TITLES, method].index(method)
+    return [*TITLES, method].index(method), method
 
 
 def title(method: str) -> str:

@@ -46,9 +46,28 @@ class Earlier:
         return self._part(backbone, hundreds=True)
 
     def section(self, heading: str, made: list[str]) -> list[str]:
-        """Returns a section: the lines that were made, else those that the page has; nothing where it has none."""
-        lines = made or self.sections.get(heading, [])
+        """Returns a section as it was made, unless the page has a larger one; nothing where there is none.
+
+        Such a table cannot be put together of two, and one of few tasks should not replace one of many.
+        """
+        there = self.sections.get(heading, [])
+        if made and _cells(made) < _cells(there):
+            print(f"{heading}: the page's own table is larger, and stays")
+        lines = made if made and _cells(made) >= _cells(there) else there
         return [heading, "", *lines] if lines else []
+
+    def changed_by(self, new: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+        """Returns what the claim on changed sources rests on: the new compositions, unless the page has more."""
+        sizes = [sum(one["n"] for one in (claims or {}).values()) for claims in (new, self.changed)]
+        return new if sizes[0] >= sizes[1] else self.changed
+
+    def cost_of(self, backbone: str, new: Costs) -> dict[str, dict[str, float]]:
+        """Returns what methods cost, with the seconds of the runs that came first: two processors do not compare."""
+        there = self.costs.get(backbone, {})
+        return {
+            method: {**there.get(method, {}), **new.get(method, {}), **_seconds(there.get(method, {}))}
+            for method in sorted({*there, *new}, key=by_title)
+        }
 
     def _part(self, backbone: str, *, hundreds: bool) -> dict[str, Scores]:
         found = {}
@@ -77,6 +96,14 @@ def merged(before: Mapping[str, Scores], new: Mapping[str, Scores]) -> dict[str,
     """Returns the scores of both, by method; a cell that was run again has its new score."""
     methods = {*before, *new}
     return {method: {**before.get(method, {}), **new.get(method, {})} for method in sorted(methods, key=by_title)}
+
+
+def _cells(lines: list[str]) -> int:
+    return sum(line.count("|") for line in lines)
+
+
+def _seconds(cost: Mapping[str, float]) -> dict[str, float]:
+    return {"seconds": cost["seconds"]} if "seconds" in cost else {}
 
 
 def _sections(text: str) -> dict[str, list[str]]:

@@ -214,6 +214,8 @@ def reproduce(
         _check_count(option, number)
     _check_count("bank", bank, optional=False)
     _check_count("first_seed", first_seed, optional=False, least=0)
+    if rates is not None and not isinstance(rates, Mapping):
+        raise ArgumentsError(f"rates is {rates!r}"[:200], "Give numbers by method, such as {'attempt': 0.03}.")
     session = Session.of(session)
     named = session.backbone or os.environ.get("ATTEMPT_BACKBONE")
     options = GridOptions(
@@ -231,7 +233,7 @@ def reproduce(
         source_steps=source_steps,
         init_from=init_from,
         preset=preset,
-        rates=dict(rates or {}),
+        rates=rates or {},
         tuned=tuned,
         settings={name: value for name, value in settings.items() if value is not None},
         resume=resume,

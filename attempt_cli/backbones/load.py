@@ -51,7 +51,7 @@ def load_backbone(
     Args:
         name: an alias, a hub id, a folder or a GGUF file.
         device: "cuda", "mps", "cpu", …; the best available one by default. "auto": the layers over all GPUs.
-        dtype: "bfloat16" or "float32"; by default bf16 if the processor computes in it. Never fp16: T5 overflows in it.
+        dtype: "bfloat16" or "float32"; by default bf16 where the processor is faster in it. Never fp16: T5 overflows.
         quantize: "nf4" or "int8": keeps the layers' matrices in 4 or 8 bits, with bitsandbytes.
 
     Raises:

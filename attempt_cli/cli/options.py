@@ -89,7 +89,7 @@ where_options = option_group(
         help="Alias, hub id, folder or GGUF file. [default: $ATTEMPT_BACKBONE, else the prompts' own, else t5-base]",
     ),
     click.option("--device", help="cuda, auto (layers over all GPUs), mps or cpu. [default: the best there is]"),
-    click.option("--dtype", help="bfloat16 or float32. [default: bfloat16 where the processor has it]"),
+    click.option("--dtype", help="bfloat16 or float32. [default: bfloat16 where the processor is faster in it]"),
     click.option(
         "--quantize",
         type=click.Choice(["nf4", "int8"]),
@@ -287,15 +287,7 @@ class MixtureOptions:
         """
         from attempt_cli.changes import Changes
 
-        forced: dict[str, float] = {}
-        for part in split_names(self.weights) if self.weights is not None else ():
-            name, _, number = (text.strip() for text in part.partition("="))
-            if name in forced:
-                raise click.UsageError(f"--weights: '{name}' has two weights")
-            try:
-                forced[name] = float(number)
-            except ValueError:
-                raise click.UsageError(f"--weights: '{part}' is not a name and a number, as in mnli=.5") from None
+        forced = numbers_by_name("--weights", self.weights, "mnli=.5") if self.weights is not None else {}
         add, drop, only = (split_names(text) if text is not None else () for text in (self.add, self.drop, self.only))
         return Changes(add, drop, only, forced)
 
@@ -341,6 +333,24 @@ def split_names(text: str) -> list[str]:
     if not names:
         raise click.UsageError(f"'{text}' names nothing")
     return names
+
+
+def numbers_by_name(option: str, text: str, example: str) -> dict[str, float]:
+    """Returns the numbers of a comma list of NAME=NUMBER.
+
+    Raises:
+        click.UsageError: a part without a name or without a number, or a name that has two.
+    """
+    found: dict[str, float] = {}
+    for part in split_names(text):
+        name, _, number = (side.strip() for side in part.partition("="))
+        if name in found:
+            raise click.UsageError(f"{option}: '{name}' has two numbers")
+        try:
+            found[name] = float(number)
+        except ValueError:
+            raise click.UsageError(f"{option}: '{part}' is not a name and a number, as in {example}") from None
+    return found
 
 
 def names_or_all(text: str | None) -> str | list[str] | None:

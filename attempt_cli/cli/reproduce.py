@@ -16,6 +16,7 @@ from attempt_cli.cli.options import (
     eval_every_option,
     max_length_option,
     names_or_all,
+    numbers_by_name,
     prompt_length_option,
     rate_options,
     refuse_options,
@@ -72,7 +73,10 @@ if TYPE_CHECKING:
 )
 @click.option("--init-from", help="Start of the targets. [default: the source that fits the training rows best]")
 @click.option("--preset", help="Settings by task and method: `paper` has the paper's.")
-@click.option("--rates", help="Learning rates of single methods: prompt-tuning=0.1,attempt=0.03,lora=0.0003.")
+@click.option(
+    "--rates",
+    help="Learning rates of single methods, of prompts, else of factors or weights: prompt-tuning=0.1,lora=0.0003.",
+)
 @click.option("--tuned", is_flag=True, help="Try three learning rates for every method; the validation rows choose.")
 @prompt_length_option
 @chat_template_option
@@ -165,17 +169,8 @@ def _names(options: Mapping[str, Any]) -> dict[str, Any]:
         "k": lists["k"] and [int(text) if text.isdecimal() and len(text) < 19 else text for text in lists["k"]],
         "sources": names_or_all(options["sources"]),
         "train_sources": train_sources if train_sources in (None, "paper") else split_names(train_sources),
-        "rates": dict(map(_rate, split_names(options["rates"]))) if options["rates"] else None,
+        "rates": numbers_by_name("--rates", options["rates"], "attempt=0.03") if options["rates"] is not None else None,
     }
-
-
-def _rate(text: str) -> tuple[str, float]:
-    """Returns the method and the learning rate of "METHOD=NUMBER"."""
-    method, _, number = text.partition("=")
-    try:
-        return method, float(number)
-    except ValueError:
-        raise click.UsageError(f"--rates: '{text}' is not METHOD=NUMBER, e.g. attempt=0.03") from None
 
 
 def _count(

@@ -5,14 +5,14 @@ A method of `training.methods` that needs no source is here by itself.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from textwrap import fill
 from typing import Any
 
 from attempt_cli.errors import ArgumentsError, AttemptError
 from attempt_cli.training.methods import METHODS as TRAINED
-from attempt_cli.training.methods import RATES
+from attempt_cli.training.methods import OF_PROMPTS, RATES, READERS
 from attempt_registry.errors import nearest_names
 
 # what can be trained on the source tasks for targets to start from: G (the attention prior), one prompt (SPoT-g), one
@@ -79,6 +79,12 @@ class Comparison:
             KeyError: it trains nothing.
         """
         return RATES[TRAINED[self.settings["method"]].rates[0]]
+
+    def reads(self, field: str) -> bool:
+        """Tells whether a given field of `TrainingConfig` counts: it is read, and not set by the method itself."""
+        if not self.trains or field in self.settings:
+            return False
+        return field not in READERS or self.settings["method"] in READERS[field]
 
     @property
     def least_tasks(self) -> int:
@@ -207,6 +213,23 @@ def check_methods(names: Iterable[str], known: Iterable[str] = tuple(METHODS)) -
     problems += unknown_names("method", [name for name in names if name not in elsewhere], known)
     if problems:
         raise AttemptError("; ".join(problems), f"There are {', '.join(known)}.")
+
+
+def unread_settings(settings: Iterable[str], methods: Sequence[str]) -> list[str]:
+    """Says which of the given fields of `TrainingConfig` no method reads, and what they go with.
+
+    Lengths and places are left out: methods without prompts take none, and say so by their results. Where nothing is
+    trained, no setting is read.
+    """
+    trained = [name for name in methods if METHODS[name].trains]
+    return [
+        f"--{field.replace('_', '-')} says nothing to {', '.join(trained)}: it goes with {', '.join(READERS[field])}"
+        for field in settings
+        if trained
+        and field in READERS
+        and field not in (*OF_PROMPTS, "placement")
+        and not any(METHODS[name].reads(field) for name in trained)
+    ]
 
 
 def check_weight_methods(names: Iterable[str], quantize: str | None, device: str | None) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from attempt_cli.experiments.cells import Cell, CellSpec
@@ -60,6 +60,7 @@ class Report:
         failures: one line for each cell that failed.
         backbone_parameters: the number of frozen weights, by backbone.
         tried: where learning rates were searched, the cells of all that were tried; `cells` are those that were chosen.
+        rates: learning rates that were given to single methods.
     """
 
     experiment: Experiment
@@ -68,6 +69,7 @@ class Report:
     failures: Mapping[CellSpec, str]
     backbone_parameters: Mapping[str, int]
     tried: Sequence[Cell] = ()
+    rates: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def rows(self) -> list[Row]:
@@ -124,6 +126,7 @@ class Report:
         return {
             **dict.fromkeys(COLUMNS),
             **result_line(row),
+            **({"rates": f"{self.rates[row.method]:g}"} if row.method in self.rates else {}),
             "backbone": row.backbone,
             "backbone_parameters": self.backbone_parameters.get(row.backbone),
             "k": row.k,

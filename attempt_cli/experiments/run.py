@@ -16,7 +16,15 @@ from attempt_cli.errors import ArgumentsError, AttemptError
 from attempt_cli.experiments.cell_queue import GridListener, GridResult
 from attempt_cli.experiments.cells import Cell, CellResult, CellSpec, banks
 from attempt_cli.experiments.instead import INSTEAD
-from attempt_cli.experiments.methods import ALONE, METHODS, PREPARED, check_methods, check_weight_methods, unknown_names
+from attempt_cli.experiments.methods import (
+    ALONE,
+    METHODS,
+    PREPARED,
+    check_methods,
+    check_weight_methods,
+    unknown_names,
+    unread_settings,
+)
 from attempt_cli.experiments.paper import Experiment, paper_sources
 from attempt_cli.experiments.plan import Plan, Terms, check_rows
 from attempt_cli.experiments.report import Report, check_columns
@@ -84,6 +92,8 @@ def compare_on_few_rows(
     length = settings.get("prompt_length")
     chosen, used = chosen_sources(session, tasks, methods, sources, start, length)
     training = {name: value for name, value in settings.items() if value is not None}
+    if unread := unread_settings(training, methods):
+        raise ArgumentsError(unread[0], "Leave it out.")
     training |= {"eval_every": 0, "prompt_length": length or (used[0].length if used else None)}
     config = make_config(None, **training)
     name = session.backbone or "the session's"
@@ -252,7 +262,7 @@ def run_experiment(
     used = {cell.backbone for cell in result.cells}
     sizes = {backbone.name: backbone.parameters for backbone in session.store.backbones() if backbone.name in used}
     tried = result.cells if options.tuned else ()
-    return Report(experiment, session.command, cells, failures | result.failures, sizes, tried)
+    return Report(experiment, session.command, cells, failures | result.failures, sizes, tried, options.rates)
 
 
 def _at_its_size(experiment: Experiment, options: GridOptions) -> GridOptions:
@@ -360,6 +370,8 @@ def _checked(experiment: Experiment, options: GridOptions) -> tuple[dict[str, Ta
     problems += unknown_names("method", methods, METHODS)
     problems += check_columns(options.columns)
     problems += _wrong_rates(options.rates, methods)
+    if not unknown_names("method", methods, METHODS):
+        problems += unread_settings(options.settings, methods)
     wrong = [number for number in options.k or () if not isinstance(number, int) or number < 1]
     problems += [f"-k: '{number}' is not a number of rows" for number in wrong]
     try:
@@ -376,11 +388,13 @@ def _checked(experiment: Experiment, options: GridOptions) -> tuple[dict[str, Ta
 
 
 def _wrong_rates(rates: Mapping[str, float], methods: Sequence[str]) -> list[str]:
-    """Says what is wrong with the rates of single methods: of one that the grid does not train, or not above 0."""
+    """Says which rates cannot be used: of a method that the grid does not train, or not above 0."""
     problems = []
     for method, rate in rates.items():
-        if method not in methods:
+        if method not in methods or method not in METHODS:
             problems.append(f"--rates: the grid has no method '{method}'")
+        elif type(rate) not in (int, float):
+            problems.append(f"--rates, {method}: {rate!r} is not a number"[:200])
         elif not METHODS[method].trains:
             problems.append(f"--rates: {method} trains nothing")
         else:

@@ -11,7 +11,7 @@ from attempt_cli.data.task import Task
 from attempt_cli.errors import ArgumentsError, AttemptError
 from attempt_cli.evaluation.statistics import mean_interval
 from attempt_cli.experiments.cells import Cell, CellSpec, banks
-from attempt_cli.experiments.methods import ALONE, METHODS, check_methods, check_weight_methods
+from attempt_cli.experiments.methods import ALONE, METHODS, check_methods, check_weight_methods, unread_settings
 from attempt_cli.experiments.plan import Plan
 from attempt_cli.experiments.report import with_width
 from attempt_cli.experiments.report_table import ReportTable
@@ -273,18 +273,15 @@ def _tried(given: dict[str, Any], methods: Sequence[str]) -> dict[str, list[Any]
             )
         if not values or len(set(map(repr, values))) < len(values):
             raise ArgumentsError(f"{option} names {'no value' if not values else 'a value twice'}", "Name each once.")
-        if not any(_reads(method, field) for method in methods):
+        if not any(METHODS[method].reads(field) for method in methods):
             raise ArgumentsError(
                 f"{option} says nothing to {' or '.join(methods)}", f"It goes with {', '.join(READERS[field])}."
             )
-    if not tried and "learning_rate" not in given and any(_reads(name, "learning_rate") for name in methods):
+    if unread := unread_settings(given, methods):
+        raise ArgumentsError(unread[0], "Leave it out.")
+    if not tried and "learning_rate" not in given and any(METHODS[name].reads("learning_rate") for name in methods):
         tried["learning_rate"] = list(LEARNING_RATES)
     return tried
-
-
-def _reads(method: str, field: str) -> bool:
-    settings = METHODS[method].settings
-    return field not in settings and (field not in READERS or settings["method"] in READERS[field])
 
 
 def _specs(
@@ -293,7 +290,7 @@ def _specs(
     """Returns the cells, those of a seed together: they take the same rows in the same order, which are read once."""
     specs = []
     for seed, method in product(range(seeds), methods):
-        fields = [field for field in tried if _reads(method, field)]
+        fields = [field for field in tried if METHODS[method].reads(field)]
         for values in product(*(tried[field] for field in fields)):
             swept = tuple(zip(fields, values, strict=True))
             specs.append(CellSpec((task.name,), method, seed, backbone, swept=swept))

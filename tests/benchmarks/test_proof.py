@@ -268,6 +268,14 @@ def test_what_prompts_know_is_told_apart_from_their_balance(tmp_path: Path) -> N
     assert any(line.startswith("| ATTEMPT | 65.0 |") and "| 70.0 | +5.0 |" in line for line in lines)
 
 
+def test_a_score_that_was_written_to_two_decimals_ties_with_itself() -> None:
+    ours = {("cb", 16, seed): 100 * (10 + seed) / 28 for seed in range(6)}
+    theirs = {place: round(score, 2) for place, score in ours.items()}
+    found = compare({"attempt": ours, "spot": theirs}, "attempt", "spot", 16, ["cb"])
+    assert found is not None
+    assert found.won == 50
+
+
 def test_runs_of_another_machine_add_to_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second, out = (tmp_path / name for name in ("first", "second", "out"))
     out.mkdir()
@@ -288,7 +296,10 @@ def test_runs_of_another_machine_add_to_the_page(tmp_path: Path, monkeypatch: py
         return (out / "proof.md").read_text("utf-8")
 
     before = run(first)
+    (tmp_path / "nothing").mkdir()
     assert run(tmp_path / "nothing") == before
+    with pytest.raises(SystemExit):
+        run(tmp_path / "mistyped")
     for method, mean in (("attempt", 0.8), ("prompt-tuning", 0.6)):  # seeds 2 to 5: one of them a second time
         cells = [
             {"task": task, "method": method, "k": 16, "seed": seed, "score": mean}
@@ -299,6 +310,8 @@ def test_runs_of_another_machine_add_to_the_page(tmp_path: Path, monkeypatch: py
         place = second / "fewshot" / method
         place.mkdir(parents=True)
         (place / "table3.json").write_text(json.dumps({"cells": cells}))
+    fewer = {"claims": {"the best source added": {**claim, "n": 5}}, "table": ["| fewer"]}
+    (second / "sources.json").write_text(json.dumps(fewer))
     after = run(second)
     assert "| ATTEMPT | 6 | 78.0 | 77.3 | **77.7** ± 3.8 |" in after
     assert "| ATTEMPT − prompt tuning | 4 | 2 | 3 | +4.7 ± 1.0" in after

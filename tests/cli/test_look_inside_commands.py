@@ -189,7 +189,7 @@ WRONG = [
     ),
     ("eval --composition aim-attempt --weights one=-1", 1, "the weight of 'one' is -1", "at least 0"),
     ("eval --composition aim-attempt --weights one", 2, "'one' is not a name and a number", "mnli=.5"),
-    ("eval --composition aim-attempt --weights one=1,one=2", 2, "'one' has two weights", "--help"),
+    ("eval --composition aim-attempt --weights one=1,one=2", 2, "'one' has two numbers", "--help"),
     ("eval --composition aim-attempt --add on", 1, "no prompt named 'on'", "one"),
     ("eval --composition alone --drop one", 1, "the composition 'alone@1' has no sources to change", "--add"),
     ("eval --prompt one --drop one", 2, "name one with --composition", "--what compositions"),

@@ -313,10 +313,13 @@ def test_the_other_tables_and_figures(attempt: Attempt, name: str, methods: str)
 
 def test_rates_and_temperature_are_those_of_the_trainings(attempt: Attempt) -> None:
     rates = "--attention-learning-rate 0.02 --weight-learning-rate 0.001 --temperature 3 --attention-rank 2"
-    attempt.json(
+    shown = attempt.succeed(
         f"reproduce table4 --tasks support-chats {QUICK} {rates} --seeds 1 --train-limit 12 --eval-every 0 "
-        "--train-sources shop-reviews --methods attempt,prompt-tuning,lora --rates attempt=0.05,lora=0.002"
-    )
+        "--train-sources shop-reviews --methods attempt,prompt-tuning,lora --rates attempt=0.05,lora=0.002 "
+        "--columns method,rates"
+    ).out
+    for method, rate in (("attempt", "0.05"), ("lora", "0.002"), ("prompt-tuning", "")):
+        assert re.search(rf"^{method} +{rate}-?$", shown, flags=re.M), shown
     for run in cell_runs(attempt):
         if run.numbers["method"] in ("attempt", "lora"):
             used = run.settings["training"]
@@ -356,7 +359,10 @@ def test_parameters_need_no_registry(attempt: Attempt) -> None:
         ("reproduce table1 --rates atempt=0.1", "--rates: the grid has no method 'atempt'", "Methods"),
         ("reproduce table1 --methods none --rates none=0.1", "--rates: none trains nothing", "Methods"),
         ("reproduce table1 --rates lora=-1", "--rates, lora: ", "Methods"),
-        ("reproduce table1 --rates lora", "--rates: 'lora' is not METHOD=NUMBER", "--help"),
+        ("reproduce table1 --rates lora", "--rates: 'lora' is not a name and a number", "--help"),
+        ("reproduce table1 --rates lora=1e-3,lora=1", "--rates: 'lora' has two numbers", "--help"),
+        ("reproduce table1 --methods none,lora --learning-rate 1", "--learning-rate says nothing to lora", "Methods"),
+        ("reproduce table1 --methods spot --attention-rank 4", "--attention-rank says nothing to spot", "Methods"),
         ("reproduce table1 --steps 3 --epochs 2", "give --steps or --epochs, not both", "Methods"),
         ("reproduce table3 --tasks cb", "there is no source prompt", "attempt train-source"),
         ("reproduce fig7 --steps 3 --limit 4", "--steps and --limit say nothing to fig7", "--help"),
@@ -371,6 +377,13 @@ def test_what_cannot_be_run_is_said_before(attempt: Attempt, command: str, messa
     assert message in failed.err
     assert hint in failed.err
     assert failed.out == ""
+
+
+@pytest.mark.parametrize("command", ["fewshot --tasks", "sweep"])
+def test_a_setting_that_no_method_reads_is_refused(attempt: Attempt, command: str) -> None:
+    failed = attempt(f"{command} support-chats --methods lora --temperature 3 --weight-learning-rate 0.001")
+    assert failed.code == 2
+    assert "--temperature says nothing to lora" in failed.err
 
 
 def test_all_rows_are_looked_for_before_the_first_cell(attempt: Attempt) -> None:

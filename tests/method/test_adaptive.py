@@ -72,7 +72,10 @@ def test_a_task_s_parts_make_its_module_again() -> None:
 
 @pytest.mark.parametrize(
     ("length", "width", "shape", "count"),
-    [(100, 768, (60, 19), 76_051), (20, 576, (12, 3), 10_947)],  # by the formula; no published count was at hand
+    [
+        (100, 768, (60, 19), 76_051),
+        (20, 576, (12, 3), 10_947),
+    ],
 )
 def test_the_formula_counts_its_parameters(length: int, width: int, shape: tuple[int, int], count: int) -> None:
     inputs = BuildInputs(
