@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 BARS = 48  # characters that all bars of a line may take together
 EIGHTHS = " ▏▎▍▌▋▊▉"
+SAME = 0.01  # a standard deviation of weights over rows below which inputs are said to make no difference
 
 
 @click.command("inspect")
@@ -135,6 +136,8 @@ def _write_tables(settings: Settings, found: Inspection) -> None:
         if shown and output.format == "table":
             output.note("\nrow by row")
             output.rows("rows", shown, ("task", "row", *names, "input"))
+        for task in tasks:
+            output.note(_spread(task))
     if found.tokens is not None:
         output.note("nearest tokens (cosine, L2)")
 
@@ -143,6 +146,13 @@ def _write_tables(settings: Settings, found: Inspection) -> None:
 
         near = [{**vars(line), "nearest": text(line.nearest)} for line in found.tokens]
         output.rows("tokens", near, ("prompt", "position", "nearest"), name="prompt")
+
+
+def _spread(task: TaskAttention) -> str:
+    """Says how much the weights depend on the input."""
+    largest = max(task.deviation.values())
+    said = f"{task.task}: over {task.n} rows a weight's standard deviation is at most {largest:.1g}"
+    return f"{said}: the mixture is nearly the same for every input" if task.n > 1 and largest < SAME else said
 
 
 def _start(text: str) -> str:

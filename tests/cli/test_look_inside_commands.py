@@ -297,7 +297,13 @@ def test_attention_as_cells_and_as_json(trained: Attempt) -> None:
     predictions = trained.succeed(f"predict aim-attempt validation.csv {FLOAT}").lines
     for row in everything:
         assert row["attention"] == pytest.approx(predictions[row["row"]]["attention"], abs=2e-5)
-    lines = trained.succeed(f"inspect aim-attempt --rows 2 {FLOAT}").out.splitlines()
+    shown = trained.succeed(f"inspect aim-attempt --rows 2 {FLOAT}")
+    lines = shown.out.splitlines()
+    largest = max(aim["deviation"].values())
+    assert f"aim: over 16 rows a weight's standard deviation is at most {largest:.1g}" in shown.err
+    assert ("nearly the same for every input" in shown.err) == (largest < 0.01)
+    alike = trained.succeed(f"inspect aim-attempt --weights one=.5,two=.5 {FLOAT}").err
+    assert "is at most 0: the mixture is nearly the same for every input" in alike
     assert lines[0].split() == ["task", "n", "one@1", "two@1", "target"]
     assert re.fullmatch(r"aim +16(  0\.\d\d [█▏▎▍▌▋▊▉░]+){3}", lines[1])
     assert lines[2].split() == ["task", "row", "one@1", "two@1", "target", "input"]
