@@ -218,8 +218,8 @@ def check_methods(names: Iterable[str], known: Iterable[str] = tuple(METHODS)) -
 def unread_settings(settings: Iterable[str], methods: Sequence[str]) -> list[str]:
     """Says which of the given fields of `TrainingConfig` no method reads, and what they go with.
 
-    Lengths and places are left out: methods without prompts take none, and say so by their results. Where nothing is
-    trained, no setting is read.
+    The length, unit and place of prompts are left out: grids may name them for methods without prompts. Nothing is
+    said where no method is trained.
     """
     trained = [name for name in methods if METHODS[name].trains]
     return [
