@@ -36,7 +36,7 @@ from benchmarks.proof_claims import (
     tasks_at,
     title,
 )
-from benchmarks.proof_earlier import Costs, Earlier, earlier, merged
+from benchmarks.proof_earlier import Costs, Dtypes, Earlier, earlier, merged
 
 BASE = "prompt-tuning"
 NOTHING = Earlier()
@@ -63,6 +63,12 @@ def by_method(cells: Iterable[Mapping[str, Any]]) -> dict[str, Scores]:
     for cell in cells:
         found[cell["method"]][cell["task"], cell["k"], cell["seed"]] = 100 * cell["score"]
     return dict(sorted(found.items(), key=lambda item: by_title(item[0])))
+
+
+def dtypes_of(backbone: str, cells: Iterable[Mapping[str, Any]]) -> Dtypes:
+    """Returns in what each cell was computed."""
+    places = {(backbone, cell["method"], cell["task"], cell["k"], cell["seed"]): cell for cell in cells}
+    return {place: cell.get("dtype", "") for place, cell in places.items()}
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> list[str]:
@@ -470,6 +476,7 @@ def page(folder: Path, out: Path, larger: Path | None = None) -> tuple[list[str]
     lines += before.section("## The same on development tasks", hundreds(more_rows))
     lines += before.section("## Sources changed after training", new["table"])
     parts = [(SMALL, runs.scores), (SMALL, rows)]
+    dtypes = {**before.dtypes, **dtypes_of(SMALL, read(folder / "fewshot")), **dtypes_of(SMALL, many)}
     report: dict[str, Any] = {
         "claims": [asdict(one) for one in decided],
         "comparisons": [asdict(one) for one in found],
@@ -484,17 +491,19 @@ def page(folder: Path, out: Path, larger: Path | None = None) -> tuple[list[str]
         report["costs"][LARGE] = second.costs
         decided_larger = claims(second.scores, second.tasks, {}, {}, None)
         parts.append((LARGE, second.scores))
+        dtypes |= dtypes_of(LARGE, read(larger / "fewshot")) if larger else {}
         report["larger"] = {
             "claims": [asdict(one) for one in decided_larger],
             "comparisons": [asdict(one) for one in found],
         }
     with (out / "proof.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["backbone", "method", "task", "k", "seed", "score"])
+        writer.writerow(["backbone", "method", "task", "k", "seed", "score", "dtype"])
         for backbone, part in parts:
             for method, own_scores in part.items():
                 writer.writerows(
-                    [backbone, method, *place, round(score, 4)] for place, score in sorted(own_scores.items())
+                    [backbone, method, *place, round(score, 4), dtypes.get((backbone, method, *place), "")]
+                    for place, score in sorted(own_scores.items())
                 )
     (out / "proof.json").write_text(json.dumps(report, indent=1) + "\n", "utf-8")
     return lines, decided, decided_larger

@@ -19,6 +19,7 @@ from benchmarks.proof_claims import Scores, by_title
 
 HUNDREDS = 100  # from so many rows on a score belongs to the part of hundreds of rows, below to the few-shot part
 Costs = Mapping[str, Mapping[str, float]]  # method -> steps, parameters, tokens, seconds
+Dtypes = Mapping[tuple[str, str, str, int, int], str]  # (backbone, method, task, k, seed) -> in what it was computed
 
 
 @dataclass(frozen=True)
@@ -30,12 +31,14 @@ class Earlier:
         costs: by backbone and method.
         changed: what the claim on changed sources rests on.
         sections: the lines below each heading.
+        dtypes: in what each score was computed, where that is known.
     """
 
     scores: Mapping[str, Mapping[str, Scores]] = field(default_factory=dict)
     costs: Mapping[str, Costs] = field(default_factory=dict)
     changed: Mapping[str, Any] | None = None
     sections: Mapping[str, list[str]] = field(default_factory=dict)
+    dtypes: Dtypes = field(default_factory=dict)
 
     def few(self, backbone: str) -> dict[str, Scores]:
         """Returns the few-shot scores on a backbone, by method."""
@@ -83,13 +86,15 @@ def earlier(folder: Path) -> Earlier:
     if not (folder / "proof.csv").exists():
         return Earlier()
     scores: dict[str, dict[str, dict[tuple[str, int, int], float]]] = defaultdict(lambda: defaultdict(dict))
+    dtypes = {}
     with (folder / "proof.csv").open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
             place = row["task"], int(row["k"]), int(row["seed"])
             scores[row["backbone"]][row["method"]][place] = float(row["score"])
+            dtypes[(row["backbone"], row["method"], *place)] = row["dtype"]
     report = json.loads((folder / "proof.json").read_text("utf-8"))
     page = (folder / "proof.md").read_text("utf-8")
-    return Earlier(scores, report.get("costs", {}), report.get("changed"), _sections(page))
+    return Earlier(scores, report.get("costs", {}), report.get("changed"), _sections(page), dtypes)
 
 
 def merged(before: Mapping[str, Scores], new: Mapping[str, Scores]) -> dict[str, Scores]:

@@ -51,8 +51,20 @@ def machine_name(device: torch.device) -> str:
     if device.type == "cuda":
         where = torch.cuda.get_device_name(device)
     else:
-        where = f"{processor_name()} x{torch.get_num_threads()}" + (f" {device.type}" if device.type != "cpu" else "")
+        parts = [processor_name(), _widest_instructions(), f"x{torch.get_num_threads()}"]
+        where = " ".join([*filter(None, parts), *([device.type] if device.type != "cpu" else [])])
     return f"{where} torch {torch.__version__}"
+
+
+def _widest_instructions() -> str:
+    """Returns which products the processor has, of those that decide speed and rounding: virtual ones share a name."""
+    supported = {
+        "AMX": torch.cpu._is_amx_tile_supported,
+        "AVX512-BF16": torch.cpu._is_avx512_bf16_supported,
+        "AVX512": torch.cpu._is_avx512_supported,
+        "AVX2": torch.cpu._is_avx2_supported,
+    }
+    return next((name for name, there in supported.items() if there()), "")
 
 
 @lru_cache(maxsize=1)

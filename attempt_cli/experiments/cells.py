@@ -93,6 +93,8 @@ class Cell:
         swept: the settings that a sweep, or a search for learning rates, gave this cell.
         moved: how far the prompt that was kept went from its start, over the norm of the start (of a method without a
             prompt what it trains); None where nothing was trained.
+        dtype: of the backbone, with its quantisation where there is one; "" in cells of earlier versions, as `machine`.
+        machine: the GPU, or the processor and its threads; and torch's version.
     """
 
     task: str
@@ -119,6 +121,8 @@ class Cell:
     validation_log_likelihood: float | None = None
     swept: dict[str, Any] | None = None
     moved: float | None = None
+    dtype: str = ""
+    machine: str = ""
 
 
 def banks(specs: Sequence[CellSpec], most: int) -> list[list[CellSpec]]:

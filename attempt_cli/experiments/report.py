@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -221,7 +222,22 @@ class Report:
             notes.append(MOVED)
         if self.tried:
             notes.append(TUNED)
+        if computed := self._computed():
+            notes.append(computed)
         return [*notes, *self.experiment.notes]
+
+    def _computed(self) -> str | None:
+        """Says in which dtype and on what machine the cells were computed; None where no cell says it."""
+        counts = Counter(f"{cell.dtype} on {cell.machine}" if cell.machine else "" for cell in self.cells)
+        unknown = counts.pop("", 0)
+        if not counts:
+            return None
+        if len(counts) == 1 and not unknown:
+            return f"Computed in {next(iter(counts))}."
+        parts = [f"{where} ({number} cells)" for where, number in counts.items()]
+        parts += [f"unknown ({unknown} cells)"] if unknown else []
+        rest = "seconds compare within one of them only, and scores can differ by rounding."
+        return f"Computed in {', '.join(parts)}: {rest}"
 
     def _published_keys(self) -> set[str]:
         tasks = {cell.task for cell in self.cells}

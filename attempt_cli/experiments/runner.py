@@ -11,6 +11,7 @@ from attempt_cli.artefacts import bare, load_prompt, new_differences, versions
 from attempt_cli.backbones.base import FrozenBackbone
 from attempt_cli.backbones.chat import ChatFrame
 from attempt_cli.backbones.load import load_backbone
+from attempt_cli.backbones.machine import machine_name
 from attempt_cli.data.fields import task_fields
 from attempt_cli.errors import AttemptError, StoppedError, first_line
 from attempt_cli.evaluation.evaluate import Evaluation, evaluate_many
@@ -169,6 +170,8 @@ class Runner:
             extra_tokens=found.extra_tokens,
             training_seconds=round(found.training_seconds, 1),
             orders=scores if several else None,
+            dtype=backbone.precision.replace("torch.", ""),
+            machine=machine_name(backbone.device),
         )
         cell = self._for(spec, cell)
         if not several:
@@ -379,6 +382,7 @@ class Runner:
         steps = (outcome.trained.state.step if outcome else 0) + (search.steps if search else 0)
         training = numbers.get("seconds", 0.0) + (search.seconds if search else 0.0)
         validated = outcome.trained.state.best_score if outcome else None
+        backbone = self._backbone(spec.backbone)
         cell = Cell(
             task=rows.task.name,
             method=spec.method,
@@ -389,7 +393,7 @@ class Runner:
             prompt=prompt,
             steps=round(steps / count),
             attention=None if weights is None else dict(zip(names, weights, strict=True)),
-            backbone=self._backbone(spec.backbone).name,
+            backbone=backbone.name,
             trained_parameters=round(outcome.parameters_per_task) if outcome else 0,
             peak_memory=numbers.get("peak_memory"),
             seconds=round(training / count + result.predictions.seconds, 1),
@@ -401,6 +405,8 @@ class Runner:
             key=key,
             extra_tokens=extra_tokens(model) if model is not None else 0,
             training_seconds=round(training / count, 1),
+            dtype=backbone.precision.replace("torch.", ""),
+            machine=machine_name(backbone.device),
         )
         cell = self._for(spec, cell)
         self._keep(spec, rows, config, cell, result, inputs)

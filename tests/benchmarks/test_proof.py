@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import random
@@ -304,6 +305,7 @@ def test_runs_of_another_machine_add_to_the_page(tmp_path: Path, monkeypatch: py
         cells = [
             {"task": task, "method": method, "k": 16, "seed": seed, "score": mean}
             | {"steps": 100, "trained_parameters": 5760, "extra_tokens": 10, "training_seconds": 99.0}
+            | {"dtype": "float32"}
             for task in TASKS
             for seed in range(2, 6)
         ]
@@ -321,3 +323,7 @@ def test_runs_of_another_machine_add_to_the_page(tmp_path: Path, monkeypatch: py
         assert kept in after
     assert "the best source added, 20 compositions: +1.5 ± 1.0 (confirmed)" in after
     assert after.count("\n## ") == before.count("\n## ")
+    with (out / "proof.csv").open(encoding="utf-8", newline="") as file:
+        lines = [row for row in csv.DictReader(file) if row["method"] == "attempt" and row["k"] == "16"]
+    assert {row["seed"] for row in lines if row["dtype"] == "float32"} == {"2", "3", "4", "5"}
+    assert {row["seed"] for row in lines if row["dtype"] == ""} == {"0", "1"}  # a report of an earlier version

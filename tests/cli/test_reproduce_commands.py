@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from attempt_cli.experiments.methods import ALONE
 from attempt_cli.experiments.methods import METHODS as METHODS_TABLE
@@ -84,6 +85,11 @@ def test_a_report_in_every_form(whole: tuple[Attempt, Any]) -> None:
     assert markdown.startswith("# table3: Few-shot\n\n    attempt --format json reproduce table3 ")
     assert "| method | k | support-chats |" in markdown
     assert "Budget: 4 optimiser steps for every trained method." in markdown
+    (machine,) = {cell["machine"] for cell in document["cells"]}
+    assert f"torch {torch.__version__}" in machine
+    (dtype,) = {cell["dtype"] for cell in document["cells"]}
+    assert dtype in ("float32", "bfloat16")
+    assert f"Computed in {dtype} on {machine}." in markdown
     assert (out / "table3.png").read_bytes().startswith(b"\x89PNG")
     assert (out / "table3.json").read_text("utf-8").startswith('{\n  "version": 1,')
 

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from attempt_cli.experiments.cells import Cell
+from attempt_cli.experiments.paper import experiments
+from attempt_cli.experiments.report import Report
 from attempt_cli.experiments.summary import averages, overall, summarise
 
 
@@ -78,3 +80,19 @@ def test_the_mean_over_all_settings_is_paired_by_seed() -> None:
     assert attempt.difference == pytest.approx(0.11)
     assert attempt.difference_width == pytest.approx(12.7062 * 0.01, abs=1e-4)  # t(0.975, 1) · 0.01414 / sqrt(2)
     assert overall([one for one in cells if (one.task, one.k) == ("a", 4)]) == []
+
+
+def test_a_report_tells_machines_and_dtypes_apart() -> None:
+    def last_note(*where: tuple[str, str]) -> str:
+        cells = [
+            cell("a", "attempt", seed, 0.5, dtype=dtype, machine=machine) for seed, (dtype, machine) in enumerate(where)
+        ]
+        return Report(experiments()["table3"], "attempt reproduce table3", cells, {}, {}).notes()[-1]
+
+    one, other, unknown = ("float32", "this x2"), ("bfloat16", "that x8"), ("", "")
+    assert last_note(one, one) == "Computed in float32 on this x2."
+    assert last_note(one, other, one).startswith(
+        "Computed in float32 on this x2 (2 cells), bfloat16 on that x8 (1 cells): seconds compare within one of them"
+    )
+    assert "float32 on this x2 (1 cells), unknown (1 cells)" in last_note(one, unknown)
+    assert "Computed" not in last_note(unknown, unknown)
