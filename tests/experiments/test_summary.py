@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import re
+from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +13,7 @@ import pytest
 from attempt_cli.experiments.cells import Cell
 from attempt_cli.experiments.paper import experiments
 from attempt_cli.experiments.report import Report
-from attempt_cli.experiments.summary import averages, overall, summarise
+from attempt_cli.experiments.summary import Row, averages, overall, summarise
 
 
 def cell(task: str, method: str, seed: int, score: float, **others: Any) -> Cell:
@@ -96,3 +100,14 @@ def test_a_report_tells_machines_and_dtypes_apart() -> None:
     )
     assert "float32 on this x2 (1 cells), unknown (1 cells)" in last_note(one, unknown)
     assert "Computed" not in last_note(unknown, unknown)
+
+
+def test_the_page_on_json_has_every_field_of_a_cell_and_of_a_method() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "json.md").read_text("utf-8")
+    examples = [json.loads(re.sub(r",\s*…", "", text)) for text in re.findall(r"```json\n(.+?)\n```", page, re.DOTALL)]
+    grids = [one for one in examples if "cells" in one]
+    assert len(grids) == 4  # fewshot, sweep, reproduce, demo
+    for grid in grids:
+        assert set(grid["cells"][0]) == {one.name for one in fields(Cell)}
+        if "methods" in grid:
+            assert set(grid["methods"][0]) == {one.name for one in fields(Row)}
