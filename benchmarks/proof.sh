@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # The proof: what docs/results/protocol.md says, in parts that continue where they were stopped.
 # Usage: ATTEMPT_DATA=<rows in the hub's layout> benchmarks/proof.sh FOLDER [tune|variants|fewshot|each|shared|rows|sources ...]
-# SEEDS and TASKS narrow a part; of fewshot and rows, K and FIRST (the lowest seed) do, too, and BANK says how many prompts are
-# trained in one pass. What is done already is taken from the registry in FOLDER.
+# SEEDS and TASKS narrow a part; of fewshot, rows and shared FIRST (the lowest seed) does, too, and BANK says how many prompts
+# are trained in one pass; K narrows fewshot and rows. What is done already is taken from the registry in FOLDER.
 # ATTEMPT_BACKBONE names another backbone, whose runs need a folder of their own: its sources are trained first.
 set -euo pipefail
 : "${ATTEMPT_DATA:?name the folder with rows in the layout of the hub}"
@@ -68,7 +68,8 @@ for part in "$@"; do
       ;;
     shared) # one G for eight targets (not MultiRC: too long to be trained with others); each brings its own steps
       $ATTEMPT reproduce table3 -k 16 --tasks "${TASKS:-${TEST%,multirc*},two-domains.yaml}" --seeds "${SEEDS:-20}" \
-        --methods attempt-m --learning-rate "${RATE:?the learning rate of ATTEMPT}" "${grid[@]}" --output fewshot/attempt-m-16
+        --methods attempt-m --learning-rate "${RATE:?the learning rate of ATTEMPT}" "${grid[@]}" \
+        --first-seed "${FIRST:-0}" --bank "${BANK:-16}" --output "fewshot/attempt-m-16${FIRST:+-from-$FIRST}"
       ;;
     each) # source as it stands, without any training
       mapfile -t names < <($ATTEMPT --format quiet registry list --kind source)
