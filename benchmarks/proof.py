@@ -36,7 +36,7 @@ from benchmarks.proof_claims import (
     tasks_at,
     title,
 )
-from benchmarks.proof_earlier import Costs, Dtypes, Earlier, earlier, merged
+from benchmarks.proof_earlier import HUNDREDS, Costs, Dtypes, Earlier, earlier, merged
 
 BASE = "prompt-tuning"
 NOTHING = Earlier()
@@ -248,9 +248,12 @@ def write_pictures(out: Path, runs: Runs, found: Sequence[Comparison], end: str)
             free[place] = height + apart
             text = {"textcoords": ("offset points", "data"), "xytext": (7, height), "va": "center", "fontsize": 7}
             axis.annotate(title(method), (place, average), **text)
-        axis.set_xscale("symlog", linthresh=1000 if of == "parameters" else 10)
+        linear = 1000 if of == "parameters" else 10  # below it zero has a place
+        axis.set_xscale("symlog", linthresh=linear)
         left, right = axis.get_xlim()
-        axis.set_xlim(min(left, -0.2 * (100 if of == "parameters" else 10)), right * (60 if of == "parameters" else 6))
+        right *= 60 if of == "parameters" else 6
+        axis.set_xlim(min(left, -0.2 * linear), right)
+        axis.set_xticks([0, *(10.0**power for power in range(12) if linear <= 10**power <= right)])
         axis.set_xlabel(label)
     axes[0].set_ylabel(f"mean over {len(tasks)} tasks, k = {k}")
     figure.savefig(out / f"proof{end}-cost.png", dpi=150)
@@ -265,7 +268,7 @@ def draw_by_k(out: Path, runs: Runs, end: str) -> None:
     from matplotlib import pyplot
 
     scores, common = runs.scores, runs.common
-    figure, axis = pyplot.subplots(figsize=(6, 4), layout="constrained")
+    figure, axis = pyplot.subplots(figsize=(7.5, 4), layout="constrained")
     shown = 0
     for method, one in scores.items():
         seeds_of = {k: seeds for k in runs.ks if (seeds := complete(one, common, k))}
@@ -285,7 +288,7 @@ def draw_by_k(out: Path, runs: Runs, end: str) -> None:
     axis.set_xticks(runs.ks, [str(k) for k in runs.ks])
     axis.set_xlabel("training rows (k)")
     axis.set_ylabel(f"mean over {', '.join(common)}", fontsize=8)
-    axis.legend(fontsize=7)
+    figure.legend(fontsize=7, loc="outside right upper")
     figure.suptitle(f"{runs.backbone}, 95 % over seeds")
     figure.savefig(out / f"proof{end}-k.png", dpi=150)
     pyplot.close(figure)
@@ -447,6 +450,17 @@ def hundreds(scores: Mapping[str, Scores]) -> list[str]:
     return lines
 
 
+def from_few_to_many(out: Path, runs: Runs, rows: Mapping[str, Scores]) -> list[str]:
+    """Draws the scores from few to hundreds of rows, over the tasks that all have; returns the picture's line."""
+    both = replace(runs, scores=merged(runs.scores, rows))
+    ks = sorted({k for one in both.scores.values() for _, k, _ in one})
+    both = replace(both, ks=[k for k in ks if len(both.at(k)) > 1])  # a task alone would be the only one that all have
+    if not both.common or max(both.ks) < HUNDREDS:
+        return []
+    draw_by_k(out, both, "-rows")
+    return [f"![{runs.backbone}: scores from few to hundreds of rows](proof-rows-k.png)", ""]
+
+
 def page(folder: Path, out: Path, larger: Path | None = None) -> tuple[list[str], list[Claim], list[Claim]]:
     """Returns the page's lines and the claims of both backbones; writes pictures, JSON and CSV beside it.
 
@@ -472,7 +486,7 @@ def page(folder: Path, out: Path, larger: Path | None = None) -> tuple[list[str]
         {method: int(one["parameters"]) for method, one in cost.items()},
         {"claims": changed} if changed else None,
     )
-    lines += before.section("## Hundreds of rows", hundreds(rows))
+    lines += before.section("## Hundreds of rows", [*hundreds(rows), *from_few_to_many(out, runs, rows)])
     lines += before.section("## The same on development tasks", hundreds(more_rows))
     lines += before.section("## Sources changed after training", new["table"])
     parts = [(SMALL, runs.scores), (SMALL, rows)]

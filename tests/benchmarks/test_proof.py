@@ -208,6 +208,8 @@ def test_where_others_win_is_told_after_holm() -> None:
 
 def test_the_page_has_tables_pictures_and_the_readmes_claims(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_runs(tmp_path, attempt=0.7, prompt_tuning=0.6, spot=0.68, none=0.5)
+    write_runs(tmp_path / "many", k=500, attempt=0.8, prompt_tuning=0.75)
+    (tmp_path / "many" / "fewshot").rename(tmp_path / "rows")
     out, readme = tmp_path / "out", tmp_path / "README.md"
     out.mkdir()
     readme.write_text(f"before\n{proof.MARKS[0]}\nyesterday\n{proof.MARKS[1]}\nafter\n", "utf-8")
@@ -216,7 +218,8 @@ def test_the_page_has_tables_pictures_and_the_readmes_claims(tmp_path: Path, mon
     text = (out / "proof.md").read_text("utf-8")
     assert "| prompt tuning | 3 |" in text
     assert "ATTEMPT − prompt tuning" in text
-    assert all((out / name).stat().st_size > 1000 for name in ("proof.png", "proof-cost.png"))
+    assert "scores from few to hundreds of rows](proof-rows-k.png)" in text
+    assert all((out / name).stat().st_size > 1000 for name in ("proof.png", "proof-cost.png", "proof-rows-k.png"))
     shown = readme.read_text("utf-8")
     assert shown.startswith("before\n")
     assert shown.endswith("after\n")
