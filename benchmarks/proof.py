@@ -66,9 +66,9 @@ def by_method(cells: Iterable[Mapping[str, Any]]) -> dict[str, Scores]:
 
 
 def dtypes_of(backbone: str, cells: Iterable[Mapping[str, Any]]) -> Dtypes:
-    """Returns in what each cell was computed."""
+    """Returns in what each cell was computed; reports of earlier versions do not say it."""
     places = {(backbone, cell["method"], cell["task"], cell["k"], cell["seed"]): cell for cell in cells}
-    return {place: cell.get("dtype", "") for place, cell in places.items()}
+    return {place: cell["dtype"] for place, cell in places.items() if cell.get("dtype")}
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> list[str]:
