@@ -57,7 +57,10 @@ def machine_name(device: torch.device) -> str:
 
 
 def _widest_instructions() -> str:
-    """Returns which products the processor has, of those that decide speed and rounding: virtual ones share a name."""
+    """Returns the widest vector instructions of the processor, which decide how fast products are and how they round.
+
+    Virtual machines give one name to processors that differ in them.
+    """
     supported = {
         "AMX": torch.cpu._is_amx_tile_supported,
         "AVX512-BF16": torch.cpu._is_avx512_bf16_supported,

@@ -234,10 +234,10 @@ class Report:
             return None
         if len(counts) == 1 and not unknown:
             return f"Computed in {next(iter(counts))}."
-        parts = [f"{where} ({number} cells)" for where, number in counts.items()]
-        parts += [f"unknown ({unknown} cells)"] if unknown else []
-        rest = "seconds compare within one of them only, and scores can differ by rounding."
-        return f"Computed in {', '.join(parts)}: {rest}"
+        known = {**counts, **({"an unknown dtype and place": unknown} if unknown else {})}
+        parts = [f"{where} ({number} of {len(self.cells)} cells)" for where, number in known.items()]
+        rest = "Compare seconds within one of them only; scores can differ by rounding."
+        return f"Computed in {', '.join(parts)}. {rest}"
 
     def _published_keys(self) -> set[str]:
         tasks = {cell.task for cell in self.cells}

@@ -96,9 +96,9 @@ def test_a_report_tells_machines_and_dtypes_apart() -> None:
     one, other, unknown = ("float32", "this x2"), ("bfloat16", "that x8"), ("", "")
     assert last_note(one, one) == "Computed in float32 on this x2."
     assert last_note(one, other, one).startswith(
-        "Computed in float32 on this x2 (2 cells), bfloat16 on that x8 (1 cells): seconds compare within one of them"
+        "Computed in float32 on this x2 (2 of 3 cells), bfloat16 on that x8 (1 of 3 cells). Compare seconds within one"
     )
-    assert "float32 on this x2 (1 cells), unknown (1 cells)" in last_note(one, unknown)
+    assert "this x2 (1 of 2 cells), an unknown dtype and place (1 of 2 cells)" in last_note(one, unknown)
     assert "Computed" not in last_note(unknown, unknown)
 
 
